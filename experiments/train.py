@@ -1,0 +1,49 @@
+"""Trains a model, or goes on training it.
+
+python experiments/train.py --config=configs/moving_digits.py --workdir=runs/digits [--config.a.b=c]
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from vdm_jax import command
+from vdm_jax.errors import InputError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/moving_digits.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder; a run that is there is gone on with.")
+
+
+def main() -> None:
+    """Joins the processes, trains, and says where everything is."""
+    if CONFIG.value is None or not WORKDIR.value:
+        raise InputError("--config=configs/<experiment>.py and --workdir=runs/<name> are needed")
+    config, workdir = CONFIG.value, Path(WORKDIR.value)
+
+    from vdm_jax.generation.pipeline import make_pipeline
+    from vdm_jax.parallel.mesh import start_processes
+    from vdm_jax.training.loop import train
+    from vdm_jax.video import contact_sheet, write_image
+
+    start_processes()
+
+    def draw_samples(graphdef, params, mesh, step):
+        videos = make_pipeline(config, graphdef, params, mesh, step)(
+            config.sample.prompts, seed=config.sample.seed
+        )
+        folder = workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        write_image(
+            folder / f"{step:07}.png", contact_sheet(videos), {"prompts": list(config.sample.prompts)}
+        )
+
+    state = train(config, workdir, draw_samples if config.sample.prompts else None)
+    print(
+        f"{workdir}: {int(state.step)} steps done. Metrics in metrics.jsonl, sheets of samples in samples/."
+    )
+    print(f'Sample from it: python experiments/sample.py --run {workdir} --prompt "…"')
+
+
+if __name__ == "__main__":
+    command.run(main)

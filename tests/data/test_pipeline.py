@@ -1,0 +1,192 @@
+"""The stream is a function of (seed, position): resumed, shared out and read by workers, it is the same."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from vdm_jax.data.pipeline import make_iterator
+from vdm_jax.errors import InputError
+
+
+class Numbered:
+    """Video i has frames `i`, counted up from `50·t` in the first column; its caption is "i"."""
+
+    def __init__(self, count, frames=4):
+        self.count, self.frames = count, frames
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        video = np.full((self.frames, 2, 3, 1), index, np.uint8)
+        video[:, :, 0] += 50 * np.arange(self.frames, dtype=np.uint8)[:, None, None]
+        return {"video": video, "caption": str(index).encode()}
+
+
+class Drawing(Numbered):
+    """Like a folder: what it returns depends on the generator."""
+
+    def sample(self, index, rng, single_frame):
+        video = np.full((1 if single_frame else 4, 2, 3, 1), rng.integers(256), np.uint8)
+        return {"video": video, "caption": str(index)}
+
+
+def tokenize(caption):
+    return np.array([int(caption) if caption else -1, len(caption)])
+
+
+OPTIONS = {"seed": 5, "tokenize": tokenize}
+EVERYTHING = dict(batch_size=4, caption_dropout=0.3, flip=True, joint_images=2, **OPTIONS)
+
+
+def take(iterator, count):
+    batches = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return batches
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+def videos_of(batches):
+    return [int(number) for batch in batches for number in batch["tokens"][:, 0]]
+
+
+def test_shapes_types_and_content():
+    (batch,) = take(make_iterator(Numbered(10), batch_size=4, shuffle=False, **OPTIONS), 1)
+    assert batch["video"].shape == (4, 4, 2, 3, 1)
+    assert batch["video"].dtype == np.uint8
+    assert batch["tokens"].dtype == np.int32
+    np.testing.assert_array_equal(batch["video"][:, 0, 0, 1, 0], [0, 1, 2, 3])
+    np.testing.assert_array_equal(batch["tokens"], [[0, 1], [1, 1], [2, 1], [3, 1]])
+
+
+def test_every_epoch_is_another_order_of_everything():
+    batches = take(make_iterator(Numbered(12), batch_size=4, **OPTIONS), 9)
+    epochs = [videos_of(batches[i : i + 3]) for i in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != list(range(12))
+    again = take(make_iterator(Numbered(12), batch_size=4, **OPTIONS), 9)
+    assert_equal(batches, again)
+    other = take(make_iterator(Numbered(12), batch_size=4, **(OPTIONS | {"seed": 6})), 9)
+    assert videos_of(other) != videos_of(batches)
+
+
+def test_one_epoch_in_order_drops_the_remainder():
+    batches = list(make_iterator(Numbered(11), batch_size=4, shuffle=False, repeat=False, **OPTIONS))
+    assert videos_of(batches) == list(range(8))
+
+
+@pytest.mark.parametrize("source", [Numbered(11), Drawing(11)], ids=["stored", "drawn"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resume_is_bit_exact(source, workers):
+    """From the middle of an epoch; the state passes through JSON, as it does in a checkpoint."""
+    reference = take(make_iterator(source, **EVERYTHING), 8)
+    iterator = make_iterator(source, num_workers=workers, **EVERYTHING)
+    head = [next(iterator) for _ in range(4)]
+    state = json.loads(json.dumps(iterator.get_state()))
+    next(iterator)  # drawn and lost, as in a crash
+    iterator.set_state(state)
+    assert iterator.get_state() == state
+    assert_equal([*head, *take(iterator, 2)], reference[:6])
+    if not workers:
+        resumed = make_iterator(source, **EVERYTHING)
+        resumed.set_state(state)
+        assert_equal(take(resumed, 4), reference[4:])
+
+
+def test_the_number_of_workers_and_the_prefetch_change_nothing():
+    reference = take(make_iterator(Drawing(11), **EVERYTHING), 5)
+    assert_equal(take(make_iterator(Drawing(11), prefetch=0, **EVERYTHING), 5), reference)
+    assert_equal(take(make_iterator(Drawing(11), num_workers=2, **EVERYTHING), 5), reference)
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+def test_processes_share_out_the_batches(repeat):
+    """Disjoint, equally many, and together what one process draws, also where they do not divide the data."""
+    options = EVERYTHING | {"repeat": repeat}
+    whole = list(itertools.islice(make_iterator(Numbered(13), **options), 8))
+    shares = [
+        list(itertools.islice(make_iterator(Numbered(13), process_index=i, process_count=2, **options), 8))
+        for i in range(2)
+    ]
+    assert len(shares[0]) == len(shares[1]) == len(whole) == (8 if repeat else 3)
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for key, rows in batch.items():
+            merged = np.empty_like(rows)
+            merged[0::2], merged[1::2] = parts[0][key], parts[1][key]
+            np.testing.assert_array_equal(merged, rows)
+
+
+def test_captions_drop_at_the_given_rate_and_the_videos_stay():
+    options = dict(batch_size=100, shuffle=False, **OPTIONS)
+    kept = take(make_iterator(Numbered(200), **options), 20)
+    dropped = take(make_iterator(Numbered(200), caption_dropout=0.25, **options), 20)
+    rate = np.mean([batch["tokens"][:, 0] == -1 for batch in dropped])
+    assert rate == pytest.approx(0.25, abs=0.03)
+    for a, b in zip(kept, dropped, strict=True):
+        np.testing.assert_array_equal(a["video"], b["video"])
+    first_epoch, second_epoch = (batch["tokens"][:, 0] == -1 for batch in (dropped[0], dropped[2]))
+    assert (first_epoch != second_epoch).any()  # the same videos, drawn anew
+    assert {-1} == set(videos_of(take(make_iterator(Numbered(200), caption_dropout=1, **options), 1)))
+
+
+def test_flip_mirrors_half_of_the_clips_left_to_right():
+    options = dict(batch_size=100, shuffle=False, **OPTIONS)
+    (plain,) = take(make_iterator(Numbered(200), **options), 1)
+    (mixed,) = take(make_iterator(Numbered(200), flip=True, **options), 1)
+    mirrored = (mixed["video"] == plain["video"][:, :, :, ::-1]).all(axis=(1, 2, 3, 4))
+    same = (mixed["video"] == plain["video"]).all(axis=(1, 2, 3, 4))
+    assert (mirrored ^ same).all()
+    assert 30 < mirrored.sum() < 70
+
+
+def test_joint_images_come_from_other_videos_with_their_captions():
+    batches = take(make_iterator(Numbered(6), batch_size=6, joint_images=3, **OPTIONS), 40)
+    frames = set()
+    for batch in batches:
+        assert batch["video"].shape == (6, 4 + 3, 2, 3, 1)
+        assert batch["image_tokens"].shape == (6, 3, 2)
+        pictured = batch["video"][:, 4:, 0, 1, 0]
+        np.testing.assert_array_equal(pictured, batch["image_tokens"][..., 0])
+        for clip, images in zip(batch["tokens"][:, 0], pictured, strict=True):
+            assert clip not in images
+            assert len(set(images)) == 3
+        frames |= set(((batch["video"][:, 4:, 0, 0, 0] - pictured) // 50).ravel())
+    assert frames == {0, 1, 2, 3}  # any frame of them
+
+
+def test_joint_images_keep_their_captions_when_the_clip_loses_its_own():
+    (batch,) = take(make_iterator(Numbered(64), **(EVERYTHING | {"batch_size": 64})), 1)
+    clips, images = batch["tokens"][:, 0] == -1, batch["image_tokens"][..., 0] == -1
+    assert (clips[:, None] != images).any()
+    assert 0.1 < images.mean() < 0.5
+
+
+def test_bad_input():
+    cases = [
+        ({"batch_size": 6, "process_count": 4}, "batch_size=6 must be a positive multiple of 4 processes"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 11}, "10 videos, fewer than one batch"),
+        ({"batch_size": 2, "joint_images": 10}, "joint_images=10 must be less than the 10"),
+        ({"batch_size": 2, "caption_dropout": 1.5}, "caption_dropout=1.5"),
+    ]
+    for options, message in cases:
+        with pytest.raises(InputError, match=message):
+            make_iterator(Numbered(10), **OPTIONS, **options)
+
+
+def test_videos_of_different_shapes_in_a_batch_are_named():
+    class Mixed(Numbered):
+        def __getitem__(self, index):
+            return {"video": np.zeros((2 + index, 2, 2, 1), np.uint8), "caption": ""}
+
+    with pytest.raises(InputError, match="differ in shape"):
+        next(make_iterator(Mixed(4), batch_size=2, **OPTIONS))

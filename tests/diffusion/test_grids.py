@@ -1,0 +1,86 @@
+"""Grids run from noise to clean and are spaced as they say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.diffusion.grids import GRIDS, make_grid
+from vdm_jax.diffusion.process import PROCESSES, make_process
+from vdm_jax.errors import InputError
+
+DISCRETE = ("leading", "trailing", "linspace")
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("process_name", PROCESSES)
+def test_grid_decreases_from_noise_to_clean(name, process_name):
+    process = make_process(process_name)
+    for num_steps in (1, 2, 7, 50) if name not in DISCRETE or process.num_steps else ():
+        times = make_grid(name, num_steps, process)
+        assert times.shape == (num_steps + 1,)
+        assert times.dtype == jnp.float32
+        assert np.all(np.diff(times) < 0)
+        assert times[-1] == 0
+        # Leading subsets stop short of the noise (Lin et al. 2023), and so does linspace with a single step.
+        assert times[0] == 1 or name == "leading" or (name, num_steps) == ("linspace", 1)
+
+
+def test_spacing_in_log_snr():
+    process = make_process("cosine")
+    np.testing.assert_allclose(
+        process.log_snr(make_grid("log_snr", 10, process)), np.linspace(-20, 20, 11), atol=0.02
+    )
+    process = make_process("edm")
+    levels = process.alpha_sigma(make_grid("log_snr", 5, process))[1]
+    np.testing.assert_allclose(levels[:-1], np.geomspace(80, 0.002, 5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("process_name", ["edm", "stable_diffusion", "cosine", "flow"])
+def test_karras_spacing(process_name):
+    process = make_process(process_name)
+    times = make_grid("karras", 6, process, sigma_min=0.05, sigma_max=14.0)
+    alpha, sigma = process.alpha_sigma(times[:-1])
+    expected = (14 ** (1 / 7) + np.arange(6) / 5 * (0.05 ** (1 / 7) - 14 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(sigma / alpha, expected, rtol=1e-4)
+
+
+def test_uniform_with_a_last_time():
+    times = make_grid("uniform", 4, make_process("flow"), last=0.001)
+    np.testing.assert_allclose(times, [1, 0.667, 0.334, 0.001, 0], rtol=1e-6)
+
+
+def test_subsets_of_the_training_steps():
+    process = make_process("stable_diffusion")
+    index = {name: np.asarray(process.network_time(make_grid(name, 4, process))) for name in DISCRETE}
+    np.testing.assert_array_equal(index["leading"], [750, 500, 250, 0, -1])
+    np.testing.assert_array_equal(index["trailing"], [999, 749, 499, 249, -1])
+    np.testing.assert_array_equal(index["linspace"], [999, 666, 333, 0, -1])
+    shifted = make_grid("leading", 4, process, steps_offset=1, final="first")
+    np.testing.assert_array_equal(process.network_time(shifted), [751, 501, 251, 1, 0])
+
+
+def test_can_be_made_while_tracing():
+    process = make_process("cosine")
+    traced = jax.jit(lambda: make_grid("karras", 4, process))()
+    np.testing.assert_array_equal(traced, make_grid("karras", 4, process))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_steps", "process_name", "options", "message"),
+    [
+        ("quadratic", 4, "cosine", {}, "'quadratic' is unknown; known are uniform, log_snr"),
+        ("uniform", 0, "cosine", {}, "num_steps=0"),
+        ("uniform", 4, "cosine", {"rho": 7}, "no option 'rho'; it has last"),
+        ("uniform", 4, "cosine", {"last": 2.0}, "last=2.0"),
+        ("karras", 4, "cosine", {"rho": 0.0}, "rho=0.0"),
+        ("karras", 4, "cosine", {"sigma_min": 3.0, "sigma_max": 2.0}, "sigma_min=3, sigma_max=2"),
+        ("leading", 4, "cosine", {}, "discrete process; Cosine is continuous"),
+        ("leading", 1001, "ddpm", {}, "num_steps=1001 must be at most the 1000"),
+        ("leading", 1000, "ddpm", {"steps_offset": 1}, "training step 1000 of 1000"),
+        ("leading", 4, "ddpm", {"final": "last"}, "final='last'"),
+    ],
+)
+def test_bad_input(name, num_steps, process_name, options, message):
+    with pytest.raises(InputError, match=message):
+        make_grid(name, num_steps, make_process(process_name), **options)

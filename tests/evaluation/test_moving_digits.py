@@ -1,0 +1,156 @@
+"""The judge of moving digits and the measurements beside it."""
+
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from vdm_jax.data import moving_digits as data
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation import moving_digits as ev
+
+BRIEF = ev.Recipe(steps=120, batch=64)
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory):
+    config = dataclasses.replace(
+        data.MovingDigits.BUILDER_CONFIGS[0], name="tiny", train_clips=2, test_clips=1
+    )
+    return data.prepare(tmp_path_factory.mktemp("moving_digits"), config)
+
+
+def clips(builder, split):
+    source = builder.as_data_source(split=split)
+    rows = [source[i] for i in range(len(source))]
+    videos = np.stack([row["video"] for row in rows]).astype(np.float32) / 127.5 - 1
+    return videos, *(np.concatenate([row[key] for row in rows]) for key in ("digit", "direction"))
+
+
+@pytest.fixture(scope="module")
+def test_clips(builder):
+    return clips(builder, "test")
+
+
+@pytest.fixture(scope="module")
+def judge_file(tmp_path_factory):
+    return tmp_path_factory.mktemp("judge") / "judge.npz"
+
+
+@pytest.fixture(scope="module")
+def judge(builder, judge_file):
+    return ev.load_or_train_judge(judge_file, builder, recipe=BRIEF)
+
+
+def test_reads_digit_and_direction_of_unseen_handwriting(judge, test_clips):
+    scores = ev.caption_accuracy(judge, *test_clips)
+    assert set(scores) == {"digit", "direction", "both", "jerk"}
+    assert scores["digit"] > 0.7
+    assert scores["direction"] > 0.95
+    assert scores["both"] <= min(scores["digit"], scores["direction"])
+    assert scores["jerk"] < 0.02
+
+
+def test_shuffling_frames_loses_the_direction_and_keeps_the_digit(judge, test_clips):
+    videos, digits, directions = test_clips
+    real = ev.caption_accuracy(judge, videos, digits, directions)
+    shuffled = ev.caption_accuracy(judge, ev.shuffle_frames(videos, jax.random.key(0)), digits, directions)
+    assert shuffled["digit"] == pytest.approx(real["digit"], abs=0.01)
+    assert shuffled["direction"] < 0.65
+    assert shuffled["jerk"] > 2
+
+
+def test_verdicts_are_probabilities_with_features_whatever_the_batch(judge, test_clips):
+    videos = test_clips[0][:130]  # two batches inside, the second one short
+    verdict = judge(videos)
+    assert verdict.digit.shape == (130, 10)
+    assert verdict.direction.shape == (130, len(data.MOTIONS))
+    assert verdict.frames.shape == (130, 8, 64)
+    assert verdict.features.shape == (130, 96)
+    np.testing.assert_allclose(verdict.digit.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(verdict.direction.sum(1), 1, rtol=1e-5)
+    alone = judge(videos[128:])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[128:], b, rtol=1e-4, atol=1e-5), verdict, alone)
+    stored = judge(((videos + 1) * 127.5).round().astype(np.uint8))
+    np.testing.assert_allclose(stored.features, verdict.features, rtol=1e-4, atol=1e-4)
+
+
+def test_the_file_gives_the_same_judge_without_training(judge, judge_file, builder, monkeypatch):
+    monkeypatch.setattr(ev, "train_judge", None)
+    again = ev.load_or_train_judge(judge_file, builder, recipe=BRIEF)
+    assert again.digest == judge.digest
+    assert again.recipe == judge.recipe
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other seed"])
+def test_a_file_that_is_not_the_judge_asked_for_is_replaced(
+    judge, judge_file, builder, tmp_path, damage, caplog
+):
+    path, short = tmp_path / "judge.npz", dataclasses.replace(BRIEF, steps=1, clips=100)
+    first = ev.load_or_train_judge(path, builder, recipe=short)
+    if damage != "other seed":
+        path.write_bytes(path.read_bytes()[: 5000 if damage == "truncated" else 0])
+    second = ev.load_or_train_judge(path, builder, recipe=short, seed=int(damage == "other seed"))
+    assert "training it again" in caplog.text
+    assert (first.recipe == second.recipe) == (damage != "other seed")
+    assert [file.name for file in tmp_path.iterdir()] == ["judge.npz"]
+
+
+def test_a_judge_that_cannot_be_kept_is_still_given(builder, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    short = dataclasses.replace(BRIEF, steps=1, clips=100)
+    with caplog.at_level(logging.WARNING):
+        judge = ev.load_or_train_judge(tmp_path / "file" / "judge.npz", builder, recipe=short)
+    assert "not kept" in caplog.text
+    assert judge.shape == (8, 16, 16, 1)
+
+
+@pytest.mark.parametrize("shape", [(5, 32, 24, 3), (3, 12, 12, 1)])
+def test_any_size_can_be_judged(shape):
+    videos = np.random.default_rng(0).uniform(-1, 1, (20, *shape)).astype(np.float32)
+    labels = np.arange(20) % 4
+    judge = ev.train_judge(videos, labels, labels, recipe=ev.Recipe(steps=2, batch=8))
+    assert judge(videos).features.shape == (20, 96)
+
+
+def test_other_sizes_and_two_digits_are_refused(judge, tmp_path):
+    with pytest.raises(InputError, match=r"videos=\(8, 32, 32, 1\) must be \(8, 16, 16, 1\)"):
+        judge(np.zeros((2, 8, 32, 32, 1), np.float32))
+    two = data.MovingDigits(config="two_digits", data_dir=str(tmp_path))
+    with pytest.raises(InputError, match="two digits"):
+        ev.load_or_train_judge(tmp_path / "judge.npz", two)
+
+
+def square(positions, size=16):
+    """One clip of a white 2×2 square whose corner is at the given (row, column) in each frame."""
+    video = np.full((1, len(positions), size, size, 1), -1, np.float32)
+    for frame, (row, column) in zip(video[0], positions, strict=True):
+        frame[row : row + 2, column : column + 2] = 1
+    return video
+
+
+def test_centroids_are_rows_and_columns_in_pixels():
+    clip = square([(0, 0), (3, 5), (14, 14)])
+    np.testing.assert_allclose(ev.centroids(clip)[0], [(0.5, 0.5), (3.5, 5.5), (14.5, 14.5)], atol=1e-4)
+    np.testing.assert_allclose(ev.centroids(np.full((1, 2, 16, 12, 1), -1, np.float32)), [[(7.5, 5.5)] * 2])
+
+
+def test_jerk_is_zero_for_linear_motion_and_its_size_for_a_turn():
+    assert ev.jerk(square([(4, i) for i in range(8)]))[0] == pytest.approx(0, abs=1e-4)
+    assert ev.jerk(square([(4, 0), (4, 3), (4, 0)]))[0] == pytest.approx(6, abs=1e-4)
+    with pytest.raises(InputError, match="frames=2"):
+        ev.jerk(square([(0, 0), (1, 1)]))
+
+
+def test_floors_keep_the_frames_and_change_the_motion(test_clips):
+    videos = test_clips[0][:64]
+    shuffled = np.asarray(ev.shuffle_frames(videos, jax.random.key(1)))
+    np.testing.assert_allclose(np.sort(shuffled.sum((2, 3, 4))), np.sort(videos.sum((2, 3, 4))), rtol=1e-5)
+    assert len(np.unique(np.abs(shuffled - videos).sum((1, 2, 3, 4)))) > 32  # each clip in its own order
+    held = ev.frozen(videos)
+    np.testing.assert_array_equal(held, np.repeat(videos[:, :1], 8, axis=1))
+    assert float(ev.jerk(held).max()) == 0
+    assert float(ev.jerk(videos).mean()) < 0.02
+    assert float(ev.jerk(shuffled).mean()) > 2

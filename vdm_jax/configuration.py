@@ -1,0 +1,212 @@
+"""What a config means: every key with its default, and the objects that a config stands for.
+
+Experiments in `configs/` start from `default_config()` and change what they need; it is locked, so a misspelt key
+is an error. The rooms below take plain arguments and know nothing of configs.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from flax import nnx
+
+from vdm_jax.diffusion.objective import Objective
+from vdm_jax.diffusion.process import Process, make_process
+from vdm_jax.errors import InputError
+from vdm_jax.models.denoiser import Denoiser
+from vdm_jax.training.optimizer import learning_rate, make_optimizer
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """All keys of a training run. Groups marked * are keyword arguments: they take that function's other ones too."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.steps = 10_000
+    config.batch_size = 32  # over all devices
+    config.accumulate = 1  # work through the batch in so many parts
+    config.ema = 0.999
+    config.max_skipped = 20  # stop after so many non-finite steps in a row
+
+    config.data = dict(
+        name="moving_digits",  # or "folder", or a TFDS data set
+        data_dir="datasets",
+        split="train",
+        builder_config="",
+        video_key="",  # of a TFDS data set; "": found by itself
+        caption_key="",
+        frames=8,
+        height=16,
+        width=16,
+        channels=1,
+        stride=1,
+        fps=0.0,  # 0: frames as they come
+        crop="random",
+        flip=False,
+        caption_dropout=0.0,
+        joint_images=0,  # stills appended to each clip (Ho et al. 2022, section 3.1)
+        num_workers=0,
+        prefetch=4,
+    )
+    config.model = ml_collections.ConfigDict(
+        dict(
+            dtype="float32",  # of the computation; "bfloat16" on accelerators
+            unet={},  # * models.unet.UNet
+            text=dict(width=64, depth=2, length=64),  # * models.text.ByteEncoder; length 0: no text
+        )
+    )
+    config.process = dict(name="cosine")  # * diffusion.process.make_process
+    config.objective = dict(prediction="v")  # * diffusion.objective.Objective
+    config.optimizer = dict(
+        name="adamw", learning_rate=1e-3, warmup=200, decay="cosine", final=0.0, clip=1.0, options=dict()
+    )  # options: * the Optax optimizer
+    config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)
+
+    config.log_every = 50
+    config.tensorboard = True  # where TensorFlow is installed
+    config.checkpoint = dict(every=1000, keep=2, keep_every=0)
+    config.sample = dict(
+        every=0,  # steps between sheets of samples; 0: none
+        prompts=(),
+        seed=0,
+        steps=32,
+        solver="ddim",
+        eta=0.0,
+        grid="uniform",
+        guidance=3.0,
+        rescale=0.0,
+        interval=(0.0, 1.0),
+        clip="static",
+        fps=8.0,
+    )
+    config.profile = dict(start=0, steps=0)  # trace so many steps from this one on
+    for group in ("model", "process", "objective"):
+        _open(config[group])
+    _open(config.optimizer.options)
+    config.lock()
+    return config
+
+
+def _open(group: ml_collections.ConfigDict) -> None:
+    """Keyword groups take further keys; the function that they are for checks them."""
+    for value in group.values():
+        if isinstance(value, ml_collections.ConfigDict):
+            _open(value)
+    group.unlock()
+
+
+def make_model(config: ml_collections.ConfigDict, rngs: nnx.Rngs) -> Denoiser:
+    """Text encoder and trunk of a config."""
+    text = config.model.text.to_dict()
+    try:
+        return Denoiser(
+            channels=config.data.channels,
+            unet=config.model.unet.to_dict(),
+            text=text if text.get("length") else None,
+            dtype=config.model.dtype,
+            rngs=rngs,
+        )
+    except TypeError as error:
+        raise InputError(f"config.model does not fit the network: {error}") from error
+
+
+def process_of(config: ml_collections.ConfigDict) -> Process:
+    """The diffusion process of a config."""
+    return make_process(**config.process.to_dict())
+
+
+def objective_of(config: ml_collections.ConfigDict) -> Objective:
+    """The training objective of a config."""
+    try:
+        return Objective(**config.objective.to_dict())
+    except TypeError as error:
+        raise InputError(f"config.objective={config.objective.to_dict()}: {error}") from error
+
+
+def optimizer_of(config: ml_collections.ConfigDict):
+    """(gradient transformation, learning-rate schedule) of a config."""
+    group = config.optimizer
+    schedule = learning_rate(
+        peak=group.learning_rate,
+        warmup=group.warmup,
+        steps=config.steps,
+        decay=group.decay,
+        final=group.final,
+    )
+    return make_optimizer(group.name, schedule, clip=group.clip, **group.options.to_dict()), schedule
+
+
+def source_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The keyword arguments of `data.source.make_source`."""
+    data = config.data
+    return dict(
+        name=data.name,
+        split=data.split,
+        data_dir=data.data_dir,
+        builder_config=data.builder_config or None,
+        video_key=data.video_key or None,
+        caption_key=data.caption_key or None,
+        frames=data.frames,
+        size=(data.height, data.width),
+        stride=data.stride,
+        fps=data.fps or None,
+        crop=data.crop,
+        seed=config.seed,
+    )
+
+
+# Keys that may change between the sessions of one run: they leave the stream of updates as it is.
+FREE_KEYS = ("steps", "log_every", "tensorboard", "checkpoint", "sample", "profile", "mesh", "max_skipped")
+
+
+def write_config(run: Path, config: ml_collections.ConfigDict) -> None:
+    """Writes `config.json` into a run folder, or checks that the one that is there describes the same training.
+
+    Raises:
+        InputError: the folder cannot be written, or belongs to another config.
+    """
+    path = run / "config.json"
+    new = json.loads(config.to_json())
+    if path.exists():
+        old = json.loads(read_config(run).to_json())
+        for key in sorted(_flatten(old).keys() | _flatten(new).keys()):
+            before, now = _flatten(old).get(key), _flatten(new).get(key)
+            if (
+                before != now
+                and key.split(".")[0] not in FREE_KEYS
+                and not key.startswith("data.num_workers")
+            ):
+                raise InputError(
+                    f"{run} was started with config.{key}={before!r}, not {now!r}: use another workdir, or that value"
+                )
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(new, indent=2) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"workdir {run} cannot be written: {error.strerror or error}") from error
+
+
+def read_config(run: str | Path) -> ml_collections.ConfigDict:
+    """The config of a run folder.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    path = Path(run) / "config.json"
+    try:
+        return ml_collections.ConfigDict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise InputError(
+            f"{run} is no run folder: it holds no config.json (train with --workdir={run})"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,266 @@
+"""A folder of videos as a data source: clips of one size, length and frame rate, with their captions."""
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from vdm_jax.errors import InputError
+from vdm_jax.video import READABLE, iter_frames, probe, to_rgb
+
+log = logging.getLogger(__name__)
+
+Crop = Literal["random", "center"]
+Item = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipShape:
+    """What is cut out of a video: `frames` of them, `stride` apart, `size` = rows and columns in pixels.
+
+    `crop` "random" draws where the clip starts and which part of the picture it shows; "center" takes the
+    middle of both.
+    """
+
+    frames: int
+    size: tuple[int, int]
+    stride: int = 1
+    crop: Crop = "random"
+
+    def __post_init__(self):
+        if self.frames < 1 or self.stride < 1 or min(self.size) < 1:
+            raise InputError(f"frames={self.frames}, stride={self.stride}, size={self.size}: at least 1 each")
+        if self.crop not in ("random", "center"):
+            raise InputError(f"crop={self.crop!r} must be 'random' or 'center'")
+
+    def start(self, last: int, rng: np.random.Generator) -> int:
+        """The clip's first frame, of the possible 0 … `last`."""
+        return int(rng.integers(last + 1)) if self.crop == "random" else last // 2
+
+    def place(self, rng: np.random.Generator) -> tuple[float, float]:
+        """Where in the picture the clip lies: 0 at the top (left), 1 at the bottom (right)."""
+        return (float(rng.random()), float(rng.random())) if self.crop == "random" else (0.5, 0.5)
+
+
+def fit(
+    frame: UInt8[np.ndarray, "H W C"], size: tuple[int, int], place: tuple[float, float]
+) -> UInt8[np.ndarray, "Y X C"]:
+    """The largest part of a picture with the proportions of `size`, at `place`, brought to `size`.
+
+    Pillow's bicubic filter widens with the reduction, so fine detail is averaged rather than aliased.
+    """
+    (height, width), (rows, columns) = frame.shape[:2], size
+    reduction = min(height / rows, width / columns)
+    part = max(round(rows * reduction), 1), max(round(columns * reduction), 1)
+    top, left = int(place[0] * (height - part[0] + 1)), int(place[1] * (width - part[1] + 1))
+    box = (left, top, left + part[1], top + part[0])
+    if part == size:
+        return frame[top : box[3], left : box[2]]
+    image = Image.fromarray(np.ascontiguousarray(frame[..., 0] if frame.shape[-1] == 1 else frame))
+    resized = image.resize((columns, rows), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(resized).reshape(rows, columns, frame.shape[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoFile:
+    """A readable video: its path, caption, frames per second and number of frames."""
+
+    path: Path
+    caption: str
+    rate: float
+    count: int
+
+
+class VideoFolder(Sequence[Item]):
+    """Random access to clips of the mp4, webm, gif, avi and mov files below `root`, sorted by name.
+
+    Items are {"video": uint8 [frames, *size, 3], "caption": str}. Captions come from `metadata.jsonl` or
+    `metadata.csv` in `root` (`file_name` below `root`, `text`), else from a .txt beside each video, else "".
+
+    The clip is sampled by time: frame k is the one nearest to `start + k·stride/fps` seconds, with `fps` the
+    file's own where None. `sample` draws start and crop from the generator given; `folder[i]` draws them from
+    (seed, i), the same each time. A file is opened only while an item is read.
+
+    Files that cannot be opened or are too short are skipped, and named in the log. One that fails later, in
+    decoding, is named once (by each process that meets it) and the next file stands in for it.
+
+    Raises:
+        InputError: no such folder, no usable video in it, captions for files that are not there, or captions
+            that cannot be read.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        frames: int,
+        size: int | tuple[int, int],
+        stride: int = 1,
+        fps: float | int | None = None,
+        crop: Crop = "random",
+        seed: int = 0,
+    ):
+        self.root = Path(root)
+        self.shape = ClipShape(frames, (size, size) if isinstance(size, int) else tuple(size), stride, crop)
+        if fps is not None and not fps > 0:
+            raise InputError(f"fps={fps} must be positive, or None for each file's own")
+        self.fps, self.seed = fps, seed
+        self._failed: set[Path] = set()
+        paths = _list_videos(self.root)
+        self.files = self._usable(paths, _captions(self.root, paths))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Item:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.sample(index, np.random.default_rng([self.seed, index % len(self)]))
+
+    def sample(self, index: int, rng: np.random.Generator, single_frame: bool = False) -> Item:
+        """Item `index` with start and crop drawn from `rng`; `single_frame` takes one frame of the video."""
+        for attempt in range(len(self)):
+            file = self.files[(index + attempt) % len(self)]
+            try:
+                return {"video": self._clip(file, rng, single_frame), "caption": file.caption}
+            except InputError as error:
+                if file.path not in self._failed:
+                    self._failed.add(file.path)
+                    log.warning("%s; the next file stands in for it", error)
+        raise InputError(f"{self.root}: none of its {len(self)} videos can be decoded")
+
+    def _clip(
+        self, file: VideoFile, rng: np.random.Generator, single_frame: bool
+    ) -> UInt8[np.ndarray, "T H W 3"]:
+        frames = 1 if single_frame else self.shape.frames
+        first = self.shape.start(self._last_start(file, frames), rng)
+        place = self.shape.place(rng)
+        times = first / file.rate + np.arange(frames) * self.shape.stride / (self.fps or file.rate)
+        return np.stack([fit(f, self.shape.size, place) for f in _frames_at(file, times)])
+
+    def _last_start(self, file: VideoFile, frames: int) -> int:
+        """The last frame that a clip can start from; negative where the file is too short."""
+        seconds = (frames - 1) * self.shape.stride / (self.fps or file.rate)
+        return file.count - 1 - round(seconds * file.rate)
+
+    def _usable(self, paths: list[Path], captions: dict[Path, str]) -> list[VideoFile]:
+        """Probes every file (headers only) and leaves out, with one warning, what gives no clip."""
+        files, skipped, said = [], [], time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            for path, probed in zip(paths, pool.map(_try_probe, paths), strict=True):
+                if isinstance(probed, InputError):
+                    skipped.append(str(probed))
+                    continue
+                rate, seconds = probed
+                file = VideoFile(path, captions.get(path, ""), rate, round(rate * seconds))
+                if self._last_start(file, self.shape.frames) >= 0:
+                    files.append(file)
+                else:
+                    skipped.append(f"{path} is too short ({seconds:.2f} s, {file.count} frames)")
+                if time.monotonic() - said > 10:
+                    said = time.monotonic()
+                    log.info(
+                        "%s: looked into %d of %d videos", self.root, len(files) + len(skipped), len(paths)
+                    )
+        if skipped:
+            log.warning("skipped %d of %d videos:\n  %s", len(skipped), len(paths), "\n  ".join(skipped))
+        if not files:
+            clip = f"{self.shape.frames} frames, stride {self.shape.stride}, fps {self.fps or 'of the file'}"
+            raise InputError(
+                f"{self.root}: none of its {len(paths)} videos gives a clip ({clip}): {skipped[0]}"
+            )
+        return files
+
+
+def _try_probe(path: Path) -> tuple[float, float] | InputError:
+    try:
+        return probe(path)
+    except InputError as error:
+        return error
+
+
+def _frames_at(file: VideoFile, times: np.ndarray) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """The frames nearest to `times` (seconds, ascending), the earlier of two; decoded in one pass."""
+    wanted, before = list(times), None
+    for now, frame in iter_frames(file.path, times[0] - 1 / file.rate):
+        while wanted and wanted[0] <= now:
+            earlier = before is not None and wanted[0] - before[0] <= now - wanted[0] + 1e-6
+            yield to_rgb(before[1] if earlier else frame)
+            wanted.pop(0)
+        if not wanted:
+            return
+        before = now, frame
+    for moment in wanted:  # after the last frame, which shows for as long as any other
+        if before is None or moment > before[0] + 1 / file.rate:
+            raise InputError(f"{file.path} ends before {moment:.2f} s, though its header says otherwise")
+        yield to_rgb(before[1])
+
+
+def _list_videos(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder of videos: it does not exist or is a file")
+    found = (p for p in root.rglob("*") if p.suffix.lower() in READABLE and not p.name.startswith("."))
+    paths = sorted(p for p in found if p.is_file())
+    if not paths:
+        raise InputError(f"{root} holds no videos ({', '.join(READABLE)})")
+    return paths
+
+
+def _captions(root: Path, paths: list[Path]) -> dict[Path, str]:
+    """Captions by path, from a metadata file in `root` or else from the .txt beside each video."""
+    for name, read in (("metadata.jsonl", _read_jsonl), ("metadata.csv", _read_csv)):
+        if not (root / name).exists():
+            continue
+        captions, absent, known = {}, [], set(paths)
+        for number, row in read(root / name):
+            if not isinstance(row, dict) or not all(
+                isinstance(row.get(k), str) for k in ("file_name", "text")
+            ):
+                raise InputError(f"{root / name}, line {number}: needs file_name and text")
+            captions[root / row["file_name"]] = row["text"]
+            if root / row["file_name"] not in known:
+                absent.append(row["file_name"])
+        if absent:
+            some = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
+            raise InputError(
+                f"{root / name} has captions for {len(absent)} files that are no videos here: {some}"
+            )
+        if without := len(known - captions.keys()):
+            log.warning(
+                "%s has no caption for %d of %d videos: theirs is empty", root / name, without, len(paths)
+            )
+        return captions
+    beside = ((path, path.with_suffix(".txt")) for path in paths)
+    return {path: _read_text(text).strip() for path, text in beside if text.is_file()}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text ({error})") from error
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        try:
+            if line.strip():
+                yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number} is not JSON ({error})") from error
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
+    rows = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+    for row in rows:
+        yield rows.line_num, row

@@ -1,0 +1,139 @@
+"""Grids: the decreasing times, from noise to clean, at which a sampler looks."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax.diffusion.process import Process
+from vdm_jax.errors import InputError
+from vdm_jax.typing import Array, Float
+
+
+def make_grid(name: str, num_steps: int, process: Process, **options) -> Float[Array, "points"]:
+    """The grid called `name` (a key of `GRIDS`) as float32 times, computed in float64.
+
+    `num_steps` steps need `num_steps` + 1 times. The last is 0, the clean video, unless `final="first"`
+    ends a discrete grid at the first training step.
+    """
+    if name not in GRIDS:
+        raise InputError(f"grid {name!r} is unknown; known are {', '.join(GRIDS)}")
+    if not isinstance(num_steps, int | np.integer) or num_steps < 1:
+        raise InputError(f"num_steps={num_steps!r} must be a whole number of at least 1")
+    grid = GRIDS[name]
+    known = list(inspect.signature(grid).parameters)[2:]
+    for option in options:
+        if option not in known:
+            raise InputError(f"grid {name!r} has no option {option!r}; it has {', '.join(known)}")
+    return jnp.asarray(grid(int(num_steps), process, **options), jnp.float32)
+
+
+def _uniform(num_steps: int, process: Process, last: float | None = None) -> np.ndarray:
+    """Evenly spaced in t from 1 to 0; with `last`, evenly from 1 to `last` and then one step to 0."""
+    if last is None:
+        return np.linspace(1, 0, num_steps + 1)
+    if not 0 < last <= 1:
+        raise InputError(f"last={last} must be a time in (0, 1]")
+    return np.append(np.linspace(1, last, num_steps), 0.0)
+
+
+def _log_snr(
+    num_steps: int, process: Process, sigma_min: float | None = None, sigma_max: float | None = None
+) -> np.ndarray:
+    """Evenly spaced in log-SNR (Lu et al. 2022, DPM-Solver, section 3.4)."""
+    return _in_noise_level(num_steps, process, sigma_min, sigma_max, np.log, np.exp)
+
+
+def _karras(
+    num_steps: int,
+    process: Process,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7.0,
+) -> np.ndarray:
+    """Evenly spaced in (σ/α)^(1/ρ) (Karras et al. 2022, eq. 5)."""
+    if rho <= 0:
+        raise InputError(f"rho={rho} must be positive (7 in the paper)")
+    return _in_noise_level(
+        num_steps, process, sigma_min, sigma_max, lambda level: level ** (1 / rho), lambda y: y**rho
+    )
+
+
+def _in_noise_level(
+    num_steps: int, process: Process, sigma_min: float | None, sigma_max: float | None, forward, inverse
+) -> np.ndarray:
+    """Evenly spaced in forward(σ/α), between limits that default to the process's own.
+
+    Where the process gets clean without limit (or `sigma_min` is given) the last level is `sigma_min` and one
+    more step leads to t = 0; where its own t = 0 has a finite log-SNR, that is the last level.
+    """
+    least, most = process.finite_times
+    to_clean = sigma_min is not None or least > 0
+    low = _noise_level(process, least) if sigma_min is None else sigma_min
+    high = _noise_level(process, most) if sigma_max is None else sigma_max
+    if not 0 < low < high:
+        raise InputError(f"sigma_min={low:g}, sigma_max={high:g} must satisfy 0 < sigma_min < sigma_max")
+    levels = inverse(np.linspace(forward(high), forward(low), num_steps if to_clean else num_steps + 1))
+    times = _evaluate(process.time, -2 * np.log(levels))
+    if sigma_max is None:
+        times[0] = 1.0  # the sampler's noise is that of t = 1, also where log-SNR is -∞ there
+    return np.append(times, 0.0) if to_clean else np.append(times[:-1], 0.0)
+
+
+def _leading(num_steps: int, process: Process, steps_offset: int = 0, final: str = "clean") -> np.ndarray:
+    """Every (N // n)-th training step, counted from the clean end (Lin et al. 2023, table 2; diffusers)."""
+    total = _training_steps(num_steps, process)
+    return _from_indices(np.arange(num_steps)[::-1] * (total // num_steps) + steps_offset, process, final)
+
+
+def _trailing(num_steps: int, process: Process, final: str = "clean") -> np.ndarray:
+    """Every (N / n)-th training step, counted from the noisy end (Lin et al. 2023, table 2; diffusers)."""
+    total = _training_steps(num_steps, process)
+    return _from_indices(np.round(np.arange(total, 0, -total / num_steps)) - 1, process, final)
+
+
+def _linspace(num_steps: int, process: Process, final: str = "clean") -> np.ndarray:
+    """Training steps from the last to the first, both included (Lin et al. 2023, table 2; diffusers)."""
+    total = _training_steps(num_steps, process)
+    return _from_indices(np.linspace(0, total - 1, num_steps).round()[::-1], process, final)
+
+
+def _training_steps(num_steps: int, process: Process) -> int:
+    if process.num_steps is None:
+        kind = type(process).__name__
+        raise InputError(
+            f"grids leading, trailing and linspace need a discrete process; {kind} is continuous"
+        )
+    if num_steps > process.num_steps:
+        raise InputError(f"num_steps={num_steps} must be at most the {process.num_steps} training steps")
+    return process.num_steps
+
+
+def _from_indices(indices: np.ndarray, process: Process, final: str) -> np.ndarray:
+    if final not in ("clean", "first"):
+        raise InputError(f"final={final!r} must be clean (t = 0) or first (the first training step)")
+    if indices[0] >= process.num_steps or indices[-1] < 0:
+        raise InputError(f"steps_offset leads to training step {indices[0]:g} of {process.num_steps}")
+    return np.append((indices + 1) / process.num_steps, 0.0 if final == "clean" else 1 / process.num_steps)
+
+
+def _noise_level(process: Process, t: float) -> float:
+    """σ/α at time t."""
+    return float(np.exp(-0.5 * _evaluate(process.log_snr, np.array(t))))
+
+
+def _evaluate(function, values: np.ndarray) -> np.ndarray:
+    """A process's function in float64, whatever precision jax runs in."""
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        return np.array(jax.jit(function)(jnp.asarray(values, jnp.float64)))
+
+
+GRIDS = {
+    "uniform": _uniform,
+    "log_snr": _log_snr,
+    "karras": _karras,
+    "leading": _leading,
+    "trailing": _trailing,
+    "linspace": _linspace,
+}

@@ -1,0 +1,85 @@
+"""What a network predicts, and the one place where predictions are converted.
+
+With z = α x + σ ε, and r = √(α² + σ²):
+
+    eps    ε                     Ho et al. 2020
+    x      x                     Salimans & Ho 2022
+    v      (α ε − σ x) / r       Salimans & Ho 2022, section 4 (r = 1)
+    flow   ε − x                 Liu et al. 2022 with time reversed
+
+With r, v has variance 1 on every process, and on α = 1 (EDM) it is what Stable Video Diffusion predicts.
+
+Given z, each of them fixes both x̂ and ε̂. `v` and `flow` do so at every noise level. `eps` says nothing
+about x at α = 0, and `x` nothing about ε at σ = 0: there the divisor is held at `TINY`, so the answer is
+finite and still satisfies z = α x̂ + σ ε̂, but x̂ (or ε̂) carries the network's error divided by `TINY`.
+Clip it or avoid that end.
+"""
+
+import jax.numpy as jnp
+
+from vdm_jax.errors import InputError
+from vdm_jax.typing import Array, Float
+
+PREDICTIONS = ("eps", "x", "v", "flow")
+TINY = 1e-8
+
+
+def per_sample(values: Float[Array, "B"], like: Float[Array, "B *shape"]) -> Float[Array, "B ..."]:
+    """One value per sample, with axes of size 1 so that it multiplies `like`, in the precision of `like`."""
+    return values.reshape(values.shape + (1,) * (like.ndim - 1)).astype(like.dtype)
+
+
+def to_x_eps(
+    kind: str,
+    output: Float[Array, "B *shape"],
+    z: Float[Array, "B *shape"],
+    alpha: Float[Array, "B"],
+    sigma: Float[Array, "B"],
+) -> tuple[Float[Array, "B *shape"], Float[Array, "B *shape"]]:
+    """(x̂, ε̂) from a network's output of the given kind at z, so that z = α x̂ + σ ε̂."""
+    check_prediction(kind)
+    alpha, sigma, output = per_sample(alpha, z), per_sample(sigma, z), output.astype(z.dtype)
+    if kind == "eps":
+        return (z - sigma * output) / jnp.maximum(alpha, TINY), output
+    if kind == "x":
+        return output, (z - alpha * output) / jnp.maximum(sigma, TINY)
+    if kind == "v":
+        r = jnp.hypot(alpha, sigma)
+        return (alpha * z / r - sigma * output) / r, (sigma * z / r + alpha * output) / r
+    return (z - sigma * output) / (alpha + sigma), (z + alpha * output) / (alpha + sigma)
+
+
+def from_x_eps(
+    kind: str,
+    x: Float[Array, "B *shape"],
+    eps: Float[Array, "B *shape"],
+    alpha: Float[Array, "B"],
+    sigma: Float[Array, "B"],
+) -> Float[Array, "B *shape"]:
+    """The quantity of the given kind from (x, ε): the training target, and the inverse of `to_x_eps`."""
+    check_prediction(kind)
+    alpha, sigma = per_sample(alpha, x), per_sample(sigma, x)
+    if kind == "eps":
+        return eps
+    if kind == "x":
+        return x
+    if kind == "v":
+        return (alpha * eps - sigma * x) / jnp.hypot(alpha, sigma)
+    return eps - x
+
+
+def error_factor(kind: str, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """How many times the squared error of x̂ the squared error of the prediction is, at equal z.
+
+    From σ δε = −α δx: SNR for eps, 1 for x, SNR + 1 for v, (√SNR + 1)² for flow (Salimans & Ho 2022,
+    section 4).
+    """
+    check_prediction(kind)
+    snr = jnp.exp(log_snr)
+    return {"eps": snr, "x": jnp.ones_like(snr), "v": snr + 1, "flow": (jnp.sqrt(snr) + 1) ** 2}[kind]
+
+
+def check_prediction(kind: str):
+    """Raises `InputError` for a kind that is not one of `PREDICTIONS`."""
+    if kind not in PREDICTIONS:
+        raise InputError(f"prediction {kind!r} is unknown; known are {', '.join(PREDICTIONS)}")

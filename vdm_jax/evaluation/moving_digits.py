@@ -1,0 +1,313 @@
+"""The judge of moving digits: which digit does a clip show, and which way does it move?
+
+A classifier of 73,000 parameters, trained in seconds on real clips of the train split only, reads digit and
+direction off generated clips; the features below its answers serve Fréchet distances. Beside it stand
+measurements without a network (centroids, jerk) and the floors to print beside a score (shuffled, frozen).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
+
+from vdm_jax.data.moving_digits import MOTIONS, MovingDigits
+from vdm_jax.errors import InputError
+from vdm_jax.typing import Array, Float, Int, Key, Params, PyTree, Scalar, UInt8
+
+log = logging.getLogger(__name__)
+
+Clips = Float[Array | np.ndarray, "B T H W C"]  # in [-1, 1], as everywhere
+Videos = Clips | UInt8[Array | np.ndarray, "B T H W C"]  # or as they are in the data set
+Labels = Int[Array | np.ndarray, "B"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the judge is trained; it sees noisy, blurred and dim clips too, as generated ones may be."""
+
+    steps: int = 350
+    batch: int = 128
+    clips: int = 6000  # read from the train split
+    learning_rate: float = 6e-3
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    noise: float = 0.15  # up to this standard deviation, where black is 0 and white 1
+    gain: float = 0.2  # brightness up to this much more or less
+    blur: float = 0.5  # up to this share of each pixel comes from its four neighbours
+    version: int = 1  # of the network and the loss below
+
+
+class Verdict(NamedTuple):
+    """What the judge says of each clip."""
+
+    digit: Float[Array, "B 10"]  # probabilities
+    direction: Float[Array, "B M"]  # probabilities, in the order of MOTIONS
+    frames: Float[Array, "B T 64"]  # features of single frames: blind to motion
+    features: Float[Array, "B 96"]  # features of the clip: the frames' mean, and the motion's
+
+
+class Network(nnx.Module):
+    """One branch looks at single frames for the digit, the other at all frames in order for the direction."""
+
+    def __init__(self, frames: int, channels: int, *, rngs: nnx.Rngs):
+        conv = functools.partial(nnx.Conv, kernel_size=(3, 3), rngs=rngs)
+        look = [conv(channels, 16), conv(16, 32, strides=2), conv(32, 64, strides=2), conv(64, 64)]
+        self.look = nnx.List(look)
+        self.track = nnx.List([conv(frames * channels, 32), conv(32, 32, strides=2)])
+        self.digit = nnx.Linear(64, 10, rngs=rngs)
+        self.direction = nnx.Linear(32, len(MOTIONS), rngs=rngs)
+
+    def appearance(self, videos: Float[Array, "B T H W C"]) -> Float[Array, "B T 64"]:
+        """The strongest response anywhere in each frame."""
+        x = _shrink(videos, 16)
+        b, t, *image = x.shape
+        x = x.reshape(b * t, *image)
+        for layer in self.look:
+            x = nnx.relu(layer(x))
+        return x.max((1, 2)).reshape(b, t, -1)
+
+    def motion(self, videos: Float[Array, "B T H W C"]) -> Float[Array, "B 32"]:
+        """The mean response over space, with the frames as channels so that their order counts."""
+        x = jnp.moveaxis(_shrink(videos, 8), 1, 3)
+        x = x.reshape(*x.shape[:3], -1)
+        for layer in self.track:
+            x = nnx.relu(layer(x))
+        return x.mean((1, 2))
+
+
+def _shrink(videos: Float[Array, "B T H W C"], size: int) -> Float[Array, "B T h w C"]:
+    """Average pooling by the whole factor that brings the smaller side nearest above `size`."""
+    b, t, h, w, c = videos.shape
+    f = max(1, min(h, w) // size)
+    x = videos[:, :, : h // f * f, : w // f * f]
+    return x.reshape(b, t, h // f, f, w // f, f, c).mean((3, 5))
+
+
+@functools.cache
+def _structure(frames: int, channels: int) -> tuple[nnx.GraphDef, PyTree]:
+    """The network's graph, and its parameters' shapes."""
+    return nnx.split(nnx.eval_shape(lambda: Network(frames, channels, rngs=nnx.Rngs(0))), nnx.Param)
+
+
+def _brightness(videos: Videos) -> Float[Array, "B T H W C"]:
+    """Black 0, white 1."""
+    scale, shift = (255, 0) if videos.dtype == np.uint8 else (2, 1)
+    return ((jnp.asarray(videos, jnp.float32) + shift) / scale).clip(0, 1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _look(graph: nnx.GraphDef, params: Params, videos: Float[Array, "B T H W C"]) -> Verdict:
+    network = nnx.merge(graph, params)
+    frames, motion = network.appearance(videos), network.motion(videos)
+    digit, direction = network.digit(frames.mean(1)), network.direction(motion)
+    features = jnp.concatenate([frames.mean(1), motion], axis=-1)
+    return Verdict(jax.nn.softmax(digit), jax.nn.softmax(direction), frames, features)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A trained judge of clips of one shape; `recipe` is the hash of how it came to be."""
+
+    params: Params
+    shape: tuple[int, ...]  # T H W C
+    recipe: str
+
+    def __call__(self, videos: Videos) -> Verdict:
+        """Digit, direction and features of every clip. Raises InputError for clips of another shape."""
+        if videos.shape[1:] != self.shape:
+            raise InputError(f"videos={videos.shape[1:]} must be {self.shape}, the judge's T H W C")
+        graph, _ = _structure(self.shape[0], self.shape[-1])
+        batch, count = 128, len(videos)  # batches of one size and type: it compiles once
+        videos = np.pad(np.asarray(_brightness(videos)), [(0, -count % batch)] + [(0, 0)] * 4)
+        parts = [_look(graph, self.params, videos[i : i + batch]) for i in range(0, count, batch)]
+        return jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *parts)
+
+    @property
+    def digest(self) -> str:
+        """A hash of the parameters, to publish beside every score."""
+        leaves = [np.asarray(x, np.float32).tobytes() for x in jax.tree.leaves(self.params)]
+        return hashlib.sha256(b"".join(leaves)).hexdigest()[:12]
+
+
+def train_judge(
+    videos: Videos, digits: Labels, directions: Labels, *, seed: int = 0, recipe: Recipe = Recipe()
+) -> Judge:
+    """A judge trained on real clips, with classes 0..9 and indices into `MOTIONS`.
+
+    All random numbers are NumPy's: compiling JAX's would take longer than the training.
+    """
+    videos, digits, directions = (np.asarray(x) for x in (videos, digits, directions))
+    rng = np.random.default_rng(seed)
+    graph, shapes = _structure(videos.shape[1], videos.shape[-1])
+    params = jax.tree.map(lambda leaf: _initial(leaf.shape, rng), shapes)
+    schedule = optax.cosine_onecycle_schedule(recipe.steps, recipe.learning_rate, pct_start=0.15)
+    optimizer = optax.adamw(schedule, weight_decay=recipe.weight_decay)
+
+    def cost(logits, labels):
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), recipe.label_smoothing)
+        return optax.softmax_cross_entropy(logits, targets).mean()
+
+    def loss(params: Params, batch: dict) -> Scalar:
+        network, clips = nnx.merge(graph, params), _spoil(batch)
+        # One frame of each clip: many handwritings in a batch teach more than many frames of a few.
+        single = jnp.take_along_axis(clips, batch["frame"], axis=1)
+        digit = network.digit(network.appearance(single)[:, 0])
+        direction = network.direction(network.motion(clips))
+        return cost(digit, batch["digit"]) + cost(direction, batch["direction"])
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, batch):
+        updates, state = optimizer.update(jax.grad(loss)(params, batch), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for batch in _batches(videos, digits, directions, recipe, rng):
+        params, state = step(params, state, batch)
+    return Judge(params, videos.shape[1:], _hash(recipe, seed, videos.shape[1:]))
+
+
+def _initial(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """He's normal initialisation; zero for biases."""
+    deviation = np.sqrt(2 / np.prod(shape[:-1])) if len(shape) > 1 else 0
+    return jnp.asarray(deviation * rng.standard_normal(shape), jnp.float32)
+
+
+def _batches(videos, digits, directions, recipe: Recipe, rng: np.random.Generator) -> Iterator[dict]:
+    """Random clips, with the random numbers that `_spoil` needs."""
+    size = recipe.batch
+    bank = rng.standard_normal((4 * size, *videos.shape[1:]), np.float32)  # noise is reused: drawing is slow
+    epochs = size * recipe.steps // len(videos) + 1
+    order = np.concatenate([rng.permutation(len(videos)) for _ in range(epochs)])
+
+    def uniform(low, high):
+        return rng.uniform(low, high, (size, 1, 1, 1, 1)).astype(np.float32)
+
+    for chosen in order[: size * recipe.steps].reshape(recipe.steps, size):
+        yield {
+            "clips": videos[chosen],
+            "digit": digits[chosen].astype(np.int32),
+            "direction": directions[chosen].astype(np.int32),
+            "frame": rng.integers(videos.shape[1], size=(size, 1, 1, 1, 1)),
+            "gain": uniform(1 - recipe.gain, 1 + recipe.gain),
+            "blur": uniform(0, recipe.blur),
+            "noise": bank[rng.integers(len(bank), size=size)],
+            "noise_level": uniform(0, recipe.noise),
+        }
+
+
+def _spoil(batch: dict) -> Float[Array, "B T H W C"]:
+    """Clips with their brightness changed, blurred and noisy."""
+    x = _brightness(batch["clips"]) * batch["gain"]
+    neighbours = sum(jnp.roll(x, by, axis) for by in (-1, 1) for axis in (2, 3)) / 4
+    x = x + batch["blur"] * (neighbours - x)
+    return (x + batch["noise_level"] * batch["noise"]).clip(0, 1)
+
+
+def _hash(recipe: Recipe, *origin) -> str:
+    return hashlib.sha256(json.dumps([dataclasses.asdict(recipe), *origin]).encode()).hexdigest()[:12]
+
+
+def load_or_train_judge(
+    path: str | Path, builder: MovingDigits, *, seed: int = 0, recipe: Recipe = Recipe()
+) -> Judge:
+    """The judge of a prepared data set, from the file at `path` or else trained and saved there.
+
+    A file that is damaged or made by another recipe, seed or data set is replaced, and the log says so.
+    Raises InputError for the two-digit variant: the judge names one digit.
+    """
+    path, name = Path(path), builder.info.full_name
+    if builder.builder_config.digits != 1:
+        raise InputError(f"builder={name} has clips of two digits; the judge must have one digit per clip")
+    shape = builder.info.features["video"].shape
+    origin = _hash(recipe, seed, name, shape)
+    if path.exists():
+        try:
+            return Judge(_load(path, origin, shape), shape, origin)
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            log.warning("%s is not the judge asked for (%s): training it again", path, error)
+    start, source = time.perf_counter(), builder.as_data_source(split="train")
+    rows = [source[i] for i in range(min(recipe.clips, len(source)))]  # TFDS has shuffled them
+    videos = np.stack([row["video"] for row in rows])
+    digit, direction = (np.concatenate([row[key] for row in rows]) for key in ("digit", "direction"))
+    judge = train_judge(videos, digit, direction, seed=seed, recipe=recipe)
+    judge = dataclasses.replace(judge, recipe=origin)
+    log.info("trained the judge of %s in %.0f s", name, time.perf_counter() - start)
+    try:
+        _save(path, judge)
+    except OSError as error:  # the judge is worth more than its copy
+        log.warning("%s cannot be written (%s): the judge is not kept", path, error)
+    return judge
+
+
+def _save(path: Path, judge: Judge) -> None:
+    """Writes beside the file and renames, so that a reader never meets half a file."""
+    arrays = {keystr(key): np.asarray(leaf) for key, leaf in tree_leaves_with_path(judge.params)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with unfinished.open("wb") as file:
+        np.savez(file, recipe=np.array(judge.recipe), **arrays)
+    unfinished.replace(path)
+
+
+def _load(path: Path, origin: str, shape: tuple[int, ...]) -> Params:
+    """The parameters in a file. Raises ValueError or KeyError where they are not the ones wanted."""
+    with np.load(path, allow_pickle=False) as file:
+        if str(file["recipe"]) != origin:
+            raise ValueError(f"recipe {file['recipe']}, not {origin}")
+        _, shapes = _structure(shape[0], shape[-1])
+        return tree_map_with_path(lambda key, _: jnp.asarray(file[keystr(key)]), shapes)
+
+
+def caption_accuracy(judge: Judge, videos: Videos, digits: Labels, directions: Labels) -> dict[str, float]:
+    """Shares of clips with the `digit` and the `direction` asked for, and with `both`; their mean `jerk`."""
+    verdict = judge(videos)
+    digit = np.argmax(verdict.digit, axis=1) == np.asarray(digits)
+    direction = np.argmax(verdict.direction, axis=1) == np.asarray(directions)
+    shares = {"digit": digit, "direction": direction, "both": digit & direction, "jerk": jerk(videos)}
+    return {name: float(np.mean(values)) for name, values in shares.items()}
+
+
+def centroids(videos: Videos) -> Float[Array, "B T 2"]:
+    """Row and column of every frame's centre of brightness, in pixels; an all-black frame's is its middle."""
+    weight = _brightness(videos).sum(-1)
+    h, w = weight.shape[-2:]
+    total = weight.sum((2, 3))
+    moments = jnp.stack([weight.sum(3) @ jnp.arange(h), weight.sum(2) @ jnp.arange(w)], axis=-1)
+    middle = jnp.array([(h - 1) / 2, (w - 1) / 2])
+    return jnp.where(total[..., None] > 0, moments / jnp.maximum(total, 1e-9)[..., None], middle)
+
+
+def jerk(videos: Videos) -> Float[Array, "B"]:
+    """Mean length of the centroid's second difference in each clip, in px/frame²: 0 for linear motion.
+
+    Raises InputError for clips of fewer than three frames.
+    """
+    if videos.shape[1] < 3:
+        raise InputError(f"frames={videos.shape[1]} must be at least 3 to have a second difference")
+    second = jnp.diff(centroids(videos), n=2, axis=1)
+    return jnp.linalg.norm(second, axis=-1).mean(1)
+
+
+def shuffle_frames(videos: Clips, key: Key[Array, ""]) -> Float[Array, "B T H W C"]:
+    """Every clip's frames in a random order of its own: content without motion, a floor for scores."""
+    order = jnp.argsort(jax.random.uniform(key, videos.shape[:2]), axis=1)
+    return jnp.take_along_axis(jnp.asarray(videos), order[..., None, None, None], axis=1)
+
+
+def frozen(videos: Clips) -> Float[Array, "B T H W C"]:
+    """Every clip's first frame, held: a floor for scores."""
+    return jnp.broadcast_to(jnp.asarray(videos)[:, :1], videos.shape)

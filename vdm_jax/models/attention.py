@@ -1,0 +1,129 @@
+"""Attention, written unflattened: batch, frames and pixels keep their own axes, so each can be sharded.
+
+Queries are `B T P N D`: P = H·W pixels of a frame, N heads of size D. Space attention runs along P, time
+attention along T, context attention from every pixel to L tokens.
+"""
+
+import functools
+import logging
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.errors import InputError
+from vdm_jax.typing import Array, Bool, Float
+
+Axis = Literal["space", "time"]
+IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+
+# (scores, values) einsums. Along time, pixels are a batch axis: (b h w) is never merged.
+_EINSUMS = {
+    "space": ("btpnd,btsnd->btnps", "btnps,btsnd->btpnd"),
+    "time": ("btpnd,bspnd->bpnts", "bpnts,bspnd->btpnd"),
+}
+
+
+def attend(
+    query: Float[Array, "B T P N D"],
+    key: Float[Array, "B T2 P2 N D"],
+    value: Float[Array, "B T2 P2 N D"],
+    *,
+    axis: Axis,
+    bias: Float[Array, "N T T2"] | None = None,
+    mask: Bool[Array, "..."] | None = None,
+    implementation: str = "xla",
+) -> Float[Array, "B T P N D"]:
+    """Softmax attention along one axis: softmax(q kᵀ/√D + bias) v, the softmax in float32.
+
+    Args:
+        query, key, value: for `space`, the source positions are the P2 of each frame (T2 = T); for `time`, the
+            T2 frames of each pixel (P2 = P).
+        axis: the axis that is mixed.
+        bias: added to the scores of time attention, one table per head.
+        mask: True where a query may look; broadcast against the scores (`B T N P S` or `B P N T S`).
+        implementation: `cudnn` or `xla`, see `choose_implementation`.
+    """
+    if implementation == "cudnn" and axis == "space":
+        return _cudnn_space(query, key, value, mask)
+    scores_einsum, values_einsum = _EINSUMS[axis]
+    scores = jnp.einsum(
+        scores_einsum, query / math.sqrt(query.shape[-1]), key, preferred_element_type=jnp.float32
+    )
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum(values_einsum, weights, value)
+
+
+def _cudnn_space(query, key, value, mask):
+    """The fused kernel over each frame; `vmap` keeps the batch axis apart for the partitioner."""
+    batch, frames, _, heads, _ = query.shape
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (batch, frames, heads, query.shape[2], key.shape[2]))
+    kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return jax.vmap(lambda q, k, v, m: kernel(q, k, v, mask=m))(query, key, value, mask)
+
+
+def choose_implementation(name: str, *, dtype, head_size: int, backend: str | None = None) -> str:
+    """Resolves `auto` to the fused cuDNN kernel where it can run, else XLA, and logs the choice.
+
+    cuDNN's kernel takes 16-bit inputs and head sizes that are multiples of 8, up to 128.
+
+    Raises:
+        InputError: an unknown name, or cuDNN asked for where it cannot run.
+    """
+    if name not in IMPLEMENTATIONS:
+        raise InputError(f"attention={name!r} must be one of {', '.join(IMPLEMENTATIONS)}")
+    backend = backend or jax.default_backend()
+    reasons = [
+        reason
+        for fails, reason in (
+            (backend not in ("gpu", "cuda"), f"the backend is {backend}, not a GPU"),
+            (jnp.dtype(dtype).itemsize != 2, f"dtype={jnp.dtype(dtype).name} is not 16-bit"),
+            (head_size % 8 or head_size > 128, f"head_size={head_size} is not a multiple of 8 up to 128"),
+        )
+        if fails
+    ]
+    if name == "cudnn" and reasons:
+        raise InputError(f"attention='cudnn' cannot run: {'; '.join(reasons)}; use 'auto' or 'xla'")
+    chosen = "cudnn" if name != "xla" and not reasons else "xla"
+    logging.info("attention: %s%s", chosen, f" ({'; '.join(reasons)})" if name == "auto" and reasons else "")
+    return chosen
+
+
+def rotate(x: Float[Array, "B T P N D"], positions: Float[Array, "T"]) -> Float[Array, "B T P N D"]:
+    """Rotary position embedding along time (Su et al. 2021, arXiv 2104.09864, equation 34)."""
+    half = x.shape[-1] // 2
+    frequencies = 10_000.0 ** (-jnp.arange(half) / half)
+    angles = (positions[:, None] * frequencies)[:, None, None, :]
+    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def relative_positions(frames: int, max_distance: int) -> Array:
+    """Index of each (query, source) pair of frames into a table of 2·max_distance + 1 offsets, clipped."""
+    offsets = jnp.arange(frames)[None, :] - jnp.arange(frames)[:, None]
+    return jnp.clip(offsets, -max_distance, max_distance) + max_distance
+
+
+def sinusoid(positions: Float[Array, "*S"], width: int) -> Float[Array, "*S {width}"]:
+    """Sinusoidal embedding, cosines first, periods from 2π to 20,000π (Vaswani et al. 2017, section 3.5)."""
+    half = width // 2
+    frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(half) / half)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def clip_mask(frames: int, images: int) -> Bool[Array, "T T"]:
+    """Which frames a frame may look at when the last `images` are independent stills (Ho et al. 2022, 3.1).
+
+    Frames of the clip see the clip; an appended image sees only itself.
+    """
+    position = jnp.arange(frames)
+    in_clip = position < frames - images
+    return (in_clip[:, None] & in_clip[None, :]) | jnp.eye(frames, dtype=bool)

@@ -1,0 +1,170 @@
+"""Blocks that mix pixels within a frame: residual convolution and attention, and the resampling between levels."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import nnx
+
+from vdm_jax.models.attention import attend
+from vdm_jax.typing import Array, Bool, Float, Key
+
+zeros = nnx.initializers.zeros_init()
+
+
+def frame_norm(channels: int, dtype, rngs: nnx.Rngs, group_size: int = 16) -> nnx.GroupNorm:
+    """Group normalisation with the statistics of each frame apart, so that appended images stay independent."""
+    groups = max(1, channels // group_size)
+    while channels % groups:
+        groups -= 1
+    return nnx.GroupNorm(
+        channels, num_groups=groups, reduction_axes=(-3, -2, -1), epsilon=1e-5, dtype=dtype, rngs=rngs
+    )
+
+
+def dropout(x: Array, rate: float, key: Key[Array, ""] | None) -> Array:
+    """Zeroes a fraction `rate` of entries and rescales the rest; the identity without a key (evaluation)."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+class SpaceConv(nnx.Module):
+    """Residual block of two 3×3 convolutions, modulated by the embedding (Dhariwal & Nichol 2021, equation 1).
+
+    x + conv(dropout(SiLU((1 + s)·GN(conv(SiLU(GN(x)))) + b))), (s, b) = Linear(SiLU(e)); zero at first.
+    """
+
+    def __init__(self, channels_in, channels, embedding, *, dropout, dtype, rngs):
+        conv = dict(kernel_size=(3, 3), dtype=dtype, rngs=rngs)
+        self.norm1 = frame_norm(channels_in, dtype, rngs)
+        self.conv1 = nnx.Conv(channels_in, channels, **conv)
+        self.modulation = nnx.Linear(embedding, 2 * channels, kernel_init=zeros, dtype=dtype, rngs=rngs)
+        self.norm2 = frame_norm(channels, dtype, rngs)
+        self.conv2 = nnx.Conv(channels, channels, kernel_init=zeros, **conv)
+        self.shortcut = (
+            None if channels_in == channels else nnx.Linear(channels_in, channels, dtype=dtype, rngs=rngs)
+        )
+        self.rate = dropout
+
+    def __call__(
+        self,
+        x: Float[Array, "B T H W C"],
+        embedding: Float[Array, "B G E"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T H W C2"]:
+        """G is 1 (one embedding for the video) or T (one for each frame)."""
+        hidden = _per_frame(self.conv1, jax.nn.silu(self.norm1(x)))
+        scale, shift = jnp.split(self.modulation(jax.nn.silu(embedding))[:, :, None, None], 2, axis=-1)
+        hidden = jax.nn.silu(self.norm2(hidden) * (1 + scale) + shift)
+        hidden = _per_frame(self.conv2, dropout(hidden, self.rate, key))
+        return (x if self.shortcut is None else self.shortcut(x)) + hidden
+
+
+def _per_frame(conv: nnx.Conv, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
+    """A 2-D convolution over (B·T): the fast kernels of every backend."""
+    return conv(x.reshape(-1, *x.shape[2:])).reshape(*x.shape[:2], *x.shape[2:4], -1)
+
+
+class SpaceAttention(nnx.Module):
+    """Attention over the pixels of each frame, and to the context tokens: joined to the pixels, or after them.
+
+    `context="joint"` appends the tokens' keys and values to the pixels' (Saharia et al. 2022, Imagen, section
+    2.3.1); `"cross"` gives them an attention of their own after the first (Rombach et al. 2022).
+    """
+
+    def __init__(self, channels, *, head_size, context_width, context, implementation, dtype, rngs):
+        linear = dict(use_bias=False, dtype=dtype, rngs=rngs)
+        out = dict(kernel_init=zeros, dtype=dtype, rngs=rngs)
+        self.heads = channels // head_size
+        self.context = context if context_width else None
+        self.implementation = implementation
+        self.norm = frame_norm(channels, dtype, rngs)
+        self.qkv = nnx.Linear(channels, 3 * channels, **linear)
+        self.out = nnx.Linear(channels, channels, **out)
+        if self.context:
+            self.context_kv = nnx.Linear(context_width, 2 * channels, **linear)
+        if self.context == "cross":
+            self.cross_norm = frame_norm(channels, dtype, rngs)
+            self.cross_q = nnx.Linear(channels, channels, **linear)
+            self.cross_out = nnx.Linear(channels, channels, **out)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T H W C"],
+        context: Float[Array, "B G L E"] | None = None,
+        context_mask: Bool[Array, "B G L"] | None = None,
+    ) -> Float[Array, "B T H W C"]:
+        """G is 1 (one text for the video) or T (one for each frame)."""
+        batch, frames, rows, columns, _ = x.shape
+        pixels = rearrange(x, "b t h w c -> b t (h w) c")
+        q, k, v = split_heads(self.qkv(rearrange(self.norm(x), "b t h w c -> b t (h w) c")), 3, self.heads)
+        if self.context is None:
+            return x + self._merge(
+                self.out, attend(q, k, v, axis="space", implementation=self.implementation), x
+            )
+
+        context_k, context_v = (
+            jnp.broadcast_to(a, (batch, frames, *a.shape[2:]))
+            for a in split_heads(self.context_kv(context), 2, self.heads)
+        )
+        mask = context_mask[:, :, None, None, :]  # b g (n) (p) l
+        if self.context == "joint":
+            mask = jnp.pad(mask, [(0, 0)] * 4 + [(k.shape[2], 0)], constant_values=True)
+            k, v = jnp.concatenate([k, context_k], 2), jnp.concatenate([v, context_v], 2)
+            out = attend(q, k, v, axis="space", mask=mask, implementation=self.implementation)
+            return x + self._merge(self.out, out, x)
+
+        x = x + self._merge(self.out, attend(q, k, v, axis="space", implementation=self.implementation), x)
+        pixels = rearrange(self.cross_norm(x), "b t h w c -> b t (h w) c")
+        (q,) = split_heads(self.cross_q(pixels), 1, self.heads)
+        out = attend(q, context_k, context_v, axis="space", mask=mask, implementation=self.implementation)
+        return x + self._merge(self.cross_out, out, x)
+
+    @staticmethod
+    def _merge(linear, heads, x):
+        return linear(rearrange(heads, "b t p n d -> b t p (n d)")).reshape(x.shape)
+
+
+def split_heads(x: Float[Array, "B T P C"], parts: int, heads: int) -> tuple[Array, ...]:
+    """Splits the last axis into `parts` arrays of `heads` heads; a head's parts lie together (tensor sharding)."""
+    x = rearrange(x, "b t p (n parts d) -> parts b t p n d", parts=parts, n=heads)
+    return tuple(x[i] for i in range(parts))
+
+
+class Downsample(nnx.Module):
+    """Folds a (time, space, space) block of pixels into channels and projects them: also the patch stem."""
+
+    def __init__(self, channels_in, channels, factors, *, dtype, rngs):
+        self.factors = factors
+        folded = channels_in * factors[0] * factors[1] ** 2
+        self.project = nnx.Linear(folded, channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C2"]:
+        time, space = self.factors
+        return self.project(
+            rearrange(x, "b (t i) (h j) (w k) c -> b t h w (i j k c)", i=time, j=space, k=space)
+        )
+
+
+class Upsample(nnx.Module):
+    """Projects, then repeats every pixel over a (time, space, space) block (nearest neighbour)."""
+
+    def __init__(self, channels_in, channels, factors, *, dtype, rngs):
+        self.factors = factors
+        self.project = nnx.Linear(channels_in, channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C2"]:
+        time, space = self.factors
+        return repeat(self.project(x), "b t h w c -> b (t i) (h j) (w k) c", i=time, j=space, k=space)
+
+
+class Unpatch(nnx.Module):
+    """Projects every pixel to a block of output pixels: the inverse of the patch stem; zero at first."""
+
+    def __init__(self, channels_in, channels, patch, *, dtype, rngs):
+        self.patch = patch
+        self.project = nnx.Linear(channels_in, channels * patch**2, kernel_init=zeros, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C2"]:
+        return rearrange(self.project(x), "b t h w (j k c) -> b t (h j) (w k) c", j=self.patch, k=self.patch)

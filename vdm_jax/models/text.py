@@ -1,0 +1,91 @@
+"""Text encoders: tokens in; embeddings, their mask and a pooled vector out.
+
+The embedded default is a small byte-level transformer trained with the video network: nothing to download, and
+any prompt can be written. A frozen encoder takes its place by offering the same two things: `tokenize` on the
+host, and a call from tokens to an `Encoded`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from vdm_jax.errors import InputError
+from vdm_jax.models.attention import sinusoid
+from vdm_jax.typing import Array, Bool, Float, Int
+
+
+class Encoded(NamedTuple):
+    """What a text encoder says: one embedding a token, which tokens count, and one vector for the whole."""
+
+    tokens: Float[Array, "*B L E"]
+    mask: Bool[Array, "*B L"]
+    pooled: Float[Array, "*B E"]
+
+
+def tokenize_bytes(text: str, length: int) -> np.ndarray:
+    """UTF-8 bytes plus one, after a start token 257, zero-padded to `length`: int32 [length].
+
+    The start token is always there, so that the empty text (the null condition) is one real token.
+
+    Raises:
+        InputError: a text that does not fit.
+    """
+    data = text.encode()
+    if len(data) >= length:
+        raise InputError(f"text of {len(data)} bytes must have at most {length - 1}: {text[:60]!r}")
+    tokens = np.zeros(length, np.int32)
+    tokens[0] = 257
+    tokens[1 : len(data) + 1] = np.frombuffer(data, np.uint8).astype(np.int32) + 1
+    return tokens
+
+
+class ByteEncoder(nnx.Module):
+    """Pre-norm transformer over bytes; the pooled vector is the mean of the real tokens' outputs."""
+
+    def __init__(self, *, width: int, depth: int, length: int, head_size: int = 32, dtype="float32", rngs):
+        if width % head_size:
+            raise InputError(f"text width={width} must be a multiple of its head_size={head_size}")
+        self.length, self.width = length, width
+        self.embed = nnx.Embed(258, width, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List([_Block(width, width // head_size, dtype, rngs) for _ in range(depth)])
+        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+
+    def tokenize(self, text: str) -> np.ndarray:
+        """Host side: text → int32 [length]."""
+        return tokenize_bytes(text, self.length)
+
+    def __call__(self, tokens: Int[Array, "*B L"]) -> Encoded:
+        """Device side: tokens → embeddings, mask, pooled vector."""
+        lead = tokens.shape[:-1]
+        tokens = tokens.reshape(-1, tokens.shape[-1])
+        mask = tokens > 0
+        x = self.embed(tokens)
+        x = x + sinusoid(jnp.arange(x.shape[1], dtype=jnp.float32), self.width).astype(x.dtype)
+        for block in self.blocks:
+            x = block(x, mask)
+        x = self.norm(x)
+        weight = mask[..., None].astype(x.dtype)
+        pooled = (x * weight).sum(1) / weight.sum(1)
+        return Encoded(x.reshape(*lead, *x.shape[1:]), mask.reshape(*lead, -1), pooled.reshape(*lead, -1))
+
+
+class _Block(nnx.Module):
+    def __init__(self, width, heads, dtype, rngs):
+        linear = dict(dtype=dtype, rngs=rngs)
+        self.heads = heads
+        self.norm1 = nnx.LayerNorm(width, **linear)
+        self.qkv = nnx.Linear(width, 3 * width, use_bias=False, **linear)
+        self.out = nnx.Linear(width, width, **linear)
+        self.norm2 = nnx.LayerNorm(width, **linear)
+        self.up = nnx.Linear(width, 4 * width, **linear)
+        self.down = nnx.Linear(4 * width, width, **linear)
+
+    def __call__(self, x, mask):
+        qkv = rearrange(self.qkv(self.norm1(x)), "b l (n parts d) -> parts b l n d", parts=3, n=self.heads)
+        attended = jax.nn.dot_product_attention(*qkv, mask=mask[:, None, None, :])
+        x = x + self.out(rearrange(attended, "b l n d -> b l (n d)"))
+        return x + self.down(jax.nn.gelu(self.up(self.norm2(x))))

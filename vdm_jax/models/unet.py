@@ -1,0 +1,285 @@
+"""The trunk: a U-Net whose layers are four slots, space conv → time conv → space attention → time attention.
+
+With the time slots empty it is an image network; with all four filled it is a video network. Video Diffusion
+Models (Ho et al. 2022, arXiv 2204.03458) fills space conv, space attention and time attention: the default here.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vdm_jax.errors import InputError
+from vdm_jax.models.attention import choose_implementation, sinusoid
+from vdm_jax.models.space import (
+    Downsample,
+    SpaceAttention,
+    SpaceConv,
+    Unpatch,
+    Upsample,
+    frame_norm,
+)
+from vdm_jax.models.time import POSITIONS, TimeAttention, TimeConv
+from vdm_jax.typing import Array, Bool, Float, Key
+
+# Where an activation is about to be mixed: `layout(x, "space")` before space slots, "time" before time slots.
+Layout = Callable[[Array, Literal["space", "time"]], Array]
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def _unchanged(x: Array, where: str) -> Array:
+    return x
+
+
+class Layer(nnx.Module):
+    """One layer of the trunk: the four slots in order, each filled or None."""
+
+    def __init__(self, space_conv, time_conv, space_attention, time_attention):
+        self.space_conv: SpaceConv | None = space_conv
+        self.time_conv: TimeConv | None = time_conv
+        self.space_attention: SpaceAttention | None = space_attention
+        self.time_attention: TimeAttention | None = time_attention
+
+    def __call__(self, x, embedding, context, context_mask, key, images: int, layout: Layout):
+        if self.space_conv is not None:
+            x = self.space_conv(layout(x, "space"), embedding, key)
+        if self.time_conv is not None:
+            x = self.time_conv(layout(x, "time"), images)
+        if self.space_attention is not None:
+            x = self.space_attention(layout(x, "space"), context, context_mask)
+        if self.time_attention is not None:
+            x = self.time_attention(layout(x, "time"), images)
+        return layout(x, "space")
+
+
+class UNet(nnx.Module):
+    """Space-time U-Net: `z_t`, what it is told of t, and conditions → the prediction, shaped like `z_t`.
+
+    Args:
+        channels_in: channels of a pixel, in; `channels_out` of the prediction (default: the same).
+        channels: width of the first level; level i has `channels * multipliers[i]`.
+        blocks: layers per level on the way down (one more on the way up).
+        patch: side of the square of pixels that the stem folds into one position (1: none).
+        resample: what separates level i from level i + 1: "space" halves rows and columns, "space_time" also
+            frames. One name for all, or one for each of the len(multipliers) - 1 boundaries.
+        time_conv: fill the time conv slot.
+        space_attention, time_attention: fill the slot at level i; one bool for all levels, or one for each. The
+            middle has every slot that any level has.
+        time_position: how time attention knows the order of frames: relative, rotary, sinusoidal, none.
+        head_size: size of an attention head; divides every attended width.
+        context_width: width of the context tokens, 0 for none; `context`: "joint" or "cross" attention to them.
+        pooled_width: width of the pooled condition vector, 0 for none.
+        embedding: width of the time-and-condition embedding (default: 4 · channels).
+        dropout: rate inside the residual blocks.
+        dtype: of the computation; parameters are float32.
+        attention: "auto", "xla" or "cudnn".
+        remat: which activations a layer keeps for the backward pass: "none" recomputes nothing, "dots" keeps
+            products of weights only, "full" keeps a layer's inputs only.
+        images: so many frames at the end of every training batch may be stills; only a check, see `__call__`.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels_in: int,
+        channels_out: int | None = None,
+        channels: int = 64,
+        multipliers: Sequence[int] = (1, 2, 4, 8),
+        blocks: int = 2,
+        patch: int = 1,
+        resample: str | Sequence[str] = "space",
+        time_conv: bool = False,
+        space_attention: bool | Sequence[bool] = True,
+        time_attention: bool | Sequence[bool] = True,
+        time_position: str = "relative",
+        max_distance: int = 32,
+        head_size: int = 64,
+        context_width: int = 0,
+        context: str = "joint",
+        pooled_width: int = 0,
+        embedding: int | None = None,
+        dropout: float = 0.0,
+        dtype: str = "float32",
+        attention: str = "auto",
+        remat: str = "none",
+        rngs: nnx.Rngs,
+    ):
+        levels = len(multipliers)
+        widths = [channels * m for m in multipliers]
+        space_at = _per_level("space_attention", space_attention, levels)
+        time_at = _per_level("time_attention", time_attention, levels)
+        resample = _per_level("resample", resample, levels - 1)
+        _one_of("time_position", time_position, POSITIONS)
+        _one_of("context", context, ("joint", "cross"))
+        _one_of("remat", remat, REMAT)
+        for kind in resample:
+            _one_of("resample", kind, ("space", "space_time"))
+        attended = [w for w, s, t in zip(widths, space_at, time_at, strict=True) if s or t]
+        for width in attended:
+            if width % head_size:
+                raise InputError(f"head_size={head_size} must divide every attended width, not {width}")
+        if any(space_at):
+            attention = choose_implementation(attention, dtype=dtype, head_size=head_size)
+
+        self.channels, self.patch, self.remat, self.resample = channels, patch, remat, tuple(resample)
+        self.has_context = bool(context_width) and any(space_at)
+        embedding = embedding or 4 * channels
+        common = dict(dtype=dtype, rngs=rngs)
+
+        def layer(channels_in, width, space, time):
+            return Layer(
+                SpaceConv(channels_in, width, embedding, dropout=dropout, **common),
+                TimeConv(width, **common) if time_conv else None,
+                SpaceAttention(
+                    width,
+                    head_size=head_size,
+                    context_width=context_width,
+                    context=context,
+                    implementation=attention,
+                    **common,
+                )
+                if space
+                else None,
+                TimeAttention(
+                    width, head_size=head_size, position=time_position, max_distance=max_distance, **common
+                )
+                if time
+                else None,
+            )
+
+        self.time_in = nnx.Linear(channels, embedding, **common)
+        self.time_out = nnx.Linear(embedding, embedding, **common)
+        self.pooled = nnx.Linear(pooled_width, embedding, **common) if pooled_width else None
+        self.stem = Downsample(channels_in, widths[0], (1, patch), **common)
+
+        skips, width = [widths[0]], widths[0]
+        self.down, self.downsample = nnx.List(), nnx.List()
+        for level in range(levels):
+            layers = nnx.List()
+            for _ in range(blocks):
+                layers.append(layer(width, widths[level], space_at[level], time_at[level]))
+                width = widths[level]
+                skips.append(width)
+            self.down.append(layers)
+            if level < levels - 1:
+                self.downsample.append(Downsample(width, width, self._factors(level), **common))
+                skips.append(width)
+
+        self.middle1 = layer(width, width, any(space_at), any(time_at))
+        self.middle2 = layer(width, width, False, False)
+
+        self.up, self.upsample = nnx.List(), nnx.List()
+        for level in reversed(range(levels)):
+            layers = nnx.List()
+            for _ in range(blocks + 1):
+                layers.append(layer(width + skips.pop(), widths[level], space_at[level], time_at[level]))
+                width = widths[level]
+            self.up.append(layers)
+            if level:
+                self.upsample.append(Upsample(width, width, self._factors(level - 1), **common))
+
+        self.norm = frame_norm(width, dtype, rngs)
+        self.head = Unpatch(width, channels_out or channels_in, patch, **common)
+
+    def _factors(self, boundary: int) -> tuple[int, int]:
+        return (2 if self.resample[boundary] == "space_time" else 1, 2)
+
+    def __call__(
+        self,
+        z: Float[Array, "B T H W C"],
+        time: Float[Array, "B"],
+        *,
+        context: Float[Array, "B G L E"] | None = None,
+        context_mask: Bool[Array, "B G L"] | None = None,
+        pooled: Float[Array, "B G2 P"] | None = None,
+        images: int = 0,
+        key: Key[Array, ""] | None = None,
+        layout: Layout = _unchanged,
+    ) -> Float[Array, "B T H W C2"]:
+        """Predicts from the noisy video.
+
+        Args:
+            z: the noisy video (float32).
+            time: what the network is told of t, in units of about a thousandth (`Process.network_time`).
+            context, context_mask: text tokens, for the video (G = 1) or for each frame (G = T).
+            pooled: condition vectors, added to the time embedding; likewise.
+            images: the last so many frames are independent stills, which time slots keep to themselves.
+            key: of dropout; None at evaluation.
+            layout: told where an activation is about to be mixed in space or in time, to shard it.
+
+        Raises:
+            InputError: sizes that do not divide, or a condition that is missing.
+        """
+        self.check_size(*z.shape[1:4], images)
+        if self.has_context and context is None:
+            raise InputError("context=None, but the network was made with context_width > 0")
+        embedding = self.time_out(jax.nn.silu(self.time_in(sinusoid(time, self.channels))))[:, None]
+        if self.pooled is not None:
+            embedding = embedding + self.pooled(pooled)
+
+        count = 0
+
+        def run(layer, x):
+            nonlocal count
+            layer_key = None if key is None else jax.random.fold_in(key, count)
+            count += 1
+
+            def apply(layer, x, embedding, context, layer_key):
+                return layer(x, embedding, context, context_mask, layer_key, images, layout)
+
+            if self.remat != "none":
+                apply = nnx.remat(apply, policy=REMAT[self.remat])
+            return apply(layer, x, embedding, context, layer_key)
+
+        x = self.stem(layout(z, "space"))
+        skips = [x]
+        for level, layers in enumerate(self.down):
+            for layer in layers:
+                x = run(layer, x)
+                skips.append(x)
+            if level < len(self.downsample):
+                x = self.downsample[level](x)
+                skips.append(x)
+        x = run(self.middle2, run(self.middle1, x))
+        for level, layers in enumerate(self.up):
+            for layer in layers:
+                x = run(layer, jnp.concatenate([x, skips.pop()], axis=-1))
+            if level < len(self.upsample):
+                x = self.upsample[level](x)
+        return self.head(jax.nn.silu(self.norm(x))).astype(jnp.float32)
+
+    def check_size(self, frames: int, height: int, width: int, images: int = 0) -> None:
+        """Raises InputError where frames, rows or columns cannot be halved as often as the levels need."""
+        space = self.patch * 2 ** len(self.resample)
+        time = 2 ** self.resample.count("space_time")
+        for name, size, factor in (
+            ("height", height, space),
+            ("width", width, space),
+            ("frames", frames, time),
+        ):
+            if size % factor:
+                raise InputError(
+                    f"{name}={size} must be a multiple of {factor} (patch and levels of the U-Net)"
+                )
+        if images and time > 1:
+            raise InputError(f"joint_images={images} needs resample='space': stills have no frames to halve")
+
+
+def _per_level(name: str, value, levels: int) -> list:
+    """Spreads one value over all levels, or checks that there is one for each."""
+    if isinstance(value, (bool, str)):
+        return [value] * levels
+    if len(value) != levels:
+        raise InputError(f"{name}={tuple(value)!r} must be one value or {levels} of them (one per level)")
+    return list(value)
+
+
+def _one_of(name: str, value: str, valid) -> None:
+    if value not in valid:
+        raise InputError(f"{name}={value!r} must be one of {', '.join(valid)}")

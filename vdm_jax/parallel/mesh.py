@@ -1,0 +1,69 @@
+"""The device mesh: `data × fsdp × context × tensor`, over one process or many."""
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from vdm_jax.errors import InputError
+
+AXES = ("data", "fsdp", "context", "tensor")
+
+
+def start_processes() -> None:
+    """Joins this process to the others of a multi-host run; call before any device is touched.
+
+    JAX finds Slurm, Open MPI, Kubernetes and TPU pods by itself. A failure is raised, never swallowed: N hosts
+    that do not find each other would each train alone. Without signs of a cluster nothing is done.
+    """
+    signs = {
+        "SLURM_NTASKS": lambda value: int(value) > 1,
+        "OMPI_COMM_WORLD_SIZE": lambda value: int(value) > 1,
+        "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
+        "JAX_COORDINATOR_ADDRESS": bool,
+    }
+    for name, says_many in signs.items():
+        if says_many(
+            os.environ.get(name) or "0" if name != "JAX_COORDINATOR_ADDRESS" else os.environ.get(name)
+        ):
+            jax.distributed.initialize()
+            logging.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), name)
+            return
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, context: int = 1, tensor: int = 1, devices: Sequence | None = None
+) -> Mesh:
+    """A mesh of the given sizes; one of them may be -1 and takes the devices that are left.
+
+    The batch is split over `data` and `fsdp`, parameters over `fsdp` and `tensor`, frames over `context`.
+
+    Raises:
+        InputError: the sizes do not make up the devices that there are.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = dict(zip(AXES, (data, fsdp, context, tensor), strict=True))
+    asked = " × ".join(f"{name}={size}" for name, size in sizes.items())
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise InputError(f"mesh {asked}: sizes must be positive, at most one may be -1")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free:
+        if len(devices) % fixed:
+            raise InputError(
+                f"mesh {asked} does not divide the {len(devices)} devices ({devices[0].platform})"
+            )
+        sizes[free[0]] = len(devices) // fixed
+    elif fixed > len(devices):
+        raise InputError(f"mesh {asked} needs {fixed} devices, but there are {len(devices)}")
+    elif fixed < len(devices):
+        raise InputError(
+            f"mesh {asked} uses {fixed} of {len(devices)} devices; set one size to -1 to use all"
+        )
+    grid = np.array(devices).reshape([sizes[name] for name in AXES])
+    # Auto: Explicit types reject sharded convolution kernels and a U-Net's reshapes (jax 0.10 to 0.12).
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

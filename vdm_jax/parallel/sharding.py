@@ -1,0 +1,104 @@
+"""Where every array lives: one table from parameter path to mesh axes, and the layouts of batch and activations."""
+
+import re
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vdm_jax.errors import InputError
+from vdm_jax.typing import Array, PyTree
+
+BATCH = ("data", "fsdp")
+
+# The first pattern that is found in a parameter's path gives the axes of its dimensions. Tensor parallelism
+# splits the heads of an attention and the middle of a block (Shoeybi et al. 2019, section 3): what enters is cut
+# by columns, what leaves by rows, so that a block needs one sum at its end.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"(qkv|context_kv|cross_q|up|modulation)/kernel$", P("fsdp", "tensor")),
+    (r"(modulation|up)/bias$", P("tensor")),
+    (r"(out|cross_out|down)/kernel$", P("tensor", "fsdp")),
+    (r"conv1/kernel$", P(None, None, "fsdp", "tensor")),
+    (r"(conv1/bias|norm2/(scale|bias))$", P("tensor")),
+    (r"conv2/kernel$", P(None, None, "tensor", "fsdp")),
+    (r"kernel$", P("fsdp", None)),
+    (r"", P()),
+)
+
+
+def path_name(path: tuple) -> str:
+    """A tree path as `a/b/0/c`."""
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+
+
+def shardings(mesh: Mesh, params: PyTree) -> PyTree:
+    """A NamedSharding for each parameter (or its shape), from `RULES`.
+
+    A dimension that the mesh axis does not divide stays whole, as do arrays with fewer dimensions than the rule.
+    """
+
+    def one(path, leaf):
+        name = path_name(path)
+        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+        if len(spec) > len(leaf.shape):
+            spec = P()
+        fits = [
+            axis if axis is not None and leaf.shape[i] % mesh.shape[axis] == 0 else None
+            for i, axis in enumerate(spec)
+        ]
+        return NamedSharding(mesh, P(*fits))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def like_params(mesh: Mesh, tree: PyTree, params: PyTree, param_shardings: PyTree) -> PyTree:
+    """Shardings for a tree that holds copies of the parameter tree (EMA, Adam's moments) and other arrays.
+
+    A leaf whose path ends in a parameter's path, with its shape, is sharded like it; all else is replicated.
+    Under automatic shardings `jax.jit(tx.init)(params)` would silently replicate the moments.
+    """
+    known = {
+        path_name(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(param_shardings), strict=True
+        )
+    }
+
+    def one(path, leaf):
+        parts = path_name(path).split("/")
+        for start in range(len(parts)):
+            shape, sharding = known.get("/".join(parts[start:]), (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return NamedSharding(mesh, P())
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis over `data` and `fsdp`."""
+    return NamedSharding(mesh, P(BATCH))
+
+
+def check_batch(mesh: Mesh, batch_size: int) -> None:
+    """Raises InputError where the batch does not divide over `data` × `fsdp`."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % ways:
+        raise InputError(f"batch_size={batch_size} must be a multiple of data × fsdp = {ways}")
+
+
+def activation_layout(mesh: Mesh) -> Callable[[Array, str], Array]:
+    """The trunk's `layout`: the batch over data and fsdp; over `context`, frames in space slots and rows in time slots.
+
+    Between the two lies one all-to-all, and no slot ever gathers an activation.
+    """
+    specs = {"space": P(BATCH, "context"), "time": P(BATCH, None, "context")}
+
+    def layout(x: Array, where: str) -> Array:
+        spec = specs[where]
+        if x.shape[len(spec) - 1] % mesh.shape["context"]:
+            spec = P(BATCH)  # a coarse level with fewer rows than devices: each computes all of its batch
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    return layout if mesh.size > 1 else lambda x, where: x

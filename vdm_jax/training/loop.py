@@ -1,0 +1,278 @@
+"""The training loop, from a config and a folder to a trained model: read it from top to bottom."""
+
+import importlib.util
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from clu import parameter_overview
+from flax import nnx
+from jax.sharding import Mesh
+
+from vdm_jax import configuration
+from vdm_jax.data.pipeline import make_iterator
+from vdm_jax.data.source import make_source
+from vdm_jax.errors import InputError
+from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.parallel.sharding import batch_sharding, check_batch
+from vdm_jax.training.checkpoints import Checkpoints, restore_state
+from vdm_jax.training.state import TrainState, create_state
+from vdm_jax.training.step import make_train_step
+from vdm_jax.typing import Params
+
+# Draws samples during training: (graphdef, averaged parameters, mesh, step).
+DrawSamples = Callable[[nnx.GraphDef, Params, Mesh, int], None]
+
+
+def train(
+    config: ml_collections.ConfigDict, workdir: str | Path, draw_samples: DrawSamples | None = None
+) -> TrainState:
+    """Trains, or goes on training, the run in `workdir` until `config.steps`.
+
+    SIGTERM saves a checkpoint and exits with status 0; Ctrl-C saves one and raises KeyboardInterrupt.
+
+    Raises:
+        InputError: a config that cannot be trained; the line says why.
+    """
+    workdir = Path(workdir)
+
+    # ------------------------------------------------------------------------------------ mesh and config
+    mesh = make_mesh(**config.mesh.to_dict())
+    check_batch(mesh, config.batch_size)
+    if config.batch_size % config.accumulate:
+        raise InputError(
+            f"batch_size={config.batch_size} must be a multiple of accumulate={config.accumulate}"
+        )
+    process, objective = configuration.process_of(config), configuration.objective_of(config)
+    tx, schedule = configuration.optimizer_of(config)
+    model = nnx.eval_shape(lambda: configuration.make_model(config, nnx.Rngs(0)))
+    data = config.data
+    model.unet.check_size(data.frames, data.height, data.width, data.joint_images)
+
+    # ----------------------------------------------------------------------------------------------- data
+    source = make_source(**configuration.source_arguments(config))
+    iterator = make_iterator(
+        source,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        tokenize=model.tokenize,
+        caption_dropout=data.caption_dropout,
+        flip=data.flip,
+        joint_images=data.joint_images,
+        num_workers=data.num_workers,
+        prefetch=data.prefetch,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    found, asked = source[0]["video"].shape, (data.frames, data.height, data.width, data.channels)
+    if found != asked:
+        raise InputError(f"clips of {data.name} are {found} (frames, height, width, channels), not {asked}")
+    if jax.process_index() == 0:
+        configuration.write_config(workdir, config)
+
+    # -------------------------------------------------------------------------------------- model and state
+    graphdef, state = create_state(lambda rngs: configuration.make_model(config, rngs), tx, mesh, config.seed)
+    restored = restore_state(workdir / "checkpoints", state)
+    if restored is not None:
+        state, position = restored
+        iterator.set_state(position)
+    start = int(state.step)
+    if restored is None:
+        overview = parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=60)
+        (workdir / "parameters.txt").write_text(overview + "\n")
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
+    logging.info(
+        "%s: %.2f M parameters on %s (%s), %d videos, %s",
+        workdir,
+        count / 1e6,
+        mesh.devices.flat[0].device_kind,
+        sizes,
+        len(source),
+        f"going on from step {start}" if start else f"{config.steps} steps of {config.batch_size}",
+    )
+    if start >= config.steps:
+        iterator.close()
+        return state
+
+    # ----------------------------------------------------------------------------------------------- step
+    train_step = make_train_step(
+        graphdef,
+        objective,
+        process,
+        tx,
+        mesh,
+        seed=config.seed,
+        null_tokens=model.tokenize("") if model.text is not None else None,
+        images=data.joint_images,
+        accumulate=config.accumulate,
+        ema=config.ema,
+    )
+    sharding = batch_sharding(mesh)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every or None
+    )
+    log = _Log(workdir, config, start)
+    stop = _StopSignal()
+
+    # ----------------------------------------------------------------------------------------------- loop
+    try:
+        for step in range(start + 1, config.steps + 1):
+            if config.profile.steps and step == config.profile.start:
+                jax.profiler.start_trace(str(workdir / "profile"))
+            batch = {
+                name: jax.make_array_from_process_local_data(sharding, array)
+                for name, array in next(iterator).items()
+            }
+            state, metrics = train_step(state, batch)
+            if config.profile.steps and step == config.profile.start + config.profile.steps - 1:
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+
+            log.add(metrics)
+            last = step == config.steps
+            stopping = stop.asked(step)
+            if step % config.log_every == 0 or last or stopping:
+                values = log.write(step, float(schedule(step - 1)))
+                if values["skipped_in_a_row"] >= config.max_skipped:
+                    raise InputError(
+                        f"step {step}: the last {values['skipped_in_a_row']:.0f} losses or gradients were not finite; "
+                        f"the checkpoints in {workdir / 'checkpoints'} are from before (lower the learning rate?)"
+                    )
+            # Saved before the next batch is drawn, so that data and state are of the same step.
+            if step % config.checkpoint.every == 0 or last or stopping:
+                checkpoints.save(step, state, iterator.get_state())
+            if (
+                draw_samples
+                and config.sample.every
+                and (step % config.sample.every == 0 or last)
+                and not stopping
+            ):
+                draw_samples(graphdef, state.ema, mesh, step)
+            if stopping:
+                logging.info("\nstopped at step %d; the same command goes on from there", step)
+                break
+    finally:
+        checkpoints.close()
+        iterator.close()
+        log.close()
+        stop.restore()
+    if stop.signal == signal.SIGTERM:
+        sys.exit(0)
+    if stop.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    return state
+
+
+class _StopSignal:
+    """Notes SIGTERM and the first Ctrl-C, so that the loop can save; a second Ctrl-C interrupts at once."""
+
+    def __init__(self):
+        self.signal: int | None = None
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def _note(self, number, frame):
+        if self.signal == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def asked(self, step: int) -> bool:
+        """Whether to stop now; in a multi-process run all processes agree on the step."""
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.signal is not None
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _Log:
+    """The progress line, `metrics.jsonl`, and TensorBoard through clu where TensorFlow is installed."""
+
+    def __init__(self, workdir: Path, config: ml_collections.ConfigDict, start: int):
+        self._config, self._pending = config, []
+        self._first = self._since = time.perf_counter()
+        self._first_step = self._last_step = start
+        self._file = self._board = None
+        if jax.process_index() == 0:
+            path = workdir / "metrics.jsonl"
+            _drop_after(path, start)
+            self._file = path.open("a")
+            if config.tensorboard and importlib.util.find_spec("tensorflow"):
+                from clu import metric_writers  # imports TensorFlow
+
+                self._board = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Keeps a step's metrics on the device; they are fetched when a line is due."""
+        self._pending.append(metrics)
+
+    def write(self, step: int, rate: float) -> dict[str, float]:
+        """Averages what was added since the last line (counters: the last value) and writes it."""
+        steps = jax.device_get(self._pending)
+        now = time.perf_counter()
+        values: dict[str, Any] = {}
+        for name in steps[0]:
+            series = np.array([s[name] for s in steps], np.float64)
+            finite = series[np.isfinite(series)]
+            counter = name.startswith("skipped")
+            values[name] = float(series[-1] if counter else finite.mean() if finite.size else np.nan)
+        per_second = (step - self._last_step) / (now - self._since)
+        values |= {"learning_rate": rate, "videos_per_second": per_second * self._config.batch_size}
+        self._pending, self._since, self._last_step = [], now, step
+        if self._file is None:
+            return values
+        line = {"step": step} | {k: (v if np.isfinite(v) else None) for k, v in values.items()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            self._board.write_scalars(step, values)
+            self._board.flush()
+        overall = (step - self._first_step) / (now - self._first)
+        left = int((self._config.steps - step) / overall)
+        skipped = f"  skipped {values['skipped']:.0f}" if values["skipped"] else ""
+        print(
+            f"\rstep {step:>{len(str(self._config.steps))}}/{self._config.steps}  loss {values['loss']:.4f}"
+            f"  grad {values['grad_norm']:.3f}  {values['videos_per_second']:.0f} videos/s"
+            f"  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left{skipped}  ",
+            end="" if sys.stderr.isatty() and step < self._config.steps else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
+        return values
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Removes lines of steps that will be done again, and a last line that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            break
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.replace(path)

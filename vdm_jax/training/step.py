@@ -1,0 +1,138 @@
+"""One training step: draw, loss, gradient, update, average; skipped where a number is not finite."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from vdm_jax.diffusion.objective import Draws, Objective, draw, loss_at
+from vdm_jax.diffusion.process import Process
+from vdm_jax.errors import InputError
+from vdm_jax.parallel.sharding import activation_layout
+from vdm_jax.training.optimizer import ema_decay
+from vdm_jax.training.state import TrainState
+from vdm_jax.typing import Array, Key, Params, Scalar
+
+# What a step's key is used for; the objective folds its own purposes into DRAW.
+DRAW, DROPOUT = range(2)
+
+Batch = dict[str, Array]
+
+
+def to_float(video: Array) -> Array:
+    """uint8 video → float32 in [-1, 1]: bytes travel to the device, floats are made there."""
+    return video.astype(jnp.float32) / 127.5 - 1.0
+
+
+def make_loss(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    process: Process,
+    *,
+    null_tokens: Array | None,
+    images: int = 0,
+    layout: Callable,
+) -> Callable[[Params, Batch, Draws, Key], tuple[Scalar, dict[str, Scalar]]]:
+    """The loss as a function of parameters, a batch, what was drawn for it, and the key of dropout.
+
+    `null_tokens` (L) is the tokenised null condition, None for an unconditional model; `batch` holds "video" (uint8, B T H W C), "tokens" (B L) and, with K joint images, "image_tokens" (B K L).
+    """
+
+    def loss(params, batch, draws, dropout_key):
+        model = nnx.merge(graphdef, params)
+        text = None
+        if model.text is not None:
+            # The null condition is the empty text, whose tokens are a start token and nothing.
+            tokens = jnp.where(draws.drop[:, None], null_tokens, batch["tokens"])
+            image_tokens = None
+            if images:
+                image_tokens = jnp.where(draws.drop[:, None, None], null_tokens, batch["image_tokens"])
+            text = model.encode(tokens, image_tokens)
+
+        def predict(z, network_time, drop):
+            return model(z, network_time, text, images=images, key=dropout_key, layout=layout)
+
+        return loss_at(objective, process, predict, to_float(batch["video"]), draws)
+
+    return loss
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    process: Process,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int,
+    null_tokens: Array | None,
+    images: int = 0,
+    accumulate: int = 1,
+    ema: float = 0.999,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Scalar]]]:
+    """A jitted step that donates its state: (state, batch) → (state, metrics).
+
+    Randomness is a function of (seed, step). With `accumulate` n the batch is worked through in n parts whose
+    gradients are averaged; times and noise are drawn for the whole batch first, so the update is that of n = 1.
+    A step whose loss or gradient norm is not finite leaves parameters, optimizer and EMA as they were.
+    """
+    loss = make_loss(
+        graphdef,
+        objective,
+        process,
+        null_tokens=null_tokens,
+        images=images,
+        layout=activation_layout(mesh),
+    )
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+    def step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        draws = draw(objective, process, to_float(batch["video"]), jax.random.fold_in(key, DRAW))
+        dropout_key = jax.random.fold_in(key, DROPOUT)
+        if accumulate == 1:
+            (_, metrics), grads = value_and_grad(state.params, batch, draws, dropout_key)
+        else:
+
+            def part(carry, rows_and_index):
+                (part_batch, part_draws), index = rows_and_index
+                (_, metrics), grads = value_and_grad(
+                    state.params, part_batch, part_draws, jax.random.fold_in(dropout_key, index)
+                )
+                return jax.tree.map(jnp.add, carry, (metrics, grads)), None
+
+            parts = jax.tree.map(lambda x: _split(x, accumulate), (batch, draws))
+            first = jax.tree.map(lambda x: x[0], parts)
+            shapes = jax.eval_shape(value_and_grad, state.params, *first, dropout_key)
+            zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1]))
+            total, _ = jax.lax.scan(part, zero, (parts, jnp.arange(accumulate)))
+            metrics, grads = jax.tree.map(lambda x: x / accumulate, total)
+
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = ema_decay(state.step - state.skipped, ema)
+        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, params)
+
+        params, average, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, average, opt_state),
+            (state.params, state.ema, state.opt_state),
+        )
+        bad = jnp.where(finite, 0, 1).astype(jnp.int32)
+        skipped, in_a_row = state.skipped + bad, (state.skipped_in_a_row + 1) * bad
+        metrics = metrics | {"grad_norm": norm, "skipped": skipped, "skipped_in_a_row": in_a_row}
+        return TrainState(state.step + 1, params, average, opt_state, skipped, in_a_row), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _split(x: Array, parts: int) -> Array:
+    """[B, …] → [parts, B/parts, …], strided: every part lies over all devices, as the batch does."""
+    if x.shape[0] % parts:
+        raise InputError(f"batch_size={x.shape[0]} must be a multiple of accumulate={parts}")
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

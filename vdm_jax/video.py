@@ -1,0 +1,270 @@
+"""Read and write videos: mp4, webm, gif, PNG sheets and raw arrays, with what made them in the file.
+
+Arrays are `T H W C`: uint8, or float32 in [-1, 1], with one channel (grey) or three (RGB). A file appears
+under its name complete or not at all. PyAV decodes and encodes; Pillow writes gif and png.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, PngImagePlugin
+
+from vdm_jax.errors import InputError
+
+READABLE = (".mp4", ".webm", ".gif", ".avi", ".mov")
+WRITABLE = (".mp4", ".webm", ".gif", ".png", ".npy")
+FilePath = str | os.PathLike
+Metadata = Mapping[str, Any]
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def iter_frames(path: FilePath, start: float | int = 0) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Decodes one frame after the other: (seconds since the video's beginning, frame), upright.
+
+    Begins at or before `start` seconds: at a key frame where the format can seek, else at the beginning.
+    `to_rgb` turns a frame into an array. Raises InputError for a file that cannot be read.
+    """
+    try:
+        with av.open(os.fspath(path), metadata_errors="ignore") as container:
+            if not container.streams.video:
+                raise InputError(f"{path} has no video stream")
+            stream = container.streams.video[0]
+            first = (stream.start_time or 0) * stream.time_base
+            sought = start > 0 and container.format.name != "gif"  # whose frames build on all before them
+            if sought:
+                container.seek(int((first + Fraction(start)) / stream.time_base), stream=stream)
+            for frame in container.decode(stream):
+                stamp = frame.dts if frame.pts is None else frame.pts
+                if stamp is None:
+                    continue
+                seconds = float(stamp * stream.time_base - first)
+                if sought and seconds > start:  # the file's index is wrong
+                    yield from iter_frames(path)
+                    return
+                sought = False
+                yield seconds, frame
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a video ({_reason(error)})") from error
+
+
+def to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture as it should be seen: RGB, turned upright where the camera was held sideways."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+
+
+def read_video(path: FilePath) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
+    """All frames of a video file and its frames per second.
+
+    A gif shows each frame for its own time; one that shows n times as long as the shortest counts n times.
+    Raises InputError for a file that cannot be read.
+    """
+    times, frames = [], []
+    for time, frame in iter_frames(path):
+        times.append(time)
+        frames.append(to_rgb(frame))
+    if not frames:
+        raise InputError(f"{path} has no frames")
+    rate, duration = probe(path)
+    if Path(path).suffix.lower() != ".gif":
+        return np.stack(frames), rate
+    shown = np.diff([*times, duration])
+    repeats = np.rint(shown / shown.min()).astype(int)
+    return np.repeat(np.stack(frames), repeats, axis=0), float(repeats.sum() / duration)
+
+
+def probe(path: FilePath) -> tuple[float, float]:
+    """Frames per second and seconds of a video, from its header, or from its packets where that is silent.
+
+    Nothing is decoded. Raises InputError for a file that cannot be read.
+    """
+    try:
+        with av.open(os.fspath(path), metadata_errors="ignore") as container:
+            if not container.streams.video:
+                raise InputError(f"{path} has no video stream")
+            stream = container.streams.video[0]
+            if container.format.name != "gif" and stream.average_rate:
+                rate = float(stream.average_rate)
+                if stream.frames:
+                    return rate, stream.frames / rate
+                if stream.duration:
+                    return rate, float(stream.duration * stream.time_base)
+            packets = [p for p in container.demux(stream) if p.pts is not None]
+            if not packets:
+                raise InputError(f"{path} has no frames")
+            begin, end = min(p.pts for p in packets), max(p.pts + (p.duration or 0) for p in packets)
+            rate = float(stream.average_rate or 0)
+            seconds = float((end - begin) * stream.time_base) or len(packets) / (rate or 25.0)
+            return len(packets) / seconds, seconds
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a video ({_reason(error)})") from error
+
+
+def read_metadata(path: FilePath) -> dict[str, Any]:
+    """What `write_video` or `write_image` was given as `metadata`; {} where there is none."""
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            beside = path.with_suffix(".json")
+            text = beside.read_text() if beside.exists() else "{}"
+        elif path.suffix in (".gif", ".png"):
+            with Image.open(path) as image:
+                text = image.info.get("comment", b"{}")
+        else:
+            with av.open(os.fspath(path), metadata_errors="ignore") as container:
+                tags = {key.lower(): value for key, value in container.metadata.items()}
+                text = tags.get("comment", "{}")
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {}  # a comment, but not ours
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({_reason(error)})") from error
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def write_video(
+    path: FilePath,
+    video: UInt8[np.ndarray, "T H W C"] | Float[np.ndarray, "T H W C"],
+    fps: float | int,
+    metadata: Metadata | None = None,
+    scale: int = 1,
+) -> None:
+    """Writes a video as the suffix says, with `metadata` (prompt, seed, settings …) in it as JSON.
+
+    .mp4 (H.264) and .webm (VP9) need even sizes: an odd one grows by repeating its last row or column.
+    .gif loops; its frame times are whole hundredths of a second that add up to the right length; equal frames
+    in a row become one that shows longer. .png is all frames in a row. .npy is float32 in [-1, 1], exact,
+    unscaled, with the metadata in a .json beside. `scale` repeats every pixel that many times each way.
+
+    Raises:
+        InputError: another suffix, a shape or rate or values that are no video, a folder that cannot be
+            written. Nothing is left behind then.
+    """
+    path = Path(path)
+    if path.suffix not in WRITABLE:
+        raise InputError(f"{path}: the suffix must be one of {', '.join(WRITABLE)}")
+    if not fps > 0 or scale < 1:
+        raise InputError(f"fps={fps} must be positive and scale={scale} at least 1")
+    if path.suffix == ".npy":
+        raw = video if video.dtype != np.uint8 else video / np.float32(127.5) - 1
+        if metadata is not None:
+            text = json.dumps({"fps": fps, **metadata}, indent=2)
+            _atomically(path.with_suffix(".json"), lambda part: part.write_text(text))
+        _atomically(path, lambda part: np.save(part, raw.astype(np.float32)))
+        return
+    frames = to_uint8(video)
+    if path.suffix == ".png":
+        write_image(path, contact_sheet(frames[None], scale=scale), metadata)
+        return
+    frames = enlarge(frames, scale)
+    write = _write_gif if path.suffix == ".gif" else _write_encoded
+    comment = json.dumps(dict(metadata or {}))
+    _atomically(path, lambda part: write(part, frames, fps, comment))
+
+
+def write_image(path: FilePath, image: UInt8[np.ndarray, "H W C"], metadata: Metadata | None = None) -> None:
+    """Writes a .png with `metadata` in a text chunk. Raises InputError where it cannot be written."""
+    path = Path(path)
+    if path.suffix != ".png":
+        raise InputError(f"{path}: the suffix must be .png")
+    chunk = PngImagePlugin.PngInfo()
+    chunk.add_text("comment", json.dumps(dict(metadata or {})))
+    _atomically(path, lambda part: _picture(image).save(part, format="png", pnginfo=chunk))
+
+
+def contact_sheet(
+    videos: UInt8[np.ndarray, "N T H W C"] | Float[np.ndarray, "N T H W C"],
+    columns: int | None = None,
+    scale: int = 1,
+) -> UInt8[np.ndarray, "Y X C"]:
+    """One image with a row per video, thin grey lines between the frames.
+
+    `columns` shows that many frames of each video, evenly spaced from first to last; None shows all.
+    """
+    frames = to_uint8(videos)
+    if columns is not None and columns < frames.shape[1]:
+        frames = frames[:, np.linspace(0, frames.shape[1] - 1, columns).round().astype(int)]
+    frames = enlarge(frames, scale)
+    ruled = np.pad(frames, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=128)
+    n, t, h, w, c = ruled.shape
+    return ruled.transpose(0, 2, 1, 3, 4).reshape(n * h, t * w, c)[:-1, :-1]
+
+
+def to_uint8(video: np.ndarray) -> UInt8[np.ndarray, "..."]:
+    """Float pixels in [-1, 1] (clipped to it) as 0 … 255; uint8 as it is. Raises InputError for NaN."""
+    if video.dtype == np.uint8:
+        return video
+    if not np.isfinite(video).all():
+        raise InputError(f"the video holds {np.sum(~np.isfinite(video))} values that are not finite")
+    return np.rint((np.clip(video, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def enlarge(video: UInt8[np.ndarray, "*B H W C"], scale: int) -> UInt8[np.ndarray, "*B Y X C"]:
+    """Every pixel repeated `scale` times down and across."""
+    return video.repeat(scale, axis=-3).repeat(scale, axis=-2)
+
+
+def _write_encoded(path: Path, frames: UInt8[np.ndarray, "T H W C"], fps: float | int, comment: str) -> None:
+    """mp4 (H.264) or webm (VP9), in the pixel format that every player shows."""
+    _, h, w, _ = frames.shape
+    frames = np.pad(frames, [(0, 0), (0, h % 2), (0, w % 2), (0, 0)], mode="edge")
+    mp4 = path.suffix == ".mp4"
+    options = {"crf": "16"} if mp4 else {"crf": "20", "b:v": "0", "deadline": "good", "cpu-used": "4"}
+    with av.open(os.fspath(path), "w") as container:
+        container.metadata["comment"] = comment
+        rate = Fraction(fps).limit_denominator(10_000)
+        stream = container.add_stream("libx264" if mp4 else "libvpx-vp9", rate=rate, options=options)
+        stream.height, stream.width, stream.pix_fmt = h + h % 2, w + w % 2, "yuv420p"
+        for picture in frames:
+            rgb = np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _write_gif(path: Path, frames: UInt8[np.ndarray, "T H W C"], fps: float | int, comment: str) -> None:
+    ends = np.rint(np.arange(len(frames) + 1) * 100 / fps)
+    durations = (np.maximum(np.diff(ends), 1) * 10).astype(int).tolist()  # milliseconds
+    first, *others = [_picture(frame) for frame in frames]
+    first.save(
+        path,
+        format="gif",
+        save_all=True,
+        append_images=others,
+        duration=durations,
+        loop=0,
+        comment=comment.encode(),
+    )
+
+
+def _picture(image: UInt8[np.ndarray, "H W C"]) -> Image.Image:
+    if image.shape[-1] not in (1, 3):
+        raise InputError(f"a picture has 1 or 3 channels, not {image.shape[-1]}")
+    return Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
+
+
+def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """`write` fills a file beside `path`, which then takes its place; on failure nothing stays."""
+    part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        os.replace(part, path)
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(f"{path} cannot be written ({_reason(error)})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
