@@ -1,4 +1,4 @@
-"""Gaussian data is solved exactly: the solvers converge to it at their order, and samples have its moments."""
+"""On Gaussian data, solved in closed form, the solvers converge at their order and give the right moments."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def optimal_denoiser(process):
 
 
 def flow_map(process, z, t, s):
-    """Where the probability flow carries z from time t to s: along each axis of Σ the standard score is kept."""
+    """Where the probability flow carries z from t to s: along each axis of Σ the standard score is kept."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (process.alpha_sigma(jnp.asarray(time)) for time in (t, s))
     deviation_t, deviation_s = (
         np.sqrt(alpha**2 * DEVIATIONS**2 + sigma**2)
@@ -54,7 +54,7 @@ def noisy(process, batch, dtype=jnp.float32):
 
 @pytest.mark.parametrize(
     ("process_name", "grid", "end"),
-    # `end` -2: up to the least noisy level, as the last step from there to clean does not shrink with the others.
+    # `end` -2: up to the least noisy level, as the last step from there does not shrink with the others.
     # (On a grid uniform in t, as coarse in log-SNR near the noise at any number of steps, the error of the
     # second-order methods falls as h² log 1/h.)
     [
@@ -95,7 +95,7 @@ def test_moments_of_the_samples(process_name, eta):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("process_name", ["cosine", "flow", "edm", "stable_diffusion"])
-@pytest.mark.parametrize("num_steps", [1, 3, 20])
+@pytest.mark.parametrize("num_steps", [1, 4])
 def test_few_steps_stay_finite_and_a_known_video_is_found(solver, process_name, num_steps):
     process = make_process(process_name)
     video = jnp.linspace(-1, 1, 6).reshape(2, 3)

@@ -127,10 +127,12 @@ class Discrete(Process):
         return jnp.where(jnp.abs(position - whole) < 1e-3, whole, position)
 
     def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
-        position, points = self._position(t), np.arange(self.num_steps + 1)
-        alpha, sigma = (jnp.interp(position, points, values).astype(t.dtype) for values in _table(self))
-        # At the training steps the table's own values, untouched by the rounding of a norm.
-        norm = jnp.where(position == jnp.round(position), 1, jnp.hypot(alpha, sigma))
+        position = self._position(t)
+        low = jnp.clip(jnp.floor(position), 0, self.num_steps - 1).astype(int)
+        part = position - low
+        tables = (jnp.asarray(values, t.dtype) for values in _table(self))
+        alpha, sigma = ((1 - part) * values[low] + part * values[low + 1] for values in tables)
+        norm = jnp.hypot(alpha, sigma)
         return alpha / norm, sigma / norm
 
     def log_snr(self, t: Times) -> Times:

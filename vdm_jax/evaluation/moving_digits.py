@@ -65,7 +65,7 @@ class Network(nnx.Module):
 
     def __init__(self, frames: int, channels: int, *, rngs: nnx.Rngs):
         conv = functools.partial(nnx.Conv, kernel_size=(3, 3), rngs=rngs)
-        look = [conv(channels, 16), conv(16, 32, strides=2), conv(32, 64, strides=2), conv(64, 64)]
+        look = conv(channels, 16), conv(16, 32, strides=2), conv(32, 64, strides=2), conv(64, 64)
         self.look = nnx.List(look)
         self.track = nnx.List([conv(frames * channels, 32), conv(32, 32, strides=2)])
         self.digit = nnx.Linear(64, 10, rngs=rngs)
@@ -153,7 +153,11 @@ def train_judge(
     videos, digits, directions = (np.asarray(x) for x in (videos, digits, directions))
     rng = np.random.default_rng(seed)
     graph, shapes = _structure(videos.shape[1], videos.shape[-1])
-    params = jax.tree.map(lambda leaf: _initial(leaf.shape, rng), shapes)
+
+    def initial(leaf):  # He's normal initialisation; zero for biases
+        deviation = np.sqrt(2 / np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0
+        return jnp.asarray(deviation * rng.standard_normal(leaf.shape), jnp.float32)
+
     schedule = optax.cosine_onecycle_schedule(recipe.steps, recipe.learning_rate, pct_start=0.15)
     optimizer = optax.adamw(schedule, weight_decay=recipe.weight_decay)
 
@@ -174,16 +178,11 @@ def train_judge(
         updates, state = optimizer.update(jax.grad(loss)(params, batch), state, params)
         return optax.apply_updates(params, updates), state
 
+    params = jax.tree.map(initial, shapes)
     state = optimizer.init(params)
     for batch in _batches(videos, digits, directions, recipe, rng):
         params, state = step(params, state, batch)
     return Judge(params, videos.shape[1:], _hash(recipe, seed, videos.shape[1:]))
-
-
-def _initial(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """He's normal initialisation; zero for biases."""
-    deviation = np.sqrt(2 / np.prod(shape[:-1])) if len(shape) > 1 else 0
-    return jnp.asarray(deviation * rng.standard_normal(shape), jnp.float32)
 
 
 def _batches(videos, digits, directions, recipe: Recipe, rng: np.random.Generator) -> Iterator[dict]:
@@ -191,7 +190,7 @@ def _batches(videos, digits, directions, recipe: Recipe, rng: np.random.Generato
     size = recipe.batch
     bank = rng.standard_normal((4 * size, *videos.shape[1:]), np.float32)  # noise is reused: drawing is slow
     epochs = size * recipe.steps // len(videos) + 1
-    order = np.concatenate([rng.permutation(len(videos)) for _ in range(epochs)])
+    order = rng.permuted(np.tile(np.arange(len(videos)), (epochs, 1)), axis=1).ravel()
 
     def uniform(low, high):
         return rng.uniform(low, high, (size, 1, 1, 1, 1)).astype(np.float32)
@@ -265,7 +264,7 @@ def _save(path: Path, judge: Judge) -> None:
 
 def _load(path: Path, origin: str, shape: tuple[int, ...]) -> Params:
     """The parameters in a file. Raises ValueError or KeyError where they are not the ones wanted."""
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         if str(file["recipe"]) != origin:
             raise ValueError(f"recipe {file['recipe']}, not {origin}")
         _, shapes = _structure(shape[0], shape[-1])
@@ -292,10 +291,7 @@ def centroids(videos: Videos) -> Float[Array, "B T 2"]:
 
 
 def jerk(videos: Videos) -> Float[Array, "B"]:
-    """Mean length of the centroid's second difference in each clip, in px/frame²: 0 for linear motion.
-
-    Raises InputError for clips of fewer than three frames.
-    """
+    """Mean length of the centroid's second difference in px/frame². Raises InputError below three frames."""
     if videos.shape[1] < 3:
         raise InputError(f"frames={videos.shape[1]} must be at least 3 to have a second difference")
     second = jnp.diff(centroids(videos), n=2, axis=1)

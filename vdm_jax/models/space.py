@@ -11,14 +11,34 @@ from vdm_jax.typing import Array, Bool, Float, Key
 zeros = nnx.initializers.zeros_init()
 
 
-def frame_norm(channels: int, dtype, rngs: nnx.Rngs, group_size: int = 16) -> nnx.GroupNorm:
-    """Group normalisation with the statistics of each frame apart, so that appended images stay independent."""
-    groups = max(1, channels // group_size)
-    while channels % groups:
-        groups -= 1
-    return nnx.GroupNorm(
-        channels, num_groups=groups, reduction_axes=(-3, -2, -1), epsilon=1e-5, dtype=dtype, rngs=rngs
-    )
+class FrameNorm(nnx.Module):
+    """Group normalisation (Wu & He 2018) with the statistics of each frame apart, so that stills stay independent.
+
+    Moments are taken per channel before channels are grouped: on CPU its gradient is three times as fast as
+    that of the usual reshape to groups. Statistics are float32.
+    """
+
+    def __init__(self, channels: int, dtype, rngs: nnx.Rngs, group_size: int = 16):
+        del rngs
+        groups = max(1, channels // group_size)
+        while channels % groups:
+            groups -= 1
+        self.groups, self.dtype = groups, jnp.dtype(dtype)
+        self.scale = nnx.Param(jnp.ones(channels, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
+
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+        """Normalises every frame over its pixels and the channels of a group; epsilon 1e-5."""
+        x32 = x.astype(jnp.float32)
+        mean, square = (self._grouped(moment.mean((-3, -2))) for moment in (x32, x32**2))
+        factor = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + 1e-5) * self.scale[...]
+        shift = self.bias[...] - mean * factor
+        return (x32 * factor[..., None, None, :] + shift[..., None, None, :]).astype(self.dtype)
+
+    def _grouped(self, moment: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+        """Every channel's moment replaced by its group's mean."""
+        groups = rearrange(moment, "b t (g c) -> b t g c", g=self.groups)
+        return jnp.broadcast_to(groups.mean(-1, keepdims=True), groups.shape).reshape(moment.shape)
 
 
 def dropout(x: Array, rate: float, key: Key[Array, ""] | None) -> Array:
@@ -37,10 +57,10 @@ class SpaceConv(nnx.Module):
 
     def __init__(self, channels_in, channels, embedding, *, dropout, dtype, rngs):
         conv = dict(kernel_size=(3, 3), dtype=dtype, rngs=rngs)
-        self.norm1 = frame_norm(channels_in, dtype, rngs)
+        self.norm1 = FrameNorm(channels_in, dtype, rngs)
         self.conv1 = nnx.Conv(channels_in, channels, **conv)
         self.modulation = nnx.Linear(embedding, 2 * channels, kernel_init=zeros, dtype=dtype, rngs=rngs)
-        self.norm2 = frame_norm(channels, dtype, rngs)
+        self.norm2 = FrameNorm(channels, dtype, rngs)
         self.conv2 = nnx.Conv(channels, channels, kernel_init=zeros, **conv)
         self.shortcut = (
             None if channels_in == channels else nnx.Linear(channels_in, channels, dtype=dtype, rngs=rngs)
@@ -79,13 +99,13 @@ class SpaceAttention(nnx.Module):
         self.heads = channels // head_size
         self.context = context if context_width else None
         self.implementation = implementation
-        self.norm = frame_norm(channels, dtype, rngs)
+        self.norm = FrameNorm(channels, dtype, rngs)
         self.qkv = nnx.Linear(channels, 3 * channels, **linear)
         self.out = nnx.Linear(channels, channels, **out)
         if self.context:
             self.context_kv = nnx.Linear(context_width, 2 * channels, **linear)
         if self.context == "cross":
-            self.cross_norm = frame_norm(channels, dtype, rngs)
+            self.cross_norm = FrameNorm(channels, dtype, rngs)
             self.cross_q = nnx.Linear(channels, channels, **linear)
             self.cross_out = nnx.Linear(channels, channels, **out)
 

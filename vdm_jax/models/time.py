@@ -6,7 +6,7 @@ from einops import rearrange
 from flax import nnx
 
 from vdm_jax.models.attention import attend, clip_mask, relative_positions, rotate, sinusoid
-from vdm_jax.models.space import frame_norm, split_heads, zeros
+from vdm_jax.models.space import FrameNorm, split_heads, zeros
 from vdm_jax.typing import Array, Float
 
 POSITIONS = ("relative", "rotary", "sinusoidal", "none")
@@ -19,7 +19,7 @@ class TimeConv(nnx.Module):
     """
 
     def __init__(self, channels, *, dtype, rngs):
-        self.norm = frame_norm(channels, dtype, rngs)
+        self.norm = FrameNorm(channels, dtype, rngs)
         self.project = nnx.Linear(3 * channels, channels, kernel_init=zeros, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T H W C"], images: int = 0) -> Float[Array, "B T H W C"]:
@@ -50,7 +50,7 @@ class TimeAttention(nnx.Module):
         self.heads = channels // head_size
         self.position = position
         self.max_distance = max_distance
-        self.norm = frame_norm(channels, dtype, rngs)
+        self.norm = FrameNorm(channels, dtype, rngs)
         self.qkv = nnx.Linear(channels, 3 * channels, use_bias=False, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(channels, channels, kernel_init=zeros, dtype=dtype, rngs=rngs)
         if position == "relative":

@@ -19,7 +19,7 @@ from vdm_jax.models.space import (
     SpaceConv,
     Unpatch,
     Upsample,
-    frame_norm,
+    FrameNorm,
 )
 from vdm_jax.models.time import POSITIONS, TimeAttention, TimeConv
 from vdm_jax.typing import Array, Bool, Float, Key
@@ -184,7 +184,7 @@ class UNet(nnx.Module):
             if level:
                 self.upsample.append(Upsample(width, width, self._factors(level - 1), **common))
 
-        self.norm = frame_norm(width, dtype, rngs)
+        self.norm = FrameNorm(width, dtype, rngs)
         self.head = Unpatch(width, channels_out or channels_in, patch, **common)
 
     def _factors(self, boundary: int) -> tuple[int, int]:

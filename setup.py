@@ -1,0 +1,49 @@
+"""Package metadata; tested versions are pinned in constraints-*.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+version = next(
+    line.split('"')[1]
+    for line in Path("vdm_jax/__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+parity = ["torch", "diffusers>=0.42", "transformers>=5", "accelerate"]
+
+setup(
+    name="vdm_jax",
+    version=version,
+    description="Video diffusion in JAX: train, sample and evaluate factorised space-time networks on any mesh",
+    long_description=Path("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["vdm_jax", "vdm_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12",
+        "grain>=0.2.12",
+        "array_record>=0.8",
+        "tensorflow-datasets>=4.9.9",
+        "ml_collections>=1.1",
+        "clu>=0.0.12",
+        "einops>=0.8",
+        "jaxtyping>=0.3",
+        "numpy>=2",
+        "scikit-learn>=1.5",  # the digits
+        "av>=14",
+        "pillow>=11",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "tensorboard": ["tensorflow-cpu>=2.20", "tensorboard>=2.20"],
+        "parity": parity,
+        "dev": ["pytest>=8", "beartype>=0.20", "ruff>=0.12"],
+    },
+)
