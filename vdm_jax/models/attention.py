@@ -7,7 +7,7 @@ attention along T, context attention from every pixel to L tokens.
 import functools
 import logging
 import math
-from typing import Literal
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,55 +15,98 @@ import jax.numpy as jnp
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Bool, Float
 
-Axis = Literal["space", "time"]
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 
-# (scores, values) einsums. Along time, pixels are a batch axis: (b h w) is never merged.
+# (scores, values) einsums. Along time, pixels are a batch axis: (b h w) is never merged. The texts' einsums have one
+# source for the whole video, or one for each frame.
 _EINSUMS = {
     "space": ("btpnd,btsnd->btnps", "btnps,btsnd->btpnd"),
     "time": ("btpnd,bspnd->bpnts", "bpnts,bspnd->btpnd"),
+    "shared": ("btpnd,bsnd->btnps", "btnps,bsnd->btpnd"),
 }
 
 
-def attend(
-    query: Float[Array, "B T P N D"],
-    key: Float[Array, "B T2 P2 N D"],
-    value: Float[Array, "B T2 P2 N D"],
-    *,
-    axis: Axis,
-    bias: Float[Array, "N T T2"] | None = None,
-    mask: Bool[Array, "..."] | None = None,
-    implementation: str = "xla",
-) -> Float[Array, "B T P N D"]:
-    """Softmax attention along one axis: softmax(q kᵀ/√D + bias) v, the softmax in float32.
+class Source(NamedTuple):
+    """Keys and values that a query may look at, and which of them count."""
 
-    Args:
-        query, key, value: for `space`, the source positions are the P2 of each frame (T2 = T); for `time`, the
-            T2 frames of each pixel (P2 = P).
-        axis: the axis that is mixed.
-        bias: added to the scores of time attention, one table per head.
-        mask: True where a query may look; broadcast against the scores (`B T N P S` or `B P N T S`).
-        implementation: `cudnn` or `xla`, see `choose_implementation`.
+    key: Float[Array, "B G S N D"]
+    value: Float[Array, "B G S N D"]
+    mask: Bool[Array, "B G S"] | None = None
+
+
+def attend_time(
+    query: Float[Array, "B T P N D"],
+    key: Float[Array, "B T P N D"],
+    value: Float[Array, "B T P N D"],
+    *,
+    bias: Float[Array, "N T T"] | None = None,
+    mask: Bool[Array, "T T"] | None = None,
+) -> Float[Array, "B T P N D"]:
+    """Attention over the frames of each pixel: softmax(q kᵀ/√D + bias) v, the softmax in float32.
+
+    `bias` has one table of (query, source) frames per head; `mask` is True where a frame may look.
     """
-    if implementation == "cudnn" and axis == "space":
-        return _cudnn_space(query, key, value, mask)
-    scores_einsum, values_einsum = _EINSUMS[axis]
-    scores = jnp.einsum(
-        scores_einsum, query / math.sqrt(query.shape[-1]), key, preferred_element_type=jnp.float32
-    )
+    scores_einsum, values_einsum = _EINSUMS["time"]
+    scores = _scores(scores_einsum, query, key)
     if bias is not None:
         scores = scores + bias
     if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+        scores = jnp.where(mask, scores, _LOWEST)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum(values_einsum, weights, value)
 
 
-def _cudnn_space(query, key, value, mask):
+def attend_space(
+    query: Float[Array, "B T P N D"], *sources: Source, implementation: str = "xla"
+) -> Float[Array, "B T P N D"]:
+    """Attention of every pixel to the given sources, under one softmax (float32): pixels, text, or both.
+
+    A source has G = T sets of S positions, one for each frame, or G = 1 that all frames share and that is not
+    copied for each.
+    """
+    if implementation == "cudnn":
+        return _cudnn_space(query, sources)
+    scores = []
+    for source in sources:
+        if source.key.shape[1] == 1:
+            part = _scores(_EINSUMS["shared"][0], query, source.key[:, 0])
+        else:
+            part = _scores(_EINSUMS["space"][0], query, source.key)
+        if source.mask is not None:
+            part = jnp.where(source.mask[:, :, None, None, :], part, _LOWEST)
+        scores.append(part)
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(query.dtype)
+    out, start = 0, 0
+    for source in sources:
+        part = weights[..., start : start + source.key.shape[2]]
+        start += source.key.shape[2]
+        if source.key.shape[1] == 1:
+            out += jnp.einsum(_EINSUMS["shared"][1], part, source.value[:, 0])
+        else:
+            out += jnp.einsum(_EINSUMS["space"][1], part, source.value)
+    return out
+
+
+_LOWEST = jnp.finfo(jnp.float32).min
+
+
+def _scores(einsum, query, key):
+    return jnp.einsum(einsum, query / math.sqrt(query.shape[-1]), key, preferred_element_type=jnp.float32)
+
+
+def _cudnn_space(query, sources):
     """The fused kernel over each frame; `vmap` keeps the batch axis apart for the partitioner."""
-    batch, frames, _, heads, _ = query.shape
-    if mask is not None:
-        mask = jnp.broadcast_to(mask, (batch, frames, heads, query.shape[2], key.shape[2]))
+    batch, frames = query.shape[:2]
+
+    def per_frame(x):
+        return jnp.broadcast_to(x, (batch, frames, *x.shape[2:]))
+
+    key, value = (jnp.concatenate([per_frame(getattr(s, n)) for s in sources], 2) for n in ("key", "value"))
+    mask = None
+    if any(source.mask is not None for source in sources):
+        masks = [jnp.ones(s.key.shape[:3], bool) if s.mask is None else s.mask for s in sources]
+        mask = jnp.concatenate([per_frame(m) for m in masks], -1)[:, :, None, None]
+        mask = jnp.broadcast_to(mask, (batch, frames, 1, query.shape[2], key.shape[2]))
     kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     return jax.vmap(lambda q, k, v, m: kernel(q, k, v, mask=m))(query, key, value, mask)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from vdm_jax.models.attention import attend, clip_mask, relative_positions, rotate, sinusoid
+from vdm_jax.models.attention import attend_time, clip_mask, relative_positions, rotate, sinusoid
 from vdm_jax.models.space import FrameNorm, split_heads, zeros
 from vdm_jax.typing import Array, Float
 
@@ -72,5 +72,5 @@ class TimeAttention(nnx.Module):
         if self.position == "relative":
             bias = rearrange(self.bias[relative_positions(frames, self.max_distance)], "t s n -> n t s")
         mask = clip_mask(frames, images) if images else None
-        out = attend(q, k, v, axis="time", bias=bias, mask=mask)
+        out = attend_time(q, k, v, bias=bias, mask=mask)
         return x + self.out(rearrange(out, "b t p n d -> b t p (n d)")).reshape(x.shape)

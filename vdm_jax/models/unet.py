@@ -65,7 +65,8 @@ class UNet(nnx.Module):
         channels_in: channels of a pixel, in; `channels_out` of the prediction (default: the same).
         channels: width of the first level; level i has `channels * multipliers[i]`.
         blocks: layers per level on the way down (one more on the way up).
-        patch: side of the square of pixels that the stem folds into one position (1: none).
+        patch, patch_time: rows and columns, and frames, that the stem folds into one position (1: none).
+        kernel: side of the space convolutions; 1 leaves the mixing of pixels to attention.
         resample: what separates level i from level i + 1: "space" halves rows and columns, "space_time" also
             frames. One name for all, or one for each of the len(multipliers) - 1 boundaries.
         time_conv: fill the time conv slot.
@@ -73,7 +74,8 @@ class UNet(nnx.Module):
             middle has every slot that any level has.
         time_position: how time attention knows the order of frames: relative, rotary, sinusoidal, none.
         head_size: size of an attention head; divides every attended width.
-        context_width: width of the context tokens, 0 for none; `context`: "joint" or "cross" attention to them.
+        context_width: width of the context tokens, 0 for none; `context`: "joint" or "cross" attention to them, or
+            "none" (the pooled vector alone tells the condition).
         pooled_width: width of the pooled condition vector, 0 for none.
         embedding: width of the time-and-condition embedding (default: 4 · channels).
         dropout: rate inside the residual blocks.
@@ -93,6 +95,8 @@ class UNet(nnx.Module):
         multipliers: Sequence[int] = (1, 2, 4, 8),
         blocks: int = 2,
         patch: int = 1,
+        patch_time: int = 1,
+        kernel: int = 3,
         resample: str | Sequence[str] = "space",
         time_conv: bool = False,
         space_attention: bool | Sequence[bool] = True,
@@ -116,7 +120,7 @@ class UNet(nnx.Module):
         time_at = _per_level("time_attention", time_attention, levels)
         resample = _per_level("resample", resample, levels - 1)
         _one_of("time_position", time_position, POSITIONS)
-        _one_of("context", context, ("joint", "cross"))
+        _one_of("context", context, ("joint", "cross", "none"))
         _one_of("remat", remat, REMAT)
         for kind in resample:
             _one_of("resample", kind, ("space", "space_time"))
@@ -127,14 +131,15 @@ class UNet(nnx.Module):
         if any(space_at):
             attention = choose_implementation(attention, dtype=dtype, head_size=head_size)
 
-        self.channels, self.patch, self.remat, self.resample = channels, patch, remat, tuple(resample)
-        self.has_context = bool(context_width) and any(space_at)
+        self.channels, self.remat, self.resample = channels, remat, tuple(resample)
+        self.patch = (patch_time, patch)
+        self.has_context = bool(context_width) and context != "none" and any(space_at)
         embedding = embedding or 4 * channels
         common = dict(dtype=dtype, rngs=rngs)
 
         def layer(channels_in, width, space, time):
             return Layer(
-                SpaceConv(channels_in, width, embedding, dropout=dropout, **common),
+                SpaceConv(channels_in, width, embedding, kernel=kernel, dropout=dropout, **common),
                 TimeConv(width, **common) if time_conv else None,
                 SpaceAttention(
                     width,
@@ -156,7 +161,7 @@ class UNet(nnx.Module):
         self.time_in = nnx.Linear(channels, embedding, **common)
         self.time_out = nnx.Linear(embedding, embedding, **common)
         self.pooled = nnx.Linear(pooled_width, embedding, **common) if pooled_width else None
-        self.stem = Downsample(channels_in, widths[0], (1, patch), **common)
+        self.stem = Downsample(channels_in, widths[0], self.patch, **common)
 
         skips, width = [widths[0]], widths[0]
         self.down, self.downsample = nnx.List(), nnx.List()
@@ -185,7 +190,7 @@ class UNet(nnx.Module):
                 self.upsample.append(Upsample(width, width, self._factors(level - 1), **common))
 
         self.norm = FrameNorm(width, dtype, rngs)
-        self.head = Unpatch(width, channels_out or channels_in, patch, **common)
+        self.head = Unpatch(width, channels_out or channels_in, self.patch, **common)
 
     def _factors(self, boundary: int) -> tuple[int, int]:
         return (2 if self.resample[boundary] == "space_time" else 1, 2)
@@ -256,8 +261,8 @@ class UNet(nnx.Module):
 
     def check_size(self, frames: int, height: int, width: int, images: int = 0) -> None:
         """Raises InputError where frames, rows or columns cannot be halved as often as the levels need."""
-        space = self.patch * 2 ** len(self.resample)
-        time = 2 ** self.resample.count("space_time")
+        space = self.patch[1] * 2 ** len(self.resample)
+        time = self.patch[0] * 2 ** self.resample.count("space_time")
         for name, size, factor in (
             ("height", height, space),
             ("width", width, space),
@@ -268,7 +273,7 @@ class UNet(nnx.Module):
                     f"{name}={size} must be a multiple of {factor} (patch and levels of the U-Net)"
                 )
         if images and time > 1:
-            raise InputError(f"joint_images={images} needs resample='space': stills have no frames to halve")
+            raise InputError(f"joint_images={images} needs patch_time=1 and resample='space': a still has one frame")
 
 
 def _per_level(name: str, value, levels: int) -> list:
