@@ -37,7 +37,10 @@ def main() -> None:
     data = read_config(run).data
     if data.name != "moving_digits":
         raise InputError(f"{run} was trained on {data.name}; so far only moving_digits can be judged")
-    weights = [float(w) for w in GUIDANCE.value]
+    try:
+        weights = [float(w) for w in GUIDANCE.value]
+    except ValueError:
+        raise InputError(f"--guidance={','.join(GUIDANCE.value)} must be numbers, such as 1,3") from None
     pipeline = load(run)
     builder = moving_digits.prepare(data.data_dir, *([data.builder_config] if data.builder_config else []))
     judge = load_or_train_judge(Path(data.data_dir) / f"judge-{builder.builder_config.name}.npz", builder)

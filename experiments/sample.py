@@ -44,17 +44,17 @@ def main() -> None:
     for suffix in FORMAT.value:
         if f".{suffix}" not in WRITABLE:
             raise InputError(f"--format={suffix} must be of {', '.join(s.lstrip('.') for s in WRITABLE)}")
+    pipeline = load(RUN.value)
+    chosen = {"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID, "guidance": GUIDANCE}
+    changes = {name: flag.value for name, flag in chosen.items() if flag.value is not None}
+    settings, _ = pipeline.check(prompts, seed=SEED.value, **changes)
+    metadata = {"run": RUN.value, "step": pipeline.step, "seed": SEED.value, **dataclasses.asdict(settings)}
+
     out = Path(OUT.value) if OUT.value else Path(RUN.value) / "samples" / f"seed{SEED.value}"
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out={out} cannot be written: {error.strerror}") from error
-
-    pipeline = load(RUN.value)
-    chosen = {"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID, "guidance": GUIDANCE}
-    changes = {name: flag.value for name, flag in chosen.items() if flag.value is not None}
-    settings = dataclasses.asdict(dataclasses.replace(pipeline.settings, **changes))
-    metadata = {"run": RUN.value, "step": pipeline.step, "seed": SEED.value, **settings}
     scale = SCALE.value or max(1, 128 // min(pipeline.shape[1:3]))
 
     everything = [prompt for prompt in prompts for _ in range(NUM.value)]

@@ -20,23 +20,29 @@ def main() -> None:
     if CONFIG.value is None or not WORKDIR.value:
         raise InputError("--config=configs/<experiment>.py and --workdir=runs/<name> are needed")
     config, workdir = CONFIG.value, Path(WORKDIR.value)
+    try:
+        config.lock()
+    except OSError as error:  # the flag keeps it back until the config is used
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise InputError(f"--config={file} cannot be read: {str(error).split(': ', 1)[-1]}") from error
 
-    from vdm_jax.generation.pipeline import make_pipeline
+    import jax
+
+    from vdm_jax.generation.pipeline import check_samples, make_pipeline
     from vdm_jax.parallel.mesh import start_processes
     from vdm_jax.training.loop import train
     from vdm_jax.video import contact_sheet, write_image
 
     start_processes()
+    if config.sample.prompts:
+        check_samples(config)
 
     def draw_samples(graphdef, params, mesh, step):
-        videos = make_pipeline(config, graphdef, params, mesh, step)(
-            config.sample.prompts, seed=config.sample.seed
-        )
-        folder = workdir / "samples"
-        folder.mkdir(exist_ok=True)
-        write_image(
-            folder / f"{step:07}.png", contact_sheet(videos), {"prompts": list(config.sample.prompts)}
-        )
+        pipeline = make_pipeline(config, graphdef, params, mesh, step)
+        videos = pipeline(config.sample.prompts, seed=config.sample.seed)
+        about = {"step": step, "seed": config.sample.seed, "prompts": list(config.sample.prompts)}
+        if jax.process_index() == 0:
+            write_image(workdir / "samples" / f"{step:07}.png", contact_sheet(videos), about)
 
     state = train(config, workdir, draw_samples if config.sample.prompts else None)
     print(

@@ -1,7 +1,8 @@
-"""What every command does first and last: flags, logging, the compilation cache, and one line for bad input."""
+"""What every command does first and last: flags, logging, compilation cache, and one line for bad input."""
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -11,21 +12,22 @@ from vdm_jax.errors import InputError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags and calls `main`; bad input ends in one line and exit status 2, without a traceback."""
+    """Parses the flags and calls `main`; bad input ends in one line and status 2, without a traceback."""
+    if "--help" in sys.argv[1:]:
+        print(main.__globals__["__doc__"], flags.FLAGS.main_module_help(), sep="\n")
+        sys.exit(0)
     try:
         rest = flags.FLAGS(sys.argv)[1:]
         if rest:
             raise InputError(f"{rest[0]!r} is not a flag; see --help")
-    except InputError as error:
-        _fail(error)
     except Exception as error:  # a config file is a program: what it may raise on a bad value has no limit
-        _fail(error)
+        _fail(_unknown_key(error) or error)
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for chatty in ("absl", "jax", "orbax", "tensorstore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    cache_compilations()
     try:
+        cache_compilations()
         main()
     except InputError as error:
         _fail(error)
@@ -42,7 +44,18 @@ def cache_compilations() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def _unknown_key(error: Exception) -> InputError | None:
+    """The key that a config lacks, out of what ml_collections says of it."""
+    text = str(error)
+    key = re.search('Key "(.+?)" does not exist', text) or re.match(r"\W*(\w+)\W+(n?Did you mean|$)", text)
+    if not isinstance(error, KeyError | AttributeError) or not key:
+        return None
+    hint = re.search('Did you mean "(.+?)"', text)
+    more = f"did you mean {hint[1]!r}?" if hint else "a new key of an open group is set in the config file"
+    return InputError(f"{key[1]!r} is not in the config; {more}")
+
+
 def _fail(error: Exception) -> None:
-    message = " ".join(str(error.args[0] if error.args else error).split())
+    message = " ".join(str(error).split())
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

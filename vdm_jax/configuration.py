@@ -95,6 +95,41 @@ def _open(group: ml_collections.ConfigDict) -> None:
     group.unlock()
 
 
+# The smallest value of numbers that are counted with.
+_AT_LEAST = {
+    "steps": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "max_skipped": 1,
+    "log_every": 1,
+    "seed": 0,
+    "data.fps": 0,
+    "data.num_workers": 0,
+    "data.prefetch": 0,
+    "data.joint_images": 0,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_every": 0,
+    "sample.every": 0,
+    "sample.seed": 0,
+    "profile.start": 0,
+    "profile.steps": 0,
+}
+
+
+def check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Raises InputError for counts that nothing can be counted with; what takes the other values checks them."""
+    values = _flatten(config.to_dict())
+    for key, least in _AT_LEAST.items():
+        if values[key] < least:
+            raise InputError(f"config.{key}={values[key]} must be at least {least}")
+    for key in ("seed", "sample.seed"):
+        if values[key] >= 2**32:
+            raise InputError(f"config.{key}={values[key]} must be below 2**32")
+    if not 0 <= config.ema < 1:
+        raise InputError(f"config.ema={config.ema} must be at least 0 and below 1")
+
+
 def make_model(config: ml_collections.ConfigDict, rngs: nnx.Rngs) -> Denoiser:
     """Text encoder and trunk of a config."""
     text = config.model.text.to_dict()
@@ -106,7 +141,7 @@ def make_model(config: ml_collections.ConfigDict, rngs: nnx.Rngs) -> Denoiser:
             dtype=config.model.dtype,
             rngs=rngs,
         )
-    except TypeError as error:
+    except (TypeError, IndexError, ZeroDivisionError) as error:
         raise InputError(f"config.model does not fit the network: {error}") from error
 
 
@@ -156,7 +191,19 @@ def source_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 # Keys that may change between the sessions of one run: they leave the stream of updates as it is.
-FREE_KEYS = ("steps", "log_every", "tensorboard", "checkpoint", "sample", "profile", "mesh", "max_skipped")
+FREE_KEYS = (
+    "steps",
+    "log_every",
+    "tensorboard",
+    "checkpoint",
+    "sample",
+    "profile",
+    "mesh",
+    "max_skipped",
+    "data.data_dir",
+    "data.num_workers",
+    "data.prefetch",
+)
 
 
 def write_config(run: Path, config: ml_collections.ConfigDict) -> None:
@@ -168,16 +215,13 @@ def write_config(run: Path, config: ml_collections.ConfigDict) -> None:
     path = run / "config.json"
     new = json.loads(config.to_json())
     if path.exists():
-        old = json.loads(read_config(run).to_json())
-        for key in sorted(_flatten(old).keys() | _flatten(new).keys()):
-            before, now = _flatten(old).get(key), _flatten(new).get(key)
-            if (
-                before != now
-                and key.split(".")[0] not in FREE_KEYS
-                and not key.startswith("data.num_workers")
-            ):
+        old, changed = _flatten(json.loads(read_config(run).to_json())), _flatten(new)
+        for key in sorted(old.keys() | changed.keys()):
+            free = key.split(".")[0] in FREE_KEYS or key in FREE_KEYS
+            if old.get(key) != changed.get(key) and not free:
                 raise InputError(
-                    f"{run} was started with config.{key}={before!r}, not {now!r}: use another workdir, or that value"
+                    f"{run} was started with config.{key}={old.get(key)!r}, not {changed.get(key)!r}: "
+                    "use another workdir, or that value"
                 )
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -196,13 +240,17 @@ def read_config(run: str | Path) -> ml_collections.ConfigDict:
     """
     path = Path(run) / "config.json"
     try:
-        return ml_collections.ConfigDict(json.loads(path.read_text()))
-    except FileNotFoundError:
+        values = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{run} is no run folder: it holds no config.json (train with --workdir={run})"
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+    missing = [key for key in default_config() if not isinstance(values, dict) or key not in values]
+    if missing:
+        raise InputError(f"{path} is not the config of a run: it lacks {', '.join(missing)}")
+    return ml_collections.ConfigDict(values)
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

@@ -162,6 +162,15 @@ def sinusoid(positions: Float[Array, "*S"], width: int) -> Float[Array, "*S {wid
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def grid_code(rows: int, columns: int, width: int) -> Float[Array, "H W C"]:
+    """Sinusoidal code of row (first half of the channels) and column (second half) of every position."""
+    row, column = (sinusoid(jnp.arange(n, dtype=jnp.float32), width // 2) for n in (rows, columns))
+    shape = (rows, columns, width // 2)
+    return jnp.concatenate(
+        [jnp.broadcast_to(row[:, None], shape), jnp.broadcast_to(column[None], shape)], axis=-1
+    )
+
+
 def clip_mask(frames: int, images: int) -> Bool[Array, "T T"]:
     """Which frames a frame may look at when the last `images` are independent stills (Ho et al. 2022, 3.1).
 

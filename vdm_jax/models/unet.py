@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vdm_jax.errors import InputError
-from vdm_jax.models.attention import choose_implementation, sinusoid
+from vdm_jax.models.attention import choose_implementation, grid_code, sinusoid
 from vdm_jax.models.space import (
     Downsample,
     SpaceAttention,
@@ -47,14 +47,15 @@ class Layer(nnx.Module):
         self.time_attention: TimeAttention | None = time_attention
 
     def __call__(self, x, embedding, context, context_mask, key, images: int, layout: Layout):
-        if self.space_conv is not None:
-            x = self.space_conv(layout(x, "space"), embedding, key)
-        if self.time_conv is not None:
-            x = self.time_conv(layout(x, "time"), images)
-        if self.space_attention is not None:
-            x = self.space_attention(layout(x, "space"), context, context_mask)
-        if self.time_attention is not None:
-            x = self.time_attention(layout(x, "time"), images)
+        # Laid out on both sides of a slot: the backward pass comes in at the far side, and would else run a space
+        # slot in the time layout of the next one.
+        def run(slot, where, x, *args):
+            return x if slot is None else layout(slot(layout(x, where), *args), where)
+
+        x = run(self.space_conv, "space", x, embedding, key)
+        x = run(self.time_conv, "time", x, images)
+        x = run(self.space_attention, "space", x, context, context_mask)
+        x = run(self.time_attention, "time", x, images)
         return layout(x, "space")
 
 
@@ -66,7 +67,9 @@ class UNet(nnx.Module):
         channels: width of the first level; level i has `channels * multipliers[i]`.
         blocks: layers per level on the way down (one more on the way up).
         patch, patch_time: rows and columns, and frames, that the stem folds into one position (1: none).
-        kernel: side of the space convolutions; 1 leaves the mixing of pixels to attention.
+        kernel: side of the space convolutions; 1 leaves the mixing of pixels to attention, which then needs to be
+            told where they are: space_position.
+        space_position: add a sinusoidal code of row and column after the stem (Dosovitskiy et al. 2021).
         resample: what separates level i from level i + 1: "space" halves rows and columns, "space_time" also
             frames. One name for all, or one for each of the len(multipliers) - 1 boundaries.
         time_conv: fill the time conv slot.
@@ -97,6 +100,7 @@ class UNet(nnx.Module):
         patch: int = 1,
         patch_time: int = 1,
         kernel: int = 3,
+        space_position: bool = False,
         resample: str | Sequence[str] = "space",
         time_conv: bool = False,
         space_attention: bool | Sequence[bool] = True,
@@ -125,9 +129,13 @@ class UNet(nnx.Module):
         for kind in resample:
             _one_of("resample", kind, ("space", "space_time"))
         attended = [w for w, s, t in zip(widths, space_at, time_at, strict=True) if s or t]
+        if attended:  # then the middle is, too
+            attended.append(widths[-1])
         for width in attended:
             if width % head_size:
                 raise InputError(f"head_size={head_size} must divide every attended width, not {width}")
+        if kernel == 1 and not space_position:
+            raise InputError("kernel=1 needs space_position=True: nothing else tells where a pixel is")
         if any(space_at):
             attention = choose_implementation(attention, dtype=dtype, head_size=head_size)
 
@@ -162,6 +170,7 @@ class UNet(nnx.Module):
         self.time_out = nnx.Linear(embedding, embedding, **common)
         self.pooled = nnx.Linear(pooled_width, embedding, **common) if pooled_width else None
         self.stem = Downsample(channels_in, widths[0], self.patch, **common)
+        self.space_position = space_position
 
         skips, width = [widths[0]], widths[0]
         self.down, self.downsample = nnx.List(), nnx.List()
@@ -224,6 +233,8 @@ class UNet(nnx.Module):
         self.check_size(*z.shape[1:4], images)
         if self.has_context and context is None:
             raise InputError("context=None, but the network was made with context_width > 0")
+        if self.pooled is not None and pooled is None:
+            raise InputError("pooled=None, but the network was made with pooled_width > 0")
         embedding = self.time_out(jax.nn.silu(self.time_in(sinusoid(time, self.channels))))[:, None]
         if self.pooled is not None:
             embedding = embedding + self.pooled(pooled)
@@ -243,6 +254,8 @@ class UNet(nnx.Module):
             return apply(layer, x, embedding, context, layer_key)
 
         x = self.stem(layout(z, "space"))
+        if self.space_position:
+            x = x + grid_code(*x.shape[2:]).astype(x.dtype)
         skips = [x]
         for level, layers in enumerate(self.down):
             for layer in layers:

@@ -18,9 +18,9 @@ BATCH = ("data", "fsdp")
 RULES: tuple[tuple[str, P], ...] = (
     (r"(qkv|context_kv|cross_q|up|modulation)/kernel$", P("fsdp", "tensor")),
     (r"(modulation|up)/bias$", P("tensor")),
-    (r"(out|cross_out|down)/kernel$", P("tensor", "fsdp")),
+    (r"/(out|cross_out|down)/kernel$", P("tensor", "fsdp")),
     (r"conv1/kernel$", P(None, None, "fsdp", "tensor")),
-    (r"(conv1/bias|norm2/(scale|bias))$", P("tensor")),
+    (r"space_conv/(conv1/bias|norm2/(scale|bias))$", P("tensor")),
     (r"conv2/kernel$", P(None, None, "tensor", "fsdp")),
     (r"kernel$", P("fsdp", None)),
     (r"", P()),
@@ -35,14 +35,14 @@ def path_name(path: tuple) -> str:
 def shardings(mesh: Mesh, params: PyTree) -> PyTree:
     """A NamedSharding for each parameter (or its shape), from `RULES`.
 
-    A dimension that the mesh axis does not divide stays whole, as do arrays with fewer dimensions than the rule.
+    A dimension that the mesh axis does not divide stays whole. An array with fewer dimensions than its rule takes
+    the last ones: a pointwise convolution is a matrix.
     """
 
     def one(path, leaf):
         name = path_name(path)
         spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
-        if len(spec) > len(leaf.shape):
-            spec = P()
+        spec = spec[max(0, len(spec) - len(leaf.shape)) :]
         fits = [
             axis if axis is not None and leaf.shape[i] % mesh.shape[axis] == 0 else None
             for i, axis in enumerate(spec)

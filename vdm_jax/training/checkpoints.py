@@ -1,10 +1,12 @@
 """Checkpoints of a run: everything needed to go on exactly, written by Orbax in the background.
 
-A checkpoint is the folder `checkpoints/<step>` with one part each for parameters, EMA, the rest of the training
-state, and the data iterator. Orbax writes it under a temporary name and renames it when it is whole.
+A checkpoint is the folder `checkpoints/<step>` with one part each for parameters, EMA, the rest of the
+training state, and the data iterator. Orbax writes it under a temporary name and renames it when it is whole.
 """
 
+import gc
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from vdm_jax.errors import InputError
+from vdm_jax.parallel.sharding import path_name
 from vdm_jax.training.state import TrainState
 from vdm_jax.typing import Params, PyTree
 
@@ -20,7 +23,7 @@ policies = ocp.training.preservation_policies
 
 
 class Checkpoints:
-    """Writes a run's checkpoints; keeps the last `keep` of them and every `keep_every`-th step (None: no more)."""
+    """Writes a run's checkpoints; keeps the last `keep` and those of every `keep_every`-th step (None: no more)."""
 
     def __init__(self, folder: str | Path, *, keep: int = 2, keep_every: int | None = None):
         keeping: list[Any] = [policies.LatestN(keep)]
@@ -50,8 +53,8 @@ class Checkpoints:
 def restore_state(folder: str | Path, state: TrainState) -> tuple[TrainState, dict[str, int]] | None:
     """The newest readable checkpoint as (state, data iterator's state); None where there is none.
 
-    `state` gives shapes, dtypes and shardings. Its mesh may differ from the one that was saved from: every array
-    is read straight into its new shards.
+    `state` gives shapes, dtypes and shardings. Its mesh may differ from the one that was saved from: every
+    array is read straight into its new shards.
 
     Raises:
         InputError: there are checkpoints, but none fits `state`.
@@ -63,8 +66,10 @@ def restore_state(folder: str | Path, state: TrainState) -> tuple[TrainState, di
     return TrainState(params=loaded["params"], ema=loaded["ema"], **rest), loaded["data"]
 
 
-def restore_ema(folder: str | Path, ema: Params) -> tuple[int, Params]:
+def restore_ema(folder: str | Path, ema: PyTree) -> tuple[int, Params]:
     """The averaged parameters of the newest readable checkpoint, and its step; reads nothing else.
+
+    `ema` gives shapes, dtypes and shardings.
 
     Raises:
         InputError: no checkpoint, none that can be read, or parameters of other names or shapes.
@@ -85,27 +90,67 @@ def _restore_latest(folder: str | Path, parts: dict[str, PyTree]) -> dict[str, A
     """The parts of the newest checkpoint that can be read, and its "step".
 
     A damaged checkpoint is passed over for the one before it, with a line that says so.
+
+    Raises:
+        InputError: there are checkpoints, but none that can be read.
     """
     folder = epath.Path(folder).resolve()
     steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)
     abstract = {name: jax.tree.map(_abstract, part) for name, part in parts.items()}
+    unreadable = {}
     for step in steps:
-        path, loaded = folder / str(step), {"step": step}
+        loaded = _read(folder / str(step), abstract)
+        if isinstance(loaded, str):
+            unreadable[step] = loaded
+            continue
+        for other, reason in unreadable.items():
+            logging.warning(
+                "checkpoint %s cannot be read, %s is used instead: %s", folder / str(other), step, reason
+            )
+        return loaded | {"step": step}
+    if unreadable:
+        raise InputError(
+            f"no checkpoint in {folder} (steps {', '.join(map(str, steps))}) can be read into this model: "
+            f"it is damaged, or was made with another config ({unreadable[steps[0]]})"
+        )
+    return None
+
+
+def _read(checkpoint: epath.Path, parts: dict[str, PyTree]) -> dict[str, Any] | str:
+    """Parts of one checkpoint, or the reason in one line why they cannot be read."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    with warnings.catch_warnings(action="ignore"):
+        absl.setLevel(logging.CRITICAL)  # Orbax logs what it then raises
         try:
-            for name, part in abstract.items():
-                loaded |= ocp.load_checkpointables(path, {name: part})
+            loaded = {}
+            _check_shapes(checkpoint, parts)
+            for name, part in parts.items():
+                loaded |= ocp.load_checkpointables(checkpoint, {name: part})
             return loaded
         except Exception as error:  # whatever a damaged file makes the reader raise
             while error.__cause__:
                 error = error.__cause__
-            line = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            logging.warning("checkpoint %s cannot be read and is passed over: %s", path, line)
-    if steps:
-        raise InputError(
-            f"none of the checkpoints {steps} in {folder} can be read into this model: "
-            "they are damaged, or were made with another config"
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        finally:
+            absl.setLevel(level)
+        gc.collect()  # the reader leaves coroutines that were never awaited, which warn when they are collected
+        return reason
+
+
+def _check_shapes(checkpoint: epath.Path, parts: dict[str, PyTree]) -> None:
+    """Raises ValueError where parameters have other names or shapes than those asked for."""
+    saved = ocp.checkpointables_metadata(checkpoint).metadata
+    for part in parts.keys() & {"params", "ema"}:
+        there, here = (
+            {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+            for tree in (saved[part], parts[part])
         )
-    return None
+        for name in sorted(there.keys() | here.keys()):
+            if there.get(name) != here.get(name):
+                raise ValueError(
+                    f"{name} has shape {there.get(name, 'none')} there and {here.get(name, 'none')} here"
+                )
 
 
 def _abstract(x: Any) -> Any:

@@ -38,19 +38,21 @@ def train(
 ) -> TrainState:
     """Trains, or goes on training, the run in `workdir` until `config.steps`.
 
-    SIGTERM saves a checkpoint and exits with status 0; Ctrl-C saves one and raises KeyboardInterrupt.
+    SIGTERM saves a checkpoint and exits with status 0; Ctrl-C saves one and raises KeyboardInterrupt. Of
+    several processes, SIGTERM to any one stops all at the same step.
 
     Raises:
         InputError: a config that cannot be trained; the line says why.
     """
     workdir = Path(workdir)
+    configuration.check_numbers(config)
 
     # ------------------------------------------------------------------------------------ mesh and config
     mesh = make_mesh(**config.mesh.to_dict())
     check_batch(mesh, config.batch_size)
-    if config.batch_size % config.accumulate:
+    if config.accumulate > 1 and config.batch_size % (parts := config.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]):
         raise InputError(
-            f"batch_size={config.batch_size} must be a multiple of accumulate={config.accumulate}"
+            f"batch_size={config.batch_size} must be a multiple of accumulate × data × fsdp = {parts}"
         )
     process, objective = configuration.process_of(config), configuration.objective_of(config)
     tx, schedule = configuration.optimizer_of(config)
@@ -86,11 +88,15 @@ def train(
         state, position = restored
         iterator.set_state(position)
     start = int(state.step)
-    if restored is None:
+    if restored is None and jax.process_index() == 0:
         overview = parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=60)
         (workdir / "parameters.txt").write_text(overview + "\n")
     count = sum(x.size for x in jax.tree.leaves(state.params))
     sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
+    if start >= config.steps:
+        plan = f"finished: it is at step {start}, and config.steps={config.steps}"
+    else:
+        plan = f"going on from step {start}" if start else f"{config.steps} steps of {config.batch_size}"
     logging.info(
         "%s: %.2f M parameters on %s (%s), %d videos, %s",
         workdir,
@@ -98,7 +104,7 @@ def train(
         mesh.devices.flat[0].device_kind,
         sizes,
         len(source),
-        f"going on from step {start}" if start else f"{config.steps} steps of {config.batch_size}",
+        plan,
     )
     if start >= config.steps:
         iterator.close()
@@ -122,21 +128,18 @@ def train(
         workdir / "checkpoints", keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every or None
     )
     log = _Log(workdir, config, start)
-    stop = _StopSignal()
+    stop, trace = _StopSignal(), _Trace(workdir / "profile", **config.profile.to_dict())
 
     # ----------------------------------------------------------------------------------------------- loop
     try:
         for step in range(start + 1, config.steps + 1):
-            if config.profile.steps and step == config.profile.start:
-                jax.profiler.start_trace(str(workdir / "profile"))
+            trace.before(step)
             batch = {
                 name: jax.make_array_from_process_local_data(sharding, array)
                 for name, array in next(iterator).items()
             }
             state, metrics = train_step(state, batch)
-            if config.profile.steps and step == config.profile.start + config.profile.steps - 1:
-                jax.block_until_ready(state)
-                jax.profiler.stop_trace()
+            trace.after(step, state)
 
             log.add(metrics)
             last = step == config.steps
@@ -145,8 +148,9 @@ def train(
                 values = log.write(step, float(schedule(step - 1)))
                 if values["skipped_in_a_row"] >= config.max_skipped:
                     raise InputError(
-                        f"step {step}: the last {values['skipped_in_a_row']:.0f} losses or gradients were not finite; "
-                        f"the checkpoints in {workdir / 'checkpoints'} are from before (lower the learning rate?)"
+                        f"step {step}: the last {values['skipped_in_a_row']:.0f} losses or gradients were not "
+                        f"finite, and left the parameters as they were; {workdir / 'checkpoints'} holds them "
+                        "(lower optimizer.learning_rate?)"
                     )
             # Saved before the next batch is drawn, so that data and state are of the same step.
             if step % config.checkpoint.every == 0 or last or stopping:
@@ -162,6 +166,7 @@ def train(
                 logging.info("\nstopped at step %d; the same command goes on from there", step)
                 break
     finally:
+        trace.stop()
         checkpoints.close()
         iterator.close()
         log.close()
@@ -179,7 +184,9 @@ class _StopSignal:
     def __init__(self):
         self.signal: int | None = None
         self._before = {}
-        if threading.current_thread() is threading.main_thread():
+        # Of several processes JAX notes SIGTERM, and tells all of them the step to stop at.
+        self._alone = jax.process_count() == 1
+        if self._alone and threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def _note(self, number, frame):
@@ -189,15 +196,39 @@ class _StopSignal:
 
     def asked(self, step: int) -> bool:
         """Whether to stop now; in a multi-process run all processes agree on the step."""
-        if jax.process_count() > 1:
+        if not self._alone:
             from jax.experimental import multihost_utils
 
-            return multihost_utils.reached_preemption_sync_point(step)
+            if multihost_utils.reached_preemption_sync_point(step):
+                self.signal = signal.SIGTERM
         return self.signal is not None
 
     def restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+class _Trace:
+    """The profiler's trace of `steps` steps, from step `start` or from where this session begins after it."""
+
+    def __init__(self, folder: Path, start: int, steps: int):
+        self._folder, self._first, self._last = folder, max(start, 1), max(start, 1) + steps - 1
+        self._on = False
+
+    def before(self, step: int) -> None:
+        if not self._on and self._first <= step <= self._last:
+            jax.profiler.start_trace(str(self._folder))
+            self._on = True
+
+    def after(self, step: int, state: TrainState) -> None:
+        if self._on and step == self._last:
+            jax.block_until_ready(state)
+            self.stop()
+
+    def stop(self) -> None:
+        if self._on:
+            jax.profiler.stop_trace()
+        self._on = False
 
 
 class _Log:
@@ -232,7 +263,11 @@ class _Log:
             counter = name.startswith("skipped")
             values[name] = float(series[-1] if counter else finite.mean() if finite.size else np.nan)
         per_second = (step - self._last_step) / (now - self._since)
-        values |= {"learning_rate": rate, "videos_per_second": per_second * self._config.batch_size}
+        values |= {
+            "learning_rate": rate,
+            "videos_per_second": per_second * self._config.batch_size,
+            "seconds": now - self._since,
+        }
         self._pending, self._since, self._last_step = [], now, step
         if self._file is None:
             return values
@@ -244,6 +279,8 @@ class _Log:
             self._board.flush()
         overall = (step - self._first_step) / (now - self._first)
         left = int((self._config.steps - step) / overall)
+        if len(steps) == step - self._first_step:  # the first line: from here on without the compilation
+            self._first, self._first_step = now, step
         skipped = f"  skipped {values['skipped']:.0f}" if values["skipped"] else ""
         print(
             f"\rstep {step:>{len(str(self._config.steps))}}/{self._config.steps}  loss {values['loss']:.4f}"

@@ -1,18 +1,25 @@
-"""The Optax chain of a config: clipping, an optimizer by name, a learning-rate schedule; and the EMA's decay."""
+"""The Optax chain of a config: clipping, an optimizer by name, a learning-rate schedule; the EMA's decay."""
 
+import inspect
+
+import jax
 import jax.numpy as jnp
 import optax
 
 from vdm_jax.errors import InputError
-from vdm_jax.typing import Array, Scalar
+from vdm_jax.typing import Array, PyTree, Scalar
 
 SCHEDULES = ("cosine", "constant")
 
 
-def learning_rate(*, peak: float, warmup: int, steps: int, decay: str, final: float = 0.0) -> optax.Schedule:
+def learning_rate(
+    *, peak: float | int, warmup: int, steps: int, decay: str, final: float | int = 0.0
+) -> optax.Schedule:
     """Linear warm-up to `peak`, then constant, or a cosine to `final · peak` at the last step."""
     if decay not in SCHEDULES:
         raise InputError(f"optimizer.decay={decay!r} must be one of {', '.join(SCHEDULES)}")
+    if peak <= 0:
+        raise InputError(f"optimizer.learning_rate={peak} must be positive")
     if not 0 <= warmup < steps:
         raise InputError(f"optimizer.warmup={warmup} must be at least 0 and below steps={steps}")
     if decay == "cosine":
@@ -31,14 +38,17 @@ def make_optimizer(
         InputError: Optax has no such optimizer, or it has no such option.
     """
     make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
-    if not callable(make):
+    parameters = inspect.signature(make).parameters if inspect.isfunction(make) else ()
+    if "learning_rate" not in parameters:
         raise InputError(
             f"optimizer.name={name!r} must be an optimizer of optax, such as adamw, adam, lion, sgd"
         )
-    try:
-        optimizer = make(schedule, **options)
-    except TypeError as error:
-        raise InputError(f"optimizer.options={options!r} do not fit optax.{name}: {error}") from error
+    if unknown := options.keys() - parameters:
+        known = ", ".join(list(parameters)[1:])
+        raise InputError(f"optimizer.options.{min(unknown)} is no option of optax.{name}; it has {known}")
+    if name == "muon":  # a convolution is a matrix too, from its window and channels to its output channels
+        options["muon_weight_dimension_numbers"] = _matrices
+    optimizer = make(schedule, **options)
     if clip is None:
         return optimizer
     if clip <= 0:
@@ -46,7 +56,16 @@ def make_optimizer(
     return optax.chain(optax.clip_by_global_norm(clip), optimizer)
 
 
-def ema_decay(step: Array, decay: float) -> Scalar:
-    """Decay after `step` updates with warm-up: min(decay, (1 + step) / (10 + step)), as in TensorFlow's EMA."""
+def _matrices(params: PyTree) -> PyTree:
+    """Which axes of each parameter Muon sees as a matrix's rows and columns; None leaves it to Adam."""
+
+    def one(x):
+        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None
+
+    return jax.tree.map(one, params)
+
+
+def ema_decay(step: Array, decay: float | int) -> Scalar:
+    """Decay after `step` updates, with warm-up: min(decay, (1 + step) / (10 + step)) as in TensorFlow's EMA."""
     step = jnp.asarray(step, jnp.float32)
     return jnp.minimum(decay, (1 + step) / (10 + step))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -13,8 +14,8 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import InputError
 from vdm_jax.parallel.sharding import activation_layout
 from vdm_jax.training.optimizer import ema_decay
-from vdm_jax.training.state import TrainState
-from vdm_jax.typing import Array, Key, Params, Scalar
+from vdm_jax.training.state import TrainState, state_shardings
+from vdm_jax.typing import Array, Int, Key, Params, Scalar
 
 # What a step's key is used for; the objective folds its own purposes into DRAW.
 DRAW, DROPOUT = range(2)
@@ -32,13 +33,14 @@ def make_loss(
     objective: Objective,
     process: Process,
     *,
-    null_tokens: Array | None,
+    null_tokens: Int[np.ndarray, "L"] | None,
     images: int = 0,
     layout: Callable,
 ) -> Callable[[Params, Batch, Draws, Key], tuple[Scalar, dict[str, Scalar]]]:
     """The loss as a function of parameters, a batch, what was drawn for it, and the key of dropout.
 
-    `null_tokens` (L) is the tokenised null condition, None for an unconditional model; `batch` holds "video" (uint8, B T H W C), "tokens" (B L) and, with K joint images, "image_tokens" (B K L).
+    `null_tokens` is the tokenised null condition, None for an unconditional model. `batch` holds "video" (uint8,
+    B T H W C), "tokens" (B L) and, with K joint images, "image_tokens" (B K L).
     """
 
     def loss(params, batch, draws, dropout_key):
@@ -68,15 +70,15 @@ def make_train_step(
     mesh: Mesh,
     *,
     seed: int,
-    null_tokens: Array | None,
+    null_tokens: Int[np.ndarray, "L"] | None,
     images: int = 0,
     accumulate: int = 1,
-    ema: float = 0.999,
+    ema: float | int = 0.999,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Scalar]]]:
     """A jitted step that donates its state: (state, batch) → (state, metrics).
 
-    Randomness is a function of (seed, step). With `accumulate` n the batch is worked through in n parts whose
-    gradients are averaged; times and noise are drawn for the whole batch first, so the update is that of n = 1.
+    Randomness is a function of (seed, step). With `accumulate` n the batch is worked through in n parts, whose
+    gradients are averaged; times and noise are drawn for the whole batch first, so the update is as of n = 1.
     A step whose loss or gradient norm is not finite leaves parameters, optimizer and EMA as they were.
     """
     loss = make_loss(
@@ -111,7 +113,7 @@ def make_train_step(
             total, _ = jax.lax.scan(part, zero, (parts, jnp.arange(accumulate)))
             metrics, grads = jax.tree.map(lambda x: x / accumulate, total)
 
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -126,7 +128,9 @@ def make_train_step(
         bad = jnp.where(finite, 0, 1).astype(jnp.int32)
         skipped, in_a_row = state.skipped + bad, (state.skipped_in_a_row + 1) * bad
         metrics = metrics | {"grad_norm": norm, "skipped": skipped, "skipped_in_a_row": in_a_row}
-        return TrainState(state.step + 1, params, average, opt_state, skipped, in_a_row), metrics
+        after = TrainState(state.step + 1, params, average, opt_state, skipped, in_a_row)
+        # Said, not left to the compiler: it may return parameters in other shards than they came in.
+        return jax.lax.with_sharding_constraint(after, state_shardings(after, mesh)), metrics
 
     return jax.jit(step, donate_argnums=0)
 

@@ -1,0 +1,38 @@
+"""Your own videos: a small text-to-video model on a folder of clips with captions.
+
+    python experiments/train.py --config=configs/video_folder.py --workdir=runs/mine --config.data.data_dir=my/videos
+
+Any mix of mp4, webm, gif, avi and mov below the folder; captions from `metadata.jsonl` or `metadata.csv` (file_name,
+text), else from a .txt beside each video. Clips are 16 frames at 8 frames a second, cropped and resized to 64×64.
+A start for one GPU; nothing has been measured with it.
+"""
+
+from vdm_jax.configuration import default_config
+
+
+def get_config():
+    """Returns the config."""
+    config = default_config()
+    config.steps, config.batch_size, config.ema = 50_000, 16, 0.9995
+    config.data.update(
+        dict(name="folder", data_dir="videos", frames=16, height=64, width=64, channels=3, fps=8.0, num_workers=4)
+    )
+    config.model.dtype = "bfloat16"
+    config.model.unet = dict(
+        channels=96,
+        multipliers=(1, 2, 3, 4),
+        blocks=2,
+        patch=2,
+        time_conv=True,
+        space_attention=(False, True, True, True),
+        time_attention=True,
+        head_size=48,
+        dropout=0.05,
+    )
+    config.model.text = dict(width=256, depth=4, length=128)
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.warmup = 1000
+    config.sample.update(dict(every=5_000, prompts=("",), steps=50, fps=8.0))
+    config.checkpoint = dict(every=2_500, keep=2, keep_every=0)
+    config.lock()
+    return config

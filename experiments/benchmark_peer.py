@@ -1,0 +1,223 @@
+"""A U-Net of ours beside diffusers' UNet3DConditionModel of the same widths: `benchmark.py --peer diffusers`.
+
+Both have in every layer a space convolution, a time convolution, space attention with cross-attention to the
+context, and time attention. The peer's layers hold more, and cannot be had without it: four time convolutions
+for one; a feed-forward network of four times the width after each attention; two attentions over time;
+3×3 convolutions at the stem, the head and between levels, where ours has linear maps; attention over time
+before the first level. Its layers have 2 heads, ours heads of half the first width. So the table also has the
+time per GFLOP; XLA leaves out what a convolution does on padding and torch counts it (about 6 %, against us).
+Both run without dropout, on mean squared error and AdamW; ours compiled, the peer eager with fused kernels.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from importlib import util
+
+from vdm_jax.errors import InputError
+
+CHANNELS, TOKENS, CONTEXT, HEADS = 4, 64, 64, 2
+Runs = dict[str, Callable[[], None]]  # "forward" and "training step": each returns when its result is there
+
+
+def check(name: str, shape: str, widths: list[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The sizes of the comparison as numbers: (batch, frames, height, width) and the widths of the levels.
+
+    Raises:
+        InputError: the comparison cannot be made so.
+    """
+    if name != "diffusers":
+        raise InputError(f"--peer={name} must be diffusers")
+    missing = [package for package in ("torch", "diffusers") if util.find_spec(package) is None]
+    if missing:
+        raise InputError(f"--peer={name} needs {' and '.join(missing)}: pip install vdm_jax[parity]")
+    try:
+        sizes, numbers = tuple(map(int, shape.split("x"))), tuple(map(int, widths))
+    except ValueError:
+        sizes, numbers = (), ()
+    if len(sizes) != 4 or min(sizes) < 1:
+        raise InputError(f"--peer_shape={shape} must be batch x frames x height x width, such as 4x8x16x16")
+    if not numbers or min(numbers) < 32 or any(width % 32 or width % numbers[0] for width in numbers):
+        raise InputError(f"--peer_widths={','.join(widths)} must be multiples of 32 and of the first of them")
+    factor = 2 ** (len(numbers) - 1)
+    if sizes[2] % factor or sizes[3] % factor:
+        raise InputError(
+            f"--peer_shape={shape}: height and width must be multiples of {factor} ({len(numbers)} levels)"
+        )
+    return sizes, numbers
+
+
+def measure(shape: tuple[int, ...], widths: tuple[int, ...], rounds: int, dtype: str) -> dict:
+    """Times both in alternation: ours, the peer, ours, …; the ratio is the median of the pairs' ratios."""
+    ours, ours_about = _ours(shape, widths, dtype)
+    peer, peer_about = _peer(shape, widths, dtype)
+    result = {"shape": shape, "widths": widths, "dtype": dtype, "ours": ours_about, "peer": peer_about}
+    for name in ours:
+        result[name] = compare(ours[name], peer[name], rounds)
+    return result
+
+
+def compare(ours: Callable[[], None], peer: Callable[[], None], rounds: int) -> dict:
+    """Seconds of each, and the ratio ours/peer over pairs of neighbouring calls, after a warm-up of two."""
+    from vdm_jax.evaluation.speed import summarize
+
+    times = []
+    for _ in range(2 + rounds):
+        pair = []
+        for call in (ours, peer):
+            time.sleep(0.05)  # lets the other library's threads fall asleep
+            start = time.perf_counter()
+            call()
+            pair.append(time.perf_counter() - start)
+        times.append(pair)
+    times = times[2:]
+    return {
+        "ours": summarize([ours for ours, _ in times]),
+        "peer": summarize([peer for _, peer in times]),
+        "ratio": summarize([ours / peer for ours, peer in times]),
+    }
+
+
+def _ours(shape, widths, dtype) -> tuple[Runs, dict]:
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+
+    from vdm_jax.evaluation.speed import flops_of
+    from vdm_jax.models.unet import UNet
+
+    def make(attention="auto"):
+        return UNet(
+            channels_in=CHANNELS,
+            channels=widths[0],
+            multipliers=[width // widths[0] for width in widths],
+            blocks=1,
+            time_conv=True,
+            head_size=widths[0] // HEADS,
+            context_width=CONTEXT,
+            context="cross",
+            dtype=dtype,
+            attention=attention,
+            rngs=nnx.Rngs(0),
+        )
+
+    graphdef = nnx.split(nnx.eval_shape(make))[0]
+    params = jax.jit(lambda: nnx.to_pure_dict(nnx.split(make())[1]))()
+    tx = optax.adamw(1e-4)
+    state = (params, tx.init(params))
+    z, target = jax.random.normal(jax.random.key(0), (2, *shape, CHANNELS))
+    condition = (
+        jnp.full(shape[0], 500.0),
+        jax.random.normal(jax.random.key(1), (shape[0], 1, TOKENS, CONTEXT)),
+    )
+
+    def programs(graphdef):
+        def forward(params, z, time, context):
+            return nnx.merge(graphdef, params)(z, time, context=context)
+
+        def step(state, z, target, *condition):
+            loss = lambda params: jnp.mean((forward(params, z, *condition) - target) ** 2)  # noqa: E731
+            updates, moments = tx.update(jax.grad(loss)(state[0]), state[1], state[0])
+            return optax.apply_updates(state[0], updates), moments
+
+        lowered = jax.jit(forward).lower(params, z, *condition)
+        return lowered, jax.jit(step, donate_argnums=0).lower(state, z, target, *condition)
+
+    flops = [flops_of(lowered) for lowered in programs(nnx.split(nnx.eval_shape(lambda: make("xla")))[0])]
+    about = {"parameters": sum(x.size for x in jax.tree.leaves(params))}
+    about |= dict(zip(("forward", "training step"), flops, strict=True))
+    forward, step = (lowered.compile() for lowered in programs(graphdef))
+    held = [jax.tree.map(jnp.copy, state)]  # a step donates what it is given
+
+    def train():
+        held[0] = jax.block_until_ready(step(held[0], z, target, *condition))
+
+    return {
+        "forward": lambda: forward(params, z, *condition).block_until_ready(),
+        "training step": train,
+    }, about
+
+
+def _peer(shape, widths, dtype) -> tuple[Runs, dict]:
+    import jax
+    import torch
+    from diffusers import UNet3DConditionModel
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    gpu = jax.default_backend() == "gpu"
+    if gpu and not torch.cuda.is_available():
+        raise InputError("--peer=diffusers: JAX uses a GPU and this torch cannot; install torch with CUDA")
+    device = torch.device("cuda" if gpu else "cpu")
+    torch.set_num_threads(os.cpu_count())
+    torch.set_float32_matmul_precision("high")  # TF32 on GPU, as JAX does by itself
+    torch.manual_seed(0)
+    net = UNet3DConditionModel(
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        down_block_types=("CrossAttnDownBlock3D",) * len(widths),
+        up_block_types=("CrossAttnUpBlock3D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        cross_attention_dim=CONTEXT,
+        attention_head_dim=HEADS,  # the number of heads, in spite of its name
+    )
+    net = net.to(device).eval()  # eval: without dropout
+    batch, frames, height, width = shape
+    z, target = torch.randn(2, batch, CHANNELS, frames, height, width, device=device)
+    condition = (
+        torch.full((batch,), 500.0, device=device),
+        torch.randn(batch, TOKENS, CONTEXT, device=device),
+    )
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def wait():
+        if gpu:
+            torch.cuda.synchronize()
+
+    def forward():
+        with torch.inference_mode(), precision:
+            net(z, *condition)
+        wait()
+
+    def train():
+        optimizer.zero_grad(set_to_none=True)
+        with precision:
+            loss = torch.nn.functional.mse_loss(net(z, *condition).sample.float(), target)
+        loss.backward()
+        optimizer.step()
+        wait()
+
+    about = {"parameters": sum(p.numel() for p in net.parameters())}
+    for name, call in (("forward", forward), ("training step", train)):
+        # The fused attention is not in the counter's books.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            call()
+        about[name] = counter.get_total_flops()
+    return {"forward": forward, "training step": train}, about
+
+
+def report(result: dict) -> list[str]:
+    """The comparison as a markdown table."""
+    ours, peer = result["ours"], result["peer"]
+    widths, shape = "-".join(map(str, result["widths"])), " × ".join(map(str, result["shape"]))
+    counts = [about["parameters"] / 1e6 for about in (ours, peer)]
+    lines = [
+        f"\n| widths {widths}, {shape}, {result['dtype']} | ours | UNet3DConditionModel | ours / peer |",
+        "|---|---|---|---|",
+        f"| parameters | {counts[0]:.2f} M | {counts[1]:.2f} M | {counts[0] / counts[1]:.2f} |",
+    ]
+    for name in ("forward", "training step"):
+        times, ratio = result[name], result[name]["ratio"]
+        work = ours[name] / peer[name]
+        lines.append(f"| {name}: GFLOP | {ours[name] / 1e9:.1f} | {peer[name] / 1e9:.1f} | {work:.2f} |")
+        cells = [f"{1e3 * times[who]['median']:.1f} ms" for who in ("ours", "peer")]
+        spread = f"**{ratio['median']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f})"
+        lines.append(f"| {name}: time | {' | '.join(cells)} | {spread} |")
+        cells = [
+            f"{1e12 * times[who]['median'] / result[who][name]:.2f} ms/GFLOP" for who in ("ours", "peer")
+        ]
+        lines.append(f"| {name}: time per GFLOP | {' | '.join(cells)} | **{ratio['median'] / work:.2f}** |")
+    return lines

@@ -1,0 +1,74 @@
+"""The whole path in one command: train the small config, sample ten prompts, measure, and sum up.
+
+    python experiments/demo.py --run runs/moving_digits
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from vdm_jax import command
+
+RUN = flags.DEFINE_string("run", "runs/moving_digits", "Run folder; made, or gone on with.")
+CONFIG = flags.DEFINE_string("config", "configs/moving_digits.py", "Config to train.")
+NUM = flags.DEFINE_integer("num", 200, "Samples to measure at each guidance weight.", lower_bound=1)
+
+HERE = Path(__file__).parent
+PROMPTS = HERE / "demo_prompts.txt"
+
+
+def main() -> None:
+    """Runs train, sample and evaluate one after the other; each can be called alone in the same way."""
+    start, run = time.perf_counter(), Path(RUN.value)
+    step("train", f"--config={CONFIG.value}", f"--workdir={run}")
+    out = run / "samples" / "demo"
+    step("sample", f"--run={run}", f"--prompts={PROMPTS}", f"--out={out}", "--format=gif,mp4,png")
+    step("evaluate", f"--run={run}", f"--num={NUM.value}", "--guidance=1,3")
+
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = json.loads((run / "evaluation.json").read_text())
+    trained = sum(m["seconds"] for m in metrics)
+    print(f"""
+{"─" * 78}
+steps      {metrics[-1]["step"]}, loss {metrics[-1]["loss"]:.4f}
+time       {minutes(trained)} of training, {minutes(time.perf_counter() - start)} for this call""")
+    for name, score in scores.items():
+        if name.startswith("guidance"):
+            print(
+                f"accuracy   {name}: digit {score['digit']:.1%}, direction {score['direction']:.1%}, "
+                f"jerk {score['jerk']:.2f}"
+            )
+    real = scores["real test clips"]
+    print(
+        f"           real test clips: digit {real['digit']:.1%}, direction {real['direction']:.1%}, "
+        f"jerk {real['jerk']:.2f} (frames shuffled: {scores['shuffled']['jerk']:.2f})"
+    )
+    print(f"samples    {out}: sheet.png shows all, and each is there as gif, mp4 and png")
+    print(f'more       python experiments/sample.py --run {run} --prompt "a seven going up"')
+
+
+def step(script: str, *arguments: str) -> None:
+    """Runs one of the other commands; passes on its failure and a Ctrl-C."""
+    print(f"\n$ python experiments/{script}.py {' '.join(arguments)}", flush=True)
+    process = subprocess.Popen([sys.executable, HERE / f"{script}.py", *arguments])
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:  # the terminal has told the child, too: it saves
+        status = process.wait()
+    if status == 130:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+    if status:
+        sys.exit(status)
+
+
+def minutes(seconds: float) -> str:
+    """3:05 min."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"
+
+
+if __name__ == "__main__":
+    command.run(main)

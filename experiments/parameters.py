@@ -1,0 +1,31 @@
+"""Prints the table of a config's parameters, without training or allocating any.
+
+    python experiments/parameters.py --config=configs/video_diffusion_models.py:text_small
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from vdm_jax import command
+from vdm_jax.errors import InputError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
+LINES = flags.DEFINE_integer("lines", 0, "Longest table to print; 0: all.", lower_bound=0)
+
+
+def main() -> None:
+    """Builds the model's shapes only."""
+    if CONFIG.value is None:
+        raise InputError("--config=configs/<experiment>.py is needed")
+    from clu import parameter_overview
+    from flax import nnx
+
+    from vdm_jax import configuration
+
+    model = nnx.eval_shape(lambda: configuration.make_model(CONFIG.value, nnx.Rngs(0)))
+    params = nnx.to_pure_dict(nnx.split(model)[1])
+    print(parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=LINES.value or None))
+
+
+if __name__ == "__main__":
+    command.run(main)

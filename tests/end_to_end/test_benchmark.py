@@ -1,0 +1,158 @@
+"""The benchmark's arithmetic, and its measuring functions on tiny networks; no time is asserted."""
+
+import importlib
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from vdm_jax.configuration import default_config
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation import speed
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The script as a module, without its flags: other scripts' have the same names."""
+    for module in (flags, config_flags):
+        for name in filter(lambda name: name.startswith("DEFINE"), dir(module)):
+            monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
+    return _load("benchmark")
+
+
+@pytest.fixture
+def peer():
+    return _load("benchmark_peer")
+
+
+def _load(name: str):
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config():
+    config = default_config()
+    config.batch_size = 8
+    config.optimizer.name = "sgd"
+    config.data.update(frames=2, height=4, width=4)
+    config.model.text.length = 0
+    config.model.unet = {
+        "channels": 8,
+        "multipliers": (1,),
+        "blocks": 1,
+        "patch": 2,
+        "head_size": 8,
+        "space_attention": False,
+        "time_attention": False,  # the fewest operations: what takes time here is compiling them
+    }
+    return config
+
+
+def test_rate_is_operations_over_seconds_and_peak():
+    assert speed.rate(6e9, 2.0, 12e9) == {"flops": 6e9, "flops_per_second": 3e9, "share_of_peak": 0.25}
+
+
+def test_summary_and_warm_up():
+    calls = []
+    assert len(speed.time_calls(lambda: calls.append(0), runs=3, warmup=2)) == 3
+    assert len(calls) == 5
+    assert speed.summarize([3.0, 1.0, 2.5]) == {"median": 2.5, "min": 1.0, "max": 3.0}
+
+
+def test_operations_of_a_matrix_product():
+    lowered = jax.jit(jnp.matmul).lower(jnp.ones((16, 32)), jnp.ones((32, 8)))
+    assert speed.flops_of(lowered) == 2 * 16 * 32 * 8
+    assert speed.flops_of(lowered, devices=8) == 2 * 16 * 32
+
+
+def test_collectives_are_counted_once():
+    hlo = """
+      %a = f32[8] all-reduce(%x), replica_groups={}
+      %b = (f32[8], f32[8]) all-gather-start(%a)
+      %c = f32[8] all-gather-done(%b)
+      %d = f32[8] add(%all-reduce.1, %c)
+    """
+    assert speed.count_collectives(hlo) == {"all-reduce": 1, "all-gather": 1}
+
+
+def test_measures_and_reports_a_config(benchmark, config):
+    training = benchmark.measure_training(config, runs=2)
+    sampling = benchmark.measure_sampling(config, runs=2, steps=2)
+    assert training["collectives"]["all-reduce"] >= 1  # eight devices share the gradient
+    assert training["memory"]["bytes"] > 4 * training["parameters"]
+    assert training["flops"] > sampling["flops"] > 0  # a step holds a call of the network and its gradient
+    assert training["videos_per_second"] == pytest.approx(8 / training["seconds"]["median"])
+    assert sampling["step_seconds"] == pytest.approx(sampling["sampler_seconds"]["median"] / 2)
+
+    for group in (training, sampling):
+        group |= speed.rate(group["flops"], group["seconds"]["median"], 1e12)
+    peak = {"product": "2048³ float32", "flops_per_second": 1e12}
+    result = {"machine": speed.about_machine(), "config": config.to_dict(), "peak": peak}
+    lines = benchmark.report(result | {"training": training, "sampling": sampling})
+    table = [line for line in lines if line.startswith("|")]
+    assert {line.count("|") for line in table} == {3}
+    assert any("| **training step** |" in line for line in table)
+
+
+def test_a_batch_that_does_not_divide_is_refused(benchmark, config):
+    config.batch_size = 7
+    with pytest.raises(InputError, match="batch_size=7"):
+        benchmark.measure_training(config, runs=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("keras", "4x8x16x16", ["64"]), "--peer=keras must be diffusers"),
+        (("diffusers", "4x8x16", ["64"]), "--peer_shape=4x8x16 must be"),
+        (("diffusers", "4x8x16x16", ["40"]), "--peer_widths=40 must be multiples"),
+        (("diffusers", "4x8x16x15", ["32", "64"]), "must be multiples of 2"),
+    ],
+)
+def test_a_comparison_that_cannot_be_made_is_refused(peer, monkeypatch, arguments, message):
+    monkeypatch.setattr(peer.util, "find_spec", lambda name: object())
+    with pytest.raises(InputError, match=message):
+        peer.check(*arguments)
+
+
+def test_without_the_parity_extra_it_says_what_to_install(peer, monkeypatch):
+    monkeypatch.setattr(peer.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"torch and diffusers: pip install vdm_jax\[parity\]"):
+        peer.check("diffusers", "4x8x16x16", ["64"])
+
+
+def test_the_ratio_is_ours_over_the_peers(peer, monkeypatch):
+    clock = iter(float(i * i) for i in range(100))  # each call lasts longer than the one before
+    monkeypatch.setattr(peer.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(peer.time, "sleep", lambda seconds: None)
+    result = peer.compare(lambda: None, lambda: None, rounds=1)
+    assert result["ours"]["median"] == 17.0  # 9² − 8²
+    assert result["peer"]["median"] == 21.0  # 11² − 10²
+    assert result["ratio"]["median"] == pytest.approx(17 / 21)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")  # torch's and diffusers' own
+def test_counts_the_work_of_the_peer(peer):
+    pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    calls, about = peer._peer((1, 2, 4, 4), (32,), "float32")
+    for call in calls.values():
+        call()
+    assert about["training step"] > 2 * about["forward"] > 0
+
+    equal = dict.fromkeys(("median", "min", "max"), 0.5)
+    result = {"shape": (1, 2, 4, 4), "widths": (32,), "dtype": "float32", "ours": about, "peer": about}
+    for name in calls:
+        result[name] = {"ours": equal, "peer": equal, "ratio": dict.fromkeys(equal, 1.0)}
+    lines = peer.report(result)
+    assert sum("time per GFLOP" in line and "**1.00**" in line for line in lines) == 2

@@ -1,0 +1,206 @@
+"""Bad input as a user would give it: one line that says what, where, which value, and what would be right."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from runpy import run_path
+
+import jax
+import pytest
+from flax import nnx
+
+from vdm_jax import configuration
+from vdm_jax.errors import InputError
+from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.training.state import create_state
+
+ROOT = Path(__file__).parents[2]
+tiny = run_path(str(ROOT / "tests" / "tiny_config.py"))
+
+TRAIN = ["experiments/train.py", "--config=tests/tiny_config.py", "--config.data.data_dir={videos}"]
+NEW = [*TRAIN, "--workdir={new}"]
+SAMPLE = ["experiments/sample.py", "--run={run}", "--out={new}"]
+
+# name: (command, words of its error line)
+CASES = {
+    "unknown flag": ([*NEW, "--stepz=3"], "stepz"),
+    "a word that is no flag": ([*NEW, "steps"], "'steps' is not a flag"),
+    "no flags": (["experiments/train.py"], "--config=configs/<experiment>.py and --workdir=runs/<name>"),
+    "no config file": (
+        ["experiments/train.py", "--config=configs/none.py", "--workdir={new}"],
+        "--config=configs/none.py cannot be read: Failed loading config file",
+    ),
+    "config file with a fault": (["experiments/train.py", "--config={faulty}", "--workdir={new}"], "blocks=x"),
+    "unknown key in a config file": (["experiments/train.py", "--config={misspelt}"], "'step' is not in the config; did you mean"),
+    "no workdir": (TRAIN, "--config=configs/<experiment>.py and --workdir=runs/<name>"),
+    "unknown config key": ([*NEW, "--config.batchsize=3"], "'batchsize' is not in the config; did you mean 'batch_size'?"),
+    "unknown nested key": ([*NEW, "--config.data.frame=3"], "'frame' is not in the config; did you mean 'frames'?"),
+    "wrong type": ([*NEW, "--config.batch_size=abc"], "flag --config.batch_size=abc: invalid literal"),
+    "unknown option of the U-Net": ([*NEW, "--config.model.unet.patch_size=2"], "'patch_size' is not in the config"),
+    "U-Net without levels": ([*NEW, "--config.model.unet.multipliers=()"], "config.model does not fit the"),
+    "unknown process": ([*NEW, "--config.process.name=sine"], "process 'sine' is unknown; known are cosine"),
+    "unknown prediction": ([*NEW, "--config.objective.prediction=w"], "'w'"),
+    "unknown optimizer": ([*NEW, "--config.optimizer.name=adamq"], "optimizer.name='adamq'"),
+    "unknown solver of the sheets": ([*NEW, "--config.sample.solver=rk4"], "solver 'rk4' is unknown; known are ddim"),
+    "grid that does not fit the process": ([*NEW, "--config.sample.grid=leading"], "need a discrete process"),
+    "prompt of the sheets too long": ([*NEW, "--config.sample.prompts=('" + "x" * 40 + "',)"], "40 bytes"),
+    "frames do not divide": ([*NEW, "--config.data.frames=5"], "frames=5 must be a multiple of 2"),
+    "height does not divide": ([*NEW, "--config.data.height=10"], "height=10 must be a multiple of 4"),
+    "heads do not divide": ([*NEW, "--config.model.unet.head_size=3"], "head_size=3 must divide"),
+    "batch does not divide": (
+        [*NEW, "--config.batch_size=6", "--config.accumulate=4"],
+        "batch_size=6 must be a multiple of accumulate × data × fsdp = 4",
+    ),
+    "batch larger than the data": ([*NEW, "--config.batch_size=16"], "11 videos, fewer than one batch"),
+    "mesh larger than the devices": (
+        [*NEW, "--config.mesh.data=2", "--config.mesh.fsdp=4"],
+        "data=2 × fsdp=4 × context=1 × tensor=1 needs 8 devices, but there are 1",
+    ),
+    "two free mesh axes": ([*NEW, "--config.mesh.fsdp=-1"], "at most one may be -1"),
+    "no data folder": ([*NEW, "--config.data.data_dir={none}"], "none is not a folder of videos"),
+    "empty data folder": ([*NEW, "--config.data.data_dir={empty}"], "empty holds no videos (.mp4"),
+    "captions without videos": ([*NEW, "--config.data.data_dir={captions}"], "no videos here: lost.mp4"),
+    "data set that is not prepared": ([*NEW, "--config.data.name=ucf101"], "ucf101 is not prepared in"),
+    "workdir under a file": ([*TRAIN, "--workdir={file}/run"], "file/run cannot be written: Not a directory"),
+    "workdir is a file": ([*TRAIN, "--workdir={file}"], "file cannot be written: File exists"),
+    "workdir of another config": (
+        [*TRAIN, "--workdir={run}", "--config.ema=0.5"],
+        "was started with config.ema=0.9, not 0.5: use another workdir, or that value",
+    ),
+    "no run": (["experiments/sample.py"], "--run=runs/<name> is needed"),
+    "run that is not there": (["experiments/sample.py", "--run={none}"], "none is no run folder: it holds no conf"),
+    "config.json of something else": (["experiments/sample.py", "--run={foreign}"], "is not the config of a run"),
+    "config.json cut off": (["experiments/sample.py", "--run={cut}"], "config.json cannot be read"),
+    "run without checkpoint": (["experiments/sample.py", "--run={early}"], "early/checkpoints holds no checkp"),
+    "checkpoint of another config": (
+        ["experiments/sample.py", "--run={other}"],
+        "it is damaged, or was made with another config (ValueError: text/embed/embedding has shape (258, 16)",
+    ),
+    "prompt too long": ([*SAMPLE, "--prompt=" + "x" * 16], "text of 16 bytes must have at most 15"),
+    "no file of prompts": ([*SAMPLE, "--prompts={none}"], "none cannot be read: No such file"),
+    "unknown solver": ([*SAMPLE, "--solver=rk4"], "solver 'rk4' is unknown; known are ddim, heun"),
+    "unknown grid": ([*SAMPLE, "--grid=log"], "grid 'log' is unknown; known are uniform"),
+    "no steps": ([*SAMPLE, "--steps=0"], "steps=0 must be at least 1"),
+    "eta out of range": ([*SAMPLE, "--eta=2"], "eta=2.0 must be between 0 (DDIM) and 1"),
+    "seed out of range": ([*SAMPLE, "--seed=4294967296"], "seed=4294967296 must be at least 0 and below"),
+    "no videos asked for": ([*SAMPLE, "--num=0"], "num=0"),
+    "unknown format": ([*SAMPLE, "--format=gif,mkv"], "--format=mkv must be of mp4, webm, gif, png, npy"),
+    "output folder is a file": ([*SAMPLE[:2], "--out={file}"], "file cannot be written: File exists"),
+    "output folder under a file": ([*SAMPLE[:2], "--out={file}/x"], "file/x cannot be written: Not a dir"),
+    "evaluation of another data set": (["experiments/evaluate.py", "--run={run}"], "was trained on folder"),
+    "evaluation of nothing": (["experiments/evaluate.py"], "--run=runs/<name> is needed"),
+}
+
+# Commands of one line, by file name.
+COMMANDS = {
+    "interrupt.py": "raise KeyboardInterrupt",
+    "lines.py": "from vdm_jax.errors import InputError; raise InputError('steps=0\\n  must be at least 1')",
+    "bug.py": "1 / 0",
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """What the commands find, by name; nothing is called "new" or "none"."""
+    root = tmp_path_factory.mktemp("folders")
+    tiny["write_videos"](root / "videos")
+    for name in ("empty", "captions", "damaged", "foreign", "cut", "early"):
+        (root / name).mkdir()
+    (root / "file").write_text("in the way")
+    (root / "faulty").write_text("def get_config():\n    raise ValueError('blocks=x is no number')\n")
+    (root / "misspelt").write_text(
+        "from vdm_jax.configuration import default_config\n"
+        "def get_config():\n    config = default_config()\n    config.step = 3\n    return config\n"
+    )
+    tiny["write_videos"](root / "captions")
+    (root / "captions" / "metadata.jsonl").write_text('{"file_name": "lost.mp4", "text": "gone"}\n')
+    (root / "damaged" / "a.mp4").write_bytes(b"no video")
+    (root / "foreign" / "config.json").write_text('{"model_type": "bert"}')
+    (root / "cut" / "config.json").write_text('{"seed": ')
+    (root / "commands").mkdir()
+    for name, line in COMMANDS.items():
+        text = f"from vdm_jax import command\ndef main():\n    {line}\ncommand.run(main)\n"
+        (root / "commands" / name).write_text(text)
+
+    config = tiny["get_config"]()
+    config.data.data_dir = str(root / "videos")
+    mesh = make_mesh(devices=jax.devices()[:1])
+    tx, _ = configuration.optimizer_of(config)
+    _, state = create_state(lambda rngs: configuration.make_model(config, rngs), tx, mesh, seed=0)
+    for name in ("run", "other"):
+        if name == "other":
+            config.model.text.width = 32
+        configuration.write_config(root / name, config)
+        checkpoints = Checkpoints(root / name / "checkpoints")
+        checkpoints.save(1, state, {"next_batch": 1})
+        checkpoints.close()
+    configuration.write_config(root / "early", config)
+    return root
+
+
+@pytest.fixture(scope="module")
+def outcomes(folders):
+    """Status, stdout and stderr of every case."""
+    names = [path.name for path in folders.iterdir()]
+    places = {name: str(folders / name) for name in [*names, "new", "none"]}
+    commands = {
+        name: [argument.format(**places) for argument in arguments] for name, (arguments, _) in CASES.items()
+    }
+    commands |= {name: [str(folders / "commands" / name)] for name in COMMANDS}
+    commands["help"] = ["experiments/train.py", "--help"]
+    everything = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("each_in_a_fork.py"))],
+        input=json.dumps(list(commands.values())),
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folders / "cache")},
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=600,
+    )
+    assert everything.returncode == 0, everything.stderr
+    assert not (folders / "new").exists()  # of none of them
+    assert not (folders / "none").exists()
+    assert (folders / "file").read_text() == "in the way"
+    assert sorted(path.name for path in (folders / "run").iterdir()) == ["checkpoints", "config.json"]
+    return dict(zip(commands, json.loads(everything.stdout), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_ends_in_one_line_and_status_2(case, outcomes):
+    status, stdout, stderr = outcomes[case]
+    lines = [line for line in stderr.splitlines() if not line.startswith("attention: ")]
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("error: ")
+    assert CASES[case][1] in lines[0]
+    assert (status, stdout) == (2, "")
+
+
+def test_ctrl_c_ends_with_status_130_and_without_a_traceback(outcomes):
+    assert outcomes["interrupt.py"] == [130, "", ""]
+
+
+def test_a_message_of_several_lines_is_printed_as_one(outcomes):
+    assert outcomes["lines.py"] == [2, "", "error: steps=0 must be at least 1\n"]
+
+
+def test_a_bug_keeps_its_traceback(outcomes):
+    status, _, stderr = outcomes["bug.py"]
+    assert status == 1
+    assert "ZeroDivisionError" in stderr
+
+
+def test_help_is_no_error(outcomes):
+    status, stdout, stderr = outcomes["help"]
+    assert (status, stderr) == (0, "")
+    assert "--workdir" in stdout
+    assert "Trains a model" in stdout
+
+
+def test_arguments_of_the_network_that_do_not_fit_are_named():
+    config = tiny["get_config"]()
+    config.model.unet.depth = 3
+    with pytest.raises(InputError, match=r"config.model does not fit the network: .*'depth'"):
+        nnx.eval_shape(lambda: configuration.make_model(config, nnx.Rngs(0)))

@@ -1,0 +1,148 @@
+"""The commands as a user gives them: train, be killed, train on, sample."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from runpy import run_path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+
+from vdm_jax.video import read_metadata, read_video
+
+ROOT = Path(__file__).parents[2]
+tiny = run_path(str(ROOT / "tests" / "tiny_config.py"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    tiny["write_videos"](folder / "videos")
+    return folder
+
+
+def start(world, script, *arguments, devices=1):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(world / "cache"),
+    }
+    command = [sys.executable, str(ROOT / "experiments" / script), *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def train(world, workdir, *arguments, devices=1):
+    return start(
+        world,
+        "train.py",
+        "--config=tests/tiny_config.py",
+        f"--config.data.data_dir={world / 'videos'}",
+        f"--workdir={workdir}",
+        *arguments,
+        devices=devices,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def run(world):
+    """A run of 20 steps on one device that nothing interrupted, with samples and a trace."""
+    out, err = finish(train(world, world / "run", "--config.profile.start=3", "--config.profile.steps=2"))
+    assert "20 steps done" in out
+    assert "step 20/20" in err
+    return world / "run"
+
+
+def everything(run, step):
+    """All arrays of a checkpoint."""
+    metadata = ocp.checkpointables_metadata(run / "checkpoints" / str(step)).metadata
+    here = SingleDeviceSharding(jax.devices()[0])
+    parts = {
+        part: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), metadata[part])
+        for part in ("params", "ema", "rest")
+    }
+    return jax.device_get(ocp.load_checkpointables(run / "checkpoints" / str(step), parts))
+
+
+def losses(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_twenty_steps_are_ten_and_a_kill_and_ten_more_bit_for_bit(world, run, devices):
+    sizes = ["--config.mesh.fsdp=4", "--config.sample.every=0"] if devices == 8 else []
+    whole = run
+    if devices == 8:
+        whole = world / "whole8"
+        finish(train(world, whole, *sizes, devices=8))
+
+    broken = world / f"broken{devices}"
+    process = train(world, broken, "--config.sample.every=0", *sizes, devices=devices)
+    while not (broken / "checkpoints" / "10").is_dir():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (broken / "checkpoints" / "20").exists()
+
+    _, err = finish(train(world, broken, "--config.sample.every=0", *sizes, devices=devices))
+    assert "going on from step 10" in err
+    jax.tree.map(np.testing.assert_array_equal, everything(broken, 20), everything(whole, 20))
+    assert [step for step, *_ in losses(broken)] == list(range(1, 21))
+    assert losses(broken) == losses(whole)
+
+
+def test_a_run_on_eight_devices_learns_what_one_learns(world, run):
+    if not (world / "whole8").exists():
+        pytest.skip("the run on eight devices was not selected")
+    np.testing.assert_allclose(losses(run), losses(world / "whole8"), rtol=2e-3)
+
+
+def test_a_run_folder_holds_its_config_parameters_samples_and_trace(run):
+    assert json.loads((run / "config.json").read_text())["model"]["unet"]["channels"] == 8
+    assert "unet/stem" in (run / "parameters.txt").read_text()
+    assert sorted(path.name for path in (run / "samples").glob("*.png")) == ["0000010.png", "0000020.png"]
+    about = {"step": 20, "seed": 0, "prompts": ["clip 3"]}
+    assert read_metadata(run / "samples" / "0000020.png") == about
+    assert list((run / "profile").rglob("*.xplane.pb"))
+
+
+def test_samples_are_written_in_every_format_with_what_made_them(world, run):
+    out, _ = finish(
+        start(
+            world, "sample.py", "--run", run, "--prompt", "clip 3", "--prompt=", "--num=2", "--seed=7",
+            "--steps=3", "--solver=heun", "--guidance=2", "--format=gif,mp4,webm,png,npy",
+            "--out", world / "out", "--batch_size=3",
+        )  # fmt: skip
+    )
+    assert "4 videos in" in out
+    stems = ["000-clip-3", "001-clip-3", "002-unconditional", "003-unconditional"]
+    for number, stem in enumerate(stems):
+        for suffix in ("gif", "mp4", "webm", "png", "npy"):
+            about = read_metadata(world / "out" / f"{stem}.{suffix}")
+            assert about["prompt"] == ("clip 3" if number < 2 else "")
+            assert (about["seed"], about["number"], about["step"]) == (7, number, 20)
+            assert (about["steps"], about["solver"], about["guidance"]) == (3, "heun", 2.0)
+    assert read_metadata(world / "out" / "sheet.png")["prompts"] == ["clip 3"] * 2 + [""] * 2
+    video = np.load(world / "out" / "000-clip-3.npy")
+    assert video.shape == (4, 8, 8, 3)
+    assert np.abs(video).max() <= 1
+    frames, fps = read_video(world / "out" / "000-clip-3.mp4")
+    assert frames.shape == (4, 128, 128, 3)
+    assert fps == 8

@@ -1,0 +1,132 @@
+"""A video depends on its prompt, the seed and its number, and on nothing else."""
+
+import dataclasses
+import logging
+import warnings
+from pathlib import Path
+from runpy import run_path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vdm_jax
+from vdm_jax import configuration
+from vdm_jax.errors import InputError
+from vdm_jax.generation.pipeline import Settings, check_samples
+from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.training.state import create_state
+
+tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
+PROMPTS = ["a", "b", "b", "clip 4", ""]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder of a network in which every projection does something, also those that start at zero."""
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny["get_config"]()
+    configuration.write_config(folder, config)
+    tx, _ = configuration.optimizer_of(config)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    _, state = create_state(lambda rngs: configuration.make_model(config, rngs), tx, mesh, seed=0)
+    leaves, tree = jax.tree.flatten(state.ema)
+    leaves = [x + 0.2 * jnp.sin(i + jnp.arange(float(x.size))).reshape(x.shape) for i, x in enumerate(leaves)]
+    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints.save(12, dataclasses.replace(state, ema=tree.unflatten(leaves)), {"next_batch": 12})
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(run):
+    return vdm_jax.load(run, mesh=make_mesh(devices=jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def videos(pipeline):
+    return pipeline(PROMPTS, seed=3, batch_size=5)
+
+
+def test_a_run_folder_is_all_that_sampling_needs(pipeline, videos):
+    assert (pipeline.step, pipeline.fps, pipeline.shape) == (12, 8.0, (4, 8, 8, 3))
+    assert pipeline.settings == Settings(steps=2)
+    assert videos.shape == (5, 4, 8, 8, 3)
+    assert videos.dtype == np.float32
+    assert np.abs(videos).max() <= 1
+
+
+@pytest.mark.parametrize("size", [2, 16])
+def test_the_batch_does_not_matter(pipeline, videos, size):
+    np.testing.assert_allclose(pipeline(PROMPTS, seed=3, batch_size=size), videos, atol=1e-4)
+
+
+def test_a_part_of_a_list_is_drawn_as_in_the_whole(pipeline, videos):
+    (part,) = pipeline.batches(PROMPTS[2:4], seed=3, batch_size=5, first=2)
+    np.testing.assert_allclose(part, videos[2:4], atol=1e-4)
+
+
+def test_eight_devices_draw_the_videos_of_one(run, videos):
+    mesh = make_mesh(data=4, tensor=2)
+    np.testing.assert_allclose(vdm_jax.load(run, mesh=mesh)(PROMPTS, seed=3), videos, atol=1e-4)
+
+
+def test_seed_number_and_prompt_each_make_another_video(pipeline, videos):
+    assert np.abs(pipeline(PROMPTS, seed=4, batch_size=5) - videos).max((1, 2, 3, 4)).min() > 0.1
+    assert np.abs(videos[1] - videos[2]).max() > 0.1  # one prompt, two numbers
+    changed = pipeline(["b", *PROMPTS[1:]], seed=3, batch_size=5)
+    assert np.abs(changed[0] - videos[0]).max() > 0.01
+    np.testing.assert_array_equal(changed[1:], videos[1:])
+
+
+def test_weight_1_is_the_network_without_guidance_and_others_differ(pipeline, videos):
+    unguided = pipeline(PROMPTS, seed=3, batch_size=5, guidance=1)
+    nearly = pipeline(PROMPTS, seed=3, batch_size=5, guidance=1 + 1e-6)
+    np.testing.assert_allclose(unguided, nearly, atol=1e-4)
+    assert np.abs(unguided - videos)[:4].max() > 1e-3
+    np.testing.assert_allclose(unguided[4], videos[4], atol=1e-4)  # guided from "" to "": nowhere
+
+
+def test_one_compilation_serves_all_prompts_seeds_and_weights(pipeline, run, videos, caplog):
+    same = vdm_jax.load(run, mesh=pipeline.mesh)
+    with jax.log_compiles(), warnings.catch_warnings(action="ignore"):
+        same(["x"] * 5, seed=9, batch_size=5, guidance=5)
+        same(["y"] * 8, seed=2**32 - 1, batch_size=5, guidance=0.5)
+    assert not [m for m in caplog.messages if "Compiling jit(draw)" in m]
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING), warnings.catch_warnings(action="ignore"):
+        same(["x"] * 5, batch_size=5, steps=3)
+    assert sum("Compiling jit(draw)" in m for m in caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prompts": []}, "at least one prompt"),
+        ({"prompts": ["x" * 16]}, "text of 16 bytes must have at most 15"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"guidance": -1.0}, "guidance=-1.0 must not be negative"),
+        ({"guidence": 3.0}, "guidence: no such setting; there are steps, solver"),
+        ({"solver": "rk4"}, "'rk4' is unknown"),
+        ({"eta": 0.5, "solver": "heun"}, "only ddim adds noise"),
+        ({"grid": "leading"}, "need a discrete process"),
+        ({"rescale": 2.0}, "rescale=2.0 must be between"),
+        ({"interval": (0.5, 0.2)}, "interval="),
+        ({"clip": "hard"}, "clip='hard' must be one of"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_before_anything_is_drawn(pipeline, arguments, words):
+    with pytest.raises(InputError, match=words):
+        pipeline.check(**{"prompts": ["a"]} | arguments)
+
+
+def test_sheets_of_samples_are_checked_before_training():
+    config = tiny["get_config"]()
+    check_samples(config)
+    config.sample.prompts = ("x" * 16,)
+    with pytest.raises(InputError, match="text of 16 bytes"):
+        check_samples(config)

@@ -1,0 +1,63 @@
+"""Byte tokens and their encoder."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vdm_jax.errors import InputError
+from vdm_jax.models.text import ByteEncoder, tokenize_bytes
+
+LENGTH = 8
+
+
+@pytest.fixture(scope="module")
+def encode():
+    encoder = ByteEncoder(width=16, depth=1, length=LENGTH, head_size=8, rngs=nnx.Rngs(0))
+    return jax.jit(encoder.__call__)
+
+
+def test_tokens_are_a_start_token_the_bytes_plus_one_and_padding():
+    np.testing.assert_array_equal(tokenize_bytes("aé", 6), [257, 98, 0xC3 + 1, 0xA9 + 1, 0, 0])
+    assert tokenize_bytes("", 3).tolist() == [257, 0, 0]
+    assert tokenize_bytes("\0", 3).tolist() == [257, 1, 0]  # a null byte is not padding
+    assert tokenize_bytes("abc", 4).dtype == np.int32
+
+
+def test_a_text_that_does_not_fit_is_an_error():
+    assert tokenize_bytes("abc", 4).all()
+    with pytest.raises(InputError, match="text of 4 bytes must have at most 3: 'éé'"):
+        tokenize_bytes("éé", 4)
+
+
+def test_padding_has_no_influence(encode):
+    tokens = jnp.asarray(tokenize_bytes("abc", LENGTH))[None]
+    short, padded = encode(tokens[:, :4]), encode(tokens)
+    np.testing.assert_array_equal(padded.mask[0], [True] * 4 + [False] * 4)
+    np.testing.assert_allclose(padded.tokens[:, :4], short.tokens, atol=1e-5)
+    np.testing.assert_allclose(padded.pooled, short.pooled, atol=1e-5)
+
+
+def test_the_empty_text_is_one_token_and_its_own_mean(encode):
+    out = encode(jnp.asarray(tokenize_bytes("", LENGTH))[None])
+    assert out.mask.sum() == 1
+    np.testing.assert_allclose(out.pooled[0], out.tokens[0, 0], atol=1e-6)
+
+
+def test_pooled_is_the_mean_of_the_real_tokens(encode):
+    out = encode(jnp.asarray(tokenize_bytes("abc", LENGTH))[None])
+    np.testing.assert_allclose(out.pooled[0], out.tokens[0, :4].mean(0), atol=1e-5)
+
+
+def test_texts_are_encoded_one_by_one_whatever_the_leading_axes(encode):
+    tokens = jnp.asarray(np.stack([tokenize_bytes(t, LENGTH) for t in ("left", "felt", "", "up")]))
+    flat, nested = encode(tokens), encode(tokens.reshape(2, 2, LENGTH))
+    for a, b in zip(flat, nested, strict=True):
+        np.testing.assert_allclose(a.reshape(b.shape), b, atol=1e-5)
+    assert np.abs(flat.pooled[0] - flat.pooled[1]).max() > 1e-3  # the order of bytes is known
+
+
+def test_a_width_that_heads_do_not_divide_is_an_error():
+    with pytest.raises(InputError, match="text width=20 must be a multiple of its head_size=8"):
+        ByteEncoder(width=20, depth=1, length=LENGTH, head_size=8, rngs=nnx.Rngs(0))

@@ -1,0 +1,255 @@
+"""Where parameters and activations live, that nothing changes by it, and what is communicated."""
+
+import math
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from vdm_jax.diffusion.objective import Objective
+from vdm_jax.diffusion.process import make_process
+from vdm_jax.errors import InputError
+from vdm_jax.models.denoiser import Denoiser
+from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.parallel.sharding import batch_sharding, check_batch, path_name, shardings
+from vdm_jax.training.state import TrainState, create_state, state_shardings
+from vdm_jax.training.step import make_train_step
+
+BATCH, FRAMES, SIZE, LENGTH = 8, 4, 8, 6
+MESHES = {
+    "one_device": None,
+    "data": {"data": 8},
+    "fsdp": {"data": 1, "fsdp": 8},
+    "tensor": {"data": 4, "tensor": 2},
+    "context": {"data": 2, "fsdp": 2, "context": 2},
+}
+
+
+def make_model(rngs):
+    """Three layers with every slot filled, and a text encoder."""
+    trunk = {"channels": 16, "multipliers": (1,), "blocks": 0, "head_size": 8, "time_conv": True}
+    text = {"width": 16, "depth": 1, "length": LENGTH, "head_size": 8}
+    return Denoiser(channels=3, unet=trunk, text=text, rngs=rngs)
+
+
+def shapes_of(make):
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def specs(mesh, params):
+    leaves = jax.tree_util.tree_leaves_with_path(shardings(mesh, params))
+    return {path_name(path): sharding.spec for path, sharding in leaves}
+
+
+def mesh_of(name):
+    sizes = MESHES[name]
+    return make_mesh(devices=jax.devices()[:1]) if sizes is None else make_mesh(**sizes)
+
+
+# --- The table ---
+
+BLOCK = "unet/middle1"
+COLUMNS, ROWS = P("fsdp", "tensor"), P("tensor", "fsdp")
+INTENDED = {
+    f"{BLOCK}/space_conv/conv1/kernel": P(None, None, "fsdp", "tensor"),
+    f"{BLOCK}/space_conv/conv1/bias": P("tensor"),
+    f"{BLOCK}/space_conv/modulation/kernel": COLUMNS,
+    f"{BLOCK}/space_conv/modulation/bias": P("tensor"),
+    f"{BLOCK}/space_conv/norm1/scale": P(),
+    f"{BLOCK}/space_conv/norm2/scale": P("tensor"),
+    f"{BLOCK}/space_conv/norm2/bias": P("tensor"),
+    f"{BLOCK}/space_conv/conv2/kernel": P(None, None, "tensor", "fsdp"),
+    f"{BLOCK}/space_conv/conv2/bias": P(),
+    f"{BLOCK}/time_conv/project/kernel": P("fsdp", None),
+    f"{BLOCK}/space_attention/qkv/kernel": COLUMNS,
+    f"{BLOCK}/space_attention/context_kv/kernel": COLUMNS,
+    f"{BLOCK}/space_attention/out/kernel": ROWS,
+    f"{BLOCK}/space_attention/out/bias": P(),
+    f"{BLOCK}/time_attention/qkv/kernel": COLUMNS,
+    f"{BLOCK}/time_attention/bias": P(),
+    "unet/up/0/0/space_conv/shortcut/kernel": P("fsdp", None),
+    "unet/stem/project/kernel": P(None, None),  # three channels: fsdp does not divide them
+    "unet/head/project/kernel": P("fsdp", None),
+    "unet/time_in/kernel": P("fsdp", None),
+    "unet/time_out/kernel": P("fsdp", None),
+    "unet/pooled/kernel": P("fsdp", None),
+    "unet/norm/scale": P(),
+    "text/embed/embedding": P(),
+    "text/blocks/0/norm2/scale": P(),
+    "text/blocks/0/qkv/kernel": COLUMNS,
+    "text/blocks/0/out/kernel": ROWS,
+    "text/blocks/0/up/kernel": COLUMNS,
+    "text/blocks/0/up/bias": P("tensor"),
+    "text/blocks/0/down/kernel": ROWS,
+    "text/blocks/0/down/bias": P(),
+}
+
+
+def test_every_kind_of_parameter_lies_as_intended():
+    params = shapes_of(make_model)[1]
+    found = specs(make_mesh(data=2, fsdp=2, tensor=2), params)
+    assert {name: found[name] for name in INTENDED} == INTENDED
+    # The other layers have the same parts, so every parameter is of a kind that the table above names.
+    kinds = {tuple(name.split("/")[-3:]) for name in INTENDED} | {("unet", "norm", "bias")}
+    tails = {kind[-2:] for kind in kinds}
+    for name, spec in found.items():
+        parts = tuple(name.split("/"))
+        assert parts[-2:] in tails or spec == P(), name
+
+
+def test_a_pointwise_convolution_is_cut_like_a_wide_one():
+    def make(rngs):
+        trunk = {"channels": 16, "multipliers": (1,), "blocks": 0, "head_size": 8}
+        trunk |= {"kernel": 1, "space_position": True}
+        return Denoiser(channels=3, unet=trunk, text=None, rngs=rngs)
+
+    found = specs(make_mesh(data=2, fsdp=2, tensor=2), shapes_of(make)[1])
+    assert found[f"{BLOCK}/space_conv/conv1/kernel"] == COLUMNS
+    assert found[f"{BLOCK}/space_conv/conv2/kernel"] == ROWS
+
+
+def test_dimensions_that_an_axis_does_not_divide_stay_whole():
+    params = {"qkv": {"kernel": jax.ShapeDtypeStruct((6, 8), jnp.float32)}}
+    assert specs(make_mesh(data=1, fsdp=4, tensor=2), params) == {"qkv/kernel": P(None, "tensor")}
+    assert specs(make_mesh(data=1, fsdp=2, tensor=4), params) == {"qkv/kernel": P("fsdp", "tensor")}
+
+
+def test_optimizer_and_ema_lie_like_their_parameters():
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    _, state = create_state(make_model, tx, make_mesh(data=2, fsdp=2, context=1, tensor=2), seed=0)
+    adam = state.opt_state[1][0]
+    params = jax.tree_util.tree_leaves_with_path(state.params)
+    for copy in (state.ema, adam.mu, adam.nu):
+        for (path, leaf), other in zip(params, jax.tree.leaves(copy), strict=True):
+            assert other.sharding == leaf.sharding, path_name(path)
+    cut = [path_name(path) for path, leaf in params if leaf.addressable_shards[0].data.size < leaf.size]
+    assert f"{BLOCK}/space_attention/qkv/kernel" in cut
+    assert adam.count.sharding.is_fully_replicated
+    # Every leaf of the optimizer that is as large as a parameter is one of the moments.
+    assert sum(leaf.ndim > 0 for leaf in jax.tree.leaves(state.opt_state)) == 2 * len(params)
+
+
+def test_a_batch_must_divide_over_data_and_fsdp():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    check_batch(mesh, 8)
+    with pytest.raises(InputError, match="batch_size=6 must be a multiple of data × fsdp = 4"):
+        check_batch(mesh, 6)
+    assert batch_sharding(mesh).shard_shape((8, 3)) == (2, 3)
+
+
+# --- The compiled training step ---
+
+
+# Less optimisation of the machine code: what is partitioned and communicated is decided before.
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
+class Step:
+    """One step of plain gradient descent on a mesh: its HLO, metrics and gradients."""
+
+    RATE = 1e4  # large, so that parameters hold nothing but their gradient
+
+    def __init__(self, name):
+        mesh, rng = mesh_of(name), np.random.default_rng(0)
+        graphdef, shapes = shapes_of(make_model)
+        params = jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype(np.float32), shapes)
+        self.before = params
+        params = jax.tree.map(jnp.asarray, params)
+        tx, counters = optax.sgd(self.RATE), [jnp.zeros((), jnp.int32) for _ in range(3)]
+        ema = jax.tree.map(jnp.copy, params)
+        state = TrainState(counters[0], params, ema, tx.init(params), *counters[1:])
+        state = jax.device_put(state, state_shardings(state, mesh))
+        batch = {
+            "video": rng.integers(0, 256, (BATCH, FRAMES, SIZE, SIZE, 3), np.uint8),
+            "tokens": rng.integers(1, 257, (BATCH, LENGTH)).astype(np.int32),
+        }
+        batch = jax.device_put(batch, batch_sharding(mesh))
+        null = np.array([257] + [0] * (LENGTH - 1), np.int32)
+        step = make_train_step(graphdef, Objective(), make_process("cosine"), tx, mesh, seed=0, null_tokens=null)
+        self.mesh, self.state, self.batch = mesh, state, batch
+        self.lowered = step.lower(state, batch)
+
+    def run(self, compiled):
+        self.hlo = compiled.as_text()
+        after, self.metrics = compiled(self.state, self.batch)
+        intended = jax.tree.leaves(shardings(self.mesh, after.params))
+        self.layouts_kept = [
+            leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+            for leaf, sharding in zip(jax.tree.leaves(after.params), intended, strict=True)
+        ]
+        self.gradients = jax.tree.map(lambda a, b: (b - np.asarray(a)) / self.RATE, after.params, self.before)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    steps = {name: Step(name) for name in MESHES}
+    with ThreadPoolExecutor(2) as pool:
+        compiled = list(pool.map(lambda step: step.lowered.compile(compiler_options=QUICK), steps.values()))
+    for step, program in zip(steps.values(), compiled, strict=True):
+        step.run(program)
+    return steps
+
+
+@pytest.mark.parametrize("name", list(MESHES)[1:])
+def test_loss_and_gradients_are_those_of_one_device(steps, name):
+    one, many = steps["one_device"], steps[name]
+    assert float(many.metrics["loss"]) == pytest.approx(float(one.metrics["loss"]), rel=1e-5)
+    assert float(many.metrics["grad_norm"]) == pytest.approx(float(one.metrics["grad_norm"]), rel=1e-5)
+    paths = jax.tree_util.tree_leaves_with_path(one.gradients)
+    for (path, expected), actual in zip(paths, jax.tree.leaves(many.gradients), strict=True):
+        scale = np.abs(expected).max()
+        assert scale > 0, path_name(path)
+        np.testing.assert_allclose(actual, expected, atol=2e-5 * scale, err_msg=path_name(path))
+
+
+@pytest.mark.parametrize("name", list(MESHES)[1:])
+def test_a_step_leaves_parameters_where_they_were(steps, name):
+    assert all(steps[name].layouts_kept)
+
+
+def communicated(hlo, operation):
+    """(shape, name) of every array that the collective `operation` yields."""
+    for line in hlo.splitlines():
+        found = re.search(rf"= (.*?) {operation}(?:-start)?\(", line)
+        for shape in re.findall(r"\w\[([\d,]*)\]", found[1]) if found else ():
+            name = re.search(r'op_name="([^"]*)"', line)
+            yield tuple(int(n) for n in shape.split(",") if n), name[1] if name else ""
+
+
+def gathered_activations(step):
+    """What is gathered, less whole parameters and arrays of at most one vector for each sample."""
+    params = {tuple(sorted(leaf.shape)) for leaf in jax.tree.leaves(step.before)}
+    return [
+        (shape, name)
+        for shape, name in communicated(step.hlo, "all-gather")
+        if tuple(sorted(shape)) not in params and math.prod(shape[:-1]) > BATCH
+    ]
+
+
+@pytest.mark.parametrize("name", ["data", "fsdp", "tensor"])
+def test_the_compiled_step_gathers_no_activation(steps, name):
+    assert gathered_activations(steps[name]) == []
+
+
+def test_the_search_for_gathers_finds_those_of_parameters(steps):
+    assert len(list(communicated(steps["fsdp"].hlo, "all-gather"))) > 10
+    assert len(list(communicated(steps["data"].hlo, "all-reduce"))) > 0
+
+
+def test_frames_and_rows_change_places_by_all_to_all_on_a_context_mesh(steps):
+    """Gathers remain only where a 2-D convolution merges B and T, both sharded."""
+    step = steps["context"]
+    video = BATCH * FRAMES * SIZE * SIZE * 16 // 8
+    exchanged = [shape for shape, _ in communicated(step.hlo, "all-to-all") if math.prod(shape) >= video / 2]
+    assert len(exchanged) >= 2 * 3
+    assert all(name.endswith("/reshape") for _, name in gathered_activations(step))

@@ -1,0 +1,140 @@
+"""The loop saves what it must before it stops, and goes on as if it never had."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+from runpy import run_path
+
+import jax
+import numpy as np
+import pytest
+
+from vdm_jax.errors import InputError
+from vdm_jax.training.loop import train
+
+tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Every call of `train` compiles its step anew; the cache on disk spares that."""
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    config = tiny["get_config"]()
+    config.steps = 9
+    config.data.data_dir = str(tiny["write_videos"](tmp_path_factory.mktemp("videos")))
+    config.checkpoint.every = 5
+    config.sample.every = 3
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """A run that nothing interrupted: its folder and its state."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, jax.device_get(train(config, workdir))
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def at(step, action):
+    """A `draw_samples` that acts at one step."""
+
+    def draw_samples(graphdef, params, mesh, now):
+        if now == step:
+            action()
+
+    return draw_samples
+
+
+def test_a_run_stopped_by_sigterm_and_by_ctrl_c_ends_like_one_that_was_not(config, whole, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        train(config, tmp_path, at(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert stopped.value.code == 0
+    assert (tmp_path / "checkpoints" / "4").is_dir()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, at(6, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert (tmp_path / "checkpoints" / "7").is_dir()
+
+    state = jax.device_get(train(config, tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, state, whole[1])
+    for name in ("step", "loss", "grad_norm"):
+        assert [line[name] for line in metrics(tmp_path)] == [line[name] for line in metrics(whole[0])]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_finished_run_says_so_and_trains_no_more(config, whole, caplog):
+    before = (whole[0] / "metrics.jsonl").read_text()
+    with caplog.at_level(logging.INFO):
+        state = train(config, whole[0], at(0, pytest.fail))
+    assert int(state.step) == 9
+    assert "finished: it is at step 9, and config.steps=9" in caplog.text
+    assert (whole[0] / "metrics.jsonl").read_text() == before
+
+
+def test_metrics_have_one_line_for_every_step(whole):
+    lines = metrics(whole[0])
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    assert lines[-1].keys() == {
+        "step", "loss", "mse", "grad_norm", "skipped", "skipped_in_a_row", "learning_rate", "videos_per_second"
+    }  # fmt: skip
+    assert [round(line["learning_rate"], 6) for line in lines[:3]] == [0, 0.005, 0.01]
+
+
+def test_a_line_that_was_cut_off_and_those_of_steps_done_again_are_dropped(whole, config, tmp_path):
+    workdir = shutil.copytree(whole[0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "9")
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "lo')
+    train(config, workdir)
+    assert [line["step"] for line in metrics(workdir)] == list(range(1, 10))
+    assert [line["loss"] for line in metrics(workdir)] == [line["loss"] for line in metrics(whole[0])]
+
+
+def test_too_many_steps_that_are_not_finite_stop_the_run(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.optimizer.learning_rate = 1e38  # the second step's update overflows
+    config.max_skipped = 3
+    config.checkpoint.every = 2
+    with pytest.raises(InputError, match=r"step \d: the last 3 losses or gradients were not finite"):
+        train(config, tmp_path)
+    lines = metrics(tmp_path)
+    assert lines[-1]["loss"] is None
+    assert lines[-1]["skipped"] == 3
+    kept = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert kept
+    assert max(kept) < lines[-1]["step"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 12}, "batch_size=12 must be a multiple of data × fsdp = 8"),
+        ({"accumulate": 2}, "batch_size=8 must be a multiple of accumulate × data × fsdp = 16"),
+        ({"data.frames": 7}, "none of its 11 videos gives a clip"),
+        ({"data.channels": 1}, r"clips of folder are \(4, 8, 8, 3\).*not \(4, 8, 8, 1\)"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"log_every": 0}, "log_every=0 must be at least 1"),
+        ({"accumulate": 0}, "accumulate=0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_no_folder(config, tmp_path, changes, words):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=words):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,79 @@
+"""The Optax chain does what the config says, and says so where it cannot."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vdm_jax.errors import InputError
+from vdm_jax.training.optimizer import ema_decay, learning_rate, make_optimizer
+
+
+def test_cosine_warms_up_linearly_peaks_and_ends_at_its_final_share():
+    rate = learning_rate(peak=0.4, warmup=10, steps=110, decay="cosine", final=0.1)
+    np.testing.assert_allclose([rate(s) for s in (0, 5, 10, 60, 110)], [0, 0.2, 0.4, 0.22, 0.04], rtol=1e-6)
+
+
+def test_constant_stays_at_its_peak_after_the_warm_up():
+    rate = learning_rate(peak=0.4, warmup=10, steps=110, decay="constant")
+    np.testing.assert_allclose([rate(s) for s in (0, 5, 10, 60, 110)], [0, 0.2, 0.4, 0.4, 0.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", ["cosine", "constant"])
+def test_without_warm_up_the_first_step_has_the_whole_rate(decay):
+    assert learning_rate(peak=0.4, warmup=0, steps=10, decay=decay)(0) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"decay": "linear"}, "'linear' must be one of cosine, constant"),
+        ({"warmup": 100}, "warmup=100 must be at least 0 and below steps=100"),
+        ({"warmup": -1}, "warmup=-1"),
+        ({"peak": 0.0}, "learning_rate=0.0 must be positive"),
+    ],
+)
+def test_schedules_that_make_no_sense_are_refused(wrong, words):
+    with pytest.raises(InputError, match=words):
+        learning_rate(**{"peak": 0.1, "warmup": 10, "steps": 100, "decay": "cosine"} | wrong)
+
+
+def update(tx, grads):
+    params = jnp.zeros_like(grads)
+    return tx.update(grads, tx.init(params), params)[0]
+
+
+def test_gradients_are_clipped_to_the_global_norm():
+    grads = jnp.array([30.0, 40.0])
+    clipped = update(make_optimizer("sgd", lambda step: 1.0, clip=1.0), grads)
+    np.testing.assert_allclose(clipped, [-0.6, -0.8], rtol=1e-6)
+    np.testing.assert_allclose(update(make_optimizer("sgd", lambda step: 1.0, clip=100), grads), -grads)
+    np.testing.assert_allclose(update(make_optimizer("sgd", lambda step: 1.0, clip=None), grads), -grads)
+
+
+def test_options_reach_the_optimizer_and_contributed_ones_are_found():
+    grads, params = jnp.array([0.0]), jnp.array([2.0])
+    tx = make_optimizer("adamw", lambda step: 0.1, weight_decay=0.5)
+    np.testing.assert_allclose(tx.update(grads, tx.init(params), params)[0], [-0.1], rtol=1e-6)
+    assert isinstance(make_optimizer("ademamix", optax.constant_schedule(1e-3)), tuple)  # of optax.contrib
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"name": "adamw2"}, "name='adamw2' must be an optimizer of optax"),
+        ({"name": "global_norm"}, "name='global_norm' must be an optimizer of optax"),
+        ({"name": "contrib"}, "name='contrib' must be an optimizer"),
+        ({"name": "adamw", "beta": 0.9}, "options.beta is no option of optax.adamw; it has b1, b2"),
+        ({"name": "sgd", "clip": 0.0}, "clip=0.0 must be positive"),
+    ],
+)
+def test_unknown_optimizers_and_options_are_refused(arguments, words):
+    name = arguments.pop("name")
+    with pytest.raises(InputError, match=words):
+        make_optimizer(name, lambda step: 0.1, **arguments)
+
+
+def test_the_average_warms_up():
+    decays = [float(ema_decay(jnp.int32(step), 0.999)) for step in (0, 90, 8990, 100_000)]
+    np.testing.assert_allclose(decays, [0.1, 0.91, 0.999, 0.999], rtol=1e-5)

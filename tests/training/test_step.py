@@ -1,0 +1,198 @@
+"""One step: the same update however it is computed, and none at all where a number is not finite."""
+
+import dataclasses
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vdm_jax.diffusion import objective as objective_module
+from vdm_jax.diffusion.objective import Objective
+from vdm_jax.diffusion.process import make_process
+from vdm_jax.models.denoiser import Denoiser
+from vdm_jax.parallel.sharding import batch_sharding
+from vdm_jax.training import step as step_module
+from vdm_jax.training.optimizer import make_optimizer
+from vdm_jax.training.state import create_state
+from vdm_jax.training.step import make_train_step
+
+NULL = np.zeros(5, np.int32)
+SGD = make_optimizer("sgd", lambda step: 0.1)
+
+
+@pytest.fixture(scope="module")
+def make_step(toy, tx, on_devices):
+    """A step of the toy network; each is compiled once for all tests."""
+
+    @functools.cache
+    def make(mesh=None, null_probability=0.1, seed=0, accumulate=1):
+        return make_train_step(
+            toy[0],
+            Objective(null_probability=null_probability),
+            make_process("cosine"),
+            tx,
+            mesh or on_devices(1),
+            seed=seed,
+            null_tokens=NULL,
+            images=2,
+            accumulate=accumulate,
+            ema=0.15,
+        )
+
+    return make
+
+
+def difference(left, right):
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+
+
+def test_accumulation_gives_the_update_of_the_whole_batch(make_step, toy, batch):
+    whole, metrics = make_step()(toy[1](), batch)
+    parts, metrics_of_parts = make_step(accumulate=4)(toy[1](), batch)
+    before = toy[1]()
+    assert difference(whole.params, before.params) > 5e-3
+    # Adam divides by the gradient's size: its own relative error is what is compared.
+    assert difference(whole.params, parts.params) < 1e-5
+    assert difference(whole.opt_state, parts.opt_state) < 1e-6
+    for name in ("loss", "mse", "grad_norm"):
+        assert metrics[name] == pytest.approx(float(metrics_of_parts[name]), rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_eight_devices_take_the_step_of_one(make_step, toy, batch, on_devices, accumulate):
+    mesh = on_devices(8, data=2, fsdp=2, tensor=2)
+    one, metrics = make_step()(toy[1](), batch)
+    placed = jax.device_put(batch, batch_sharding(mesh))
+    eight, metrics_of_eight = make_step(mesh, accumulate=accumulate)(toy[1](mesh), placed)
+    assert difference(one, eight) < 1e-5
+    assert metrics["loss"] == pytest.approx(float(metrics_of_eight["loss"]), rel=1e-5)
+
+
+def test_every_step_leaves_the_state_in_its_shards_and_needs_no_second_compilation(
+    make_step, toy, batch, on_devices, caplog
+):
+    mesh = on_devices(8, data=2, fsdp=2, tensor=2)
+    step, state = make_step(mesh), toy[1](mesh)
+    before = jax.tree.map(lambda x: x.sharding, state)
+    placed = jax.device_put(batch, batch_sharding(mesh))
+    with jax.log_compiles(), warnings.catch_warnings(action="ignore"):
+        for _ in range(3):
+            state, _ = step(state, placed)
+            jax.tree.map(
+                lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)), state, before
+            )
+    assert sum("Compiling jit(step)" in message for message in caplog.messages) == 1
+
+
+def test_the_average_follows_the_parameters_as_its_decay_says(make_step, toy, batch):
+    step, before = make_step(), toy[1]()
+    first, _ = step(toy[1](), batch)
+    average = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, before.ema, first.params)
+    assert difference(average, first.ema) < 1e-6
+    after = jax.device_get(first)
+    second, _ = step(first, batch)
+    average = jax.tree.map(lambda a, b: 0.15 * a + 0.85 * b, after.ema, second.params)  # 2/11 > 0.15
+    assert difference(average, second.ema) < 1e-6
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(make_step, toy, batch):
+    step, healthy = make_step(), toy[1]()
+    params = dict(healthy.params)
+    params["up"] = {**params["up"], "bias": params["up"]["bias"].at[0].set(jnp.nan)}
+    poisoned = dataclasses.replace(healthy, params=params)
+    before = jax.device_get(poisoned)
+    for count in (1, 2):
+        poisoned, metrics = step(poisoned, batch)
+        assert not np.isfinite(metrics["loss"])
+        assert (metrics["skipped"], metrics["skipped_in_a_row"]) == (count, count)
+    after = jax.device_get(poisoned)
+    for name in ("params", "ema", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(before, name), getattr(after, name))
+    assert after.step == 2
+
+    cured = dataclasses.replace(poisoned, params=toy[1]().params)
+    cured, metrics = step(cured, batch)
+    assert np.isfinite(metrics["loss"])
+    assert (cured.step, cured.skipped, cured.skipped_in_a_row) == (3, 2, 0)
+    assert difference(cured.params, toy[1]().params) > 0
+
+
+def test_the_state_is_donated(make_step, toy, batch):
+    state = toy[1]()
+    make_step()(state, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_randomness_is_a_function_of_seed_and_step(make_step, toy, batch):
+    def loss(step, number):
+        state = dataclasses.replace(toy[1](), step=jnp.int32(number))
+        return float(step(state, batch)[1]["loss"])
+
+    one, other = make_step(seed=0), make_step(seed=1)
+    assert loss(one, 0) == loss(one, 0)
+    assert len({loss(step, number) for step in (one, other) for number in (0, 1)}) == 4
+
+
+def test_no_two_purposes_share_a_key():
+    keys = []
+    for number in range(3):
+        key = jax.random.fold_in(jax.random.key(0), number)
+        keys.append(jax.random.fold_in(key, step_module.DROPOUT))
+        drawn = jax.random.fold_in(key, step_module.DRAW)
+        for purpose in ("TIME", "NOISE", "DROP"):
+            keys.append(jax.random.fold_in(drawn, getattr(objective_module, purpose)))
+    assert len({tuple(np.asarray(jax.random.key_data(key))) for key in keys}) == len(keys)
+
+
+def test_a_dropped_caption_is_the_empty_text(make_step, toy, batch):
+    empty = batch | {name: np.zeros_like(batch[name]) for name in ("tokens", "image_tokens")}
+    always, never = make_step(null_probability=1.0), make_step(null_probability=0.0)
+    assert float(always(toy[1](), batch)[1]["loss"]) == float(never(toy[1](), empty)[1]["loss"])
+    assert float(never(toy[1](), batch)[1]["loss"]) != float(never(toy[1](), empty)[1]["loss"])
+
+
+def test_a_joint_step_runs_and_a_clip_does_not_read_the_captions_of_its_stills(on_devices):
+    unet = {"channels": 8, "multipliers": (1,), "blocks": 0, "patch": 4, "head_size": 8}
+    text = {"width": 16, "depth": 0, "length": 8, "head_size": 16}
+
+    def make(rngs):
+        return Denoiser(channels=1, unet=unet, text=text, rngs=rngs)
+
+    graphdef, state = create_state(make, SGD, on_devices(1), seed=0)
+    # Projections that start at zero would hide what is read.
+    params = jax.tree.map(lambda p: p + 0.1 * np.sin(np.arange(p.size)).reshape(p.shape), state.params)
+    rng = np.random.default_rng(0)
+    tokens, stills = rng.integers(1, 257, (2, 8)), rng.integers(1, 257, (2, 2, 8))
+    video = rng.integers(256, size=(2, 6, 8, 8, 1)).astype(np.uint8)  # four frames and two stills
+
+    @jax.jit
+    def predict(stills):
+        model = nnx.merge(graphdef, params)
+        return model(
+            jnp.asarray(video) / 255.0,
+            jnp.full(2, 500.0),
+            model.encode(jnp.asarray(tokens), stills),
+            images=2,
+        )
+
+    changed = np.asarray(predict(stills) != predict(stills[::-1])).any((2, 3, 4))
+    np.testing.assert_array_equal(changed, [[False] * 4 + [True] * 2] * 2)
+
+    step = make_train_step(
+        graphdef,
+        Objective(),
+        make_process("cosine"),
+        SGD,
+        on_devices(1),
+        seed=0,
+        null_tokens=np.eye(1, 8, dtype=np.int32)[0] * 257,
+        images=2,
+    )
+    after, metrics = step(state, {"video": video, "tokens": tokens, "image_tokens": stills})
+    assert np.isfinite(metrics["loss"])
+    assert int(after.step) == 1

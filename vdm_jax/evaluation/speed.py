@@ -1,0 +1,80 @@
+"""Clocks and counters of compiled programs: seconds, operations, share of the peak, memory, collectives."""
+
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+def time_calls(call: Callable, runs: int, warmup: int = 2) -> list[float]:
+    """Seconds of each of `runs` calls after a warm-up; a call returns when its result is there."""
+    times = []
+    for _ in range(warmup + runs):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times[warmup:]
+
+
+def summarize(times: list[float]) -> dict[str, float]:
+    """Median, least and greatest."""
+    return {"median": statistics.median(times), "min": min(times), "max": max(times)}
+
+
+def rate(flops: float, seconds: float, peak: float) -> dict[str, float]:
+    """Operations, operations a second, and the share of the peak that this is."""
+    return {"flops": flops, "flops_per_second": flops / seconds, "share_of_peak": flops / seconds / peak}
+
+
+def measure_peak(dtype: str) -> dict:
+    """FLOP/s of one device in a large square matrix product: the best of ten; on CPU always float32."""
+    cpu = jax.default_backend() == "cpu"
+    size = 2048 if cpu else 8192
+    dtype = "float32" if cpu else dtype
+    a, product = jnp.ones((size, size), dtype), jax.jit(jnp.matmul)
+    seconds = min(time_calls(lambda: product(a, a).block_until_ready(), 10))
+    return {"product": f"{size}³ {dtype}", "flops_per_second": 2 * size**3 / seconds}
+
+
+def flops_of(lowered, devices: int = 1) -> float:
+    """Operations of one device's share, as XLA counts them in the program before it is compiled.
+
+    After that, a GPU's matrix products are calls into a library, of whose work XLA knows nothing; on CPU both
+    counts agree. The body of a loop counts once.
+    """
+    return lowered.cost_analysis()["flops"] / devices
+
+
+def peak_memory(compiled) -> dict:
+    """The device's own record where it keeps one, else what the compiled program says that it needs."""
+    record = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in record:
+        return {"bytes": record["peak_bytes_in_use"], "how": "most in use so far on one device"}
+    m = compiled.memory_analysis()
+    size = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+    return {"bytes": size, "how": "compiled step: arguments + outputs + temporaries − donated"}
+
+
+def count_collectives(hlo: str) -> dict[str, int]:
+    """How many collectives of each kind a compiled program holds (a started and awaited one counts once)."""
+    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", hlo)) for kind in COLLECTIVES}
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def about_machine(more: tuple[str, ...] = ()) -> str:
+    """Devices, cores and versions of JAX, Flax and further packages."""
+    cpu = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
+    device = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    cores = f"{os.cpu_count()} cores {names[0] if names else platform.machine()}"
+    versions = [f"{name} {metadata.version(name)}" for name in ("jax", "flax", *more)]
+    return ", ".join([device, cores, f"Python {platform.python_version()}", *versions])
