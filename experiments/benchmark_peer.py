@@ -216,8 +216,6 @@ def report(result: dict) -> list[str]:
         cells = [f"{1e3 * times[who]['median']:.1f} ms" for who in ("ours", "peer")]
         spread = f"**{ratio['median']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f})"
         lines.append(f"| {name}: time | {' | '.join(cells)} | {spread} |")
-        cells = [
-            f"{1e12 * times[who]['median'] / result[who][name]:.2f} ms/GFLOP" for who in ("ours", "peer")
-        ]
+        cells = [f"{1e12 * times[who]['median'] / result[who][name]:.2f} ms/GFLOP" for who in ("ours", "peer")]
         lines.append(f"| {name}: time per GFLOP | {' | '.join(cells)} | **{ratio['median'] / work:.2f}** |")
     return lines

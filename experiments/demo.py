@@ -1,6 +1,6 @@
 """The whole path in one command: train the small config, sample ten prompts, measure, and sum up.
 
-    python experiments/demo.py --run runs/moving_digits
+python experiments/demo.py --run runs/moving_digits
 """
 
 import json

@@ -1,6 +1,6 @@
 """Draws samples from a run on the captions of held-out clips and measures them beside real ones.
 
-    python experiments/evaluate.py --run runs/digits --num 256 --guidance 1,3
+python experiments/evaluate.py --run runs/digits --num 256 --guidance 1,3
 """
 
 import json

@@ -1,6 +1,6 @@
 """Prints the table of a config's parameters, without training or allocating any.
 
-    python experiments/parameters.py --config=configs/video_diffusion_models.py:text_small
+python experiments/parameters.py --config=configs/video_diffusion_models.py:text_small
 """
 
 from absl import flags

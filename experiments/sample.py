@@ -24,9 +24,7 @@ GRID = flags.DEFINE_string("grid", None, "Spacing of the steps: uniform, log_snr
 GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1 is none.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Videos drawn at a time.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Output folder (default: <run>/samples/seed<seed>).")
-FORMAT = flags.DEFINE_list(
-    "format", ["gif", "mp4", "png"], "Any of gif, mp4, webm, png (frames in a row), npy."
-)
+FORMAT = flags.DEFINE_list("format", ["gif", "mp4", "png"], "Any of gif, mp4, webm, png (frames in a row), npy.")
 SCALE = flags.DEFINE_integer("scale", 0, "Enlargement of every pixel; 0: to about 128 pixels.", lower_bound=0)
 
 
@@ -36,6 +34,7 @@ def main() -> None:
         raise InputError("--run=runs/<name> is needed")
     prompts = _prompts()
 
+    import numpy as np
     from tqdm import tqdm
 
     from vdm_jax.generation.pipeline import load
@@ -71,12 +70,10 @@ def main() -> None:
                 bar.update()
     write_image(
         out / "sheet.png",
-        contact_sheet(drawn[:40], scale=max(1, scale // 2)),
+        contact_sheet(np.stack(drawn[:40]), scale=max(1, scale // 2)),
         metadata | {"prompts": everything[:40]},
     )
-    print(
-        f"{len(drawn)} videos in {out} ({', '.join(FORMAT.value)}); all of them side by side: {out / 'sheet.png'}"
-    )
+    print(f"{len(drawn)} videos in {out} ({', '.join(FORMAT.value)}); side by side in {out / 'sheet.png'}")
 
 
 def _prompts() -> list[str]:

@@ -45,9 +45,7 @@ def main() -> None:
             write_image(workdir / "samples" / f"{step:07}.png", contact_sheet(videos), about)
 
     state = train(config, workdir, draw_samples if config.sample.prompts else None)
-    print(
-        f"{workdir}: {int(state.step)} steps done. Metrics in metrics.jsonl, sheets of samples in samples/."
-    )
+    print(f"{workdir}: {int(state.step)} steps done. Metrics in metrics.jsonl, sheets of samples in samples/.")
     print(f'Sample from it: python experiments/sample.py --run {workdir} --prompt "…"')
 
 

@@ -98,9 +98,7 @@ def test_gif_with_a_pause_reads_as_repeated_frames(tmp_path):
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
 def test_frames_come_in_order_and_from_the_asked_time(tmp_path, suffix):
     path = tmp_path / f"clip{suffix}"
-    videos.write_video(
-        path, np.arange(0, 240, 8, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(16, 2), 10
-    )
+    videos.write_video(path, np.arange(0, 240, 8, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(16, 2), 10)
     times = [time for time, _ in videos.iter_frames(path)]
     np.testing.assert_allclose(times, np.arange(30) / 10, atol=0.01)
     later = [time for time, _ in videos.iter_frames(path, start=2.05)]

@@ -242,9 +242,7 @@ def read_config(run: str | Path) -> ml_collections.ConfigDict:
     try:
         values = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"{run} is no run folder: it holds no config.json (train with --workdir={run})"
-        ) from None
+        raise InputError(f"{run} is no run folder: it holds no config.json (train with --workdir={run})") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     missing = [key for key in default_config() if not isinstance(values, dict) or key not in values]

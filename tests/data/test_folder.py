@@ -117,9 +117,7 @@ def test_frame_rate_is_resampled_to_the_nearest_frames(tmp_path, suffix):
     write_clock(tmp_path / f"clock{suffix}", frames=30, fps=20)  # 1.5 s
     middle = {"size": 16, "crop": "center"}
     assert frame_numbers(VideoFolder(tmp_path, frames=30, **middle)[0]["video"]) == list(range(30))
-    assert frame_numbers(VideoFolder(tmp_path, frames=14, fps=10, **middle)[0]["video"]) == list(
-        range(1, 28, 2)
-    )
+    assert frame_numbers(VideoFolder(tmp_path, frames=14, fps=10, **middle)[0]["video"]) == list(range(1, 28, 2))
     assert frame_numbers(VideoFolder(tmp_path, frames=4, fps=10, stride=4, **middle)[0]["video"]) == [
         2,
         10,

@@ -130,9 +130,7 @@ def test_captions_that_people_type_read_too():
     assert md.parse_caption("8 going  to the right, four up") == ((8, 4), (1, 2))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "a cat", "left", "the digit 3", "3 left right", "12 moves up", "moves left 3"]
-)
+@pytest.mark.parametrize("text", ["", "a cat", "left", "the digit 3", "3 left right", "12 moves up", "moves left 3"])
 def test_captions_that_name_no_digit_and_direction_are_refused(text):
     with pytest.raises(InputError, match="caption="):
         md.parse_caption(text)
@@ -199,8 +197,6 @@ def test_bad_input_names_itself(tmp_path):
 
 
 def test_imports_neither_tensorflow_nor_jax():
-    code = (
-        "import sys, vdm_jax.data.moving_digits; print({'tensorflow', 'jax', 'sklearn'} & set(sys.modules))"
-    )
+    code = "import sys, vdm_jax.data.moving_digits; print({'tensorflow', 'jax', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"

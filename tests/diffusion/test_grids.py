@@ -28,9 +28,7 @@ def test_grid_decreases_from_noise_to_clean(name, process_name):
 
 def test_spacing_in_log_snr():
     process = make_process("cosine")
-    np.testing.assert_allclose(
-        process.log_snr(make_grid("log_snr", 10, process)), np.linspace(-20, 20, 11), atol=0.02
-    )
+    np.testing.assert_allclose(process.log_snr(make_grid("log_snr", 10, process)), np.linspace(-20, 20, 11), atol=0.02)
     process = make_process("edm")
     levels = process.alpha_sigma(make_grid("log_snr", 5, process))[1]
     np.testing.assert_allclose(levels[:-1], np.geomspace(80, 0.002, 5), rtol=1e-5)

@@ -70,9 +70,7 @@ def test_rescale_restores_the_standard_deviation():
     half = combine(unconditional, conditional, weight, 0.5)
     np.testing.assert_allclose(full.std((1, 2)), conditional.std((1, 2)), rtol=1e-5)
     np.testing.assert_allclose(half, (plain + full) / 2, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(
-        combine(unconditional, conditional, jnp.ones(3), 0.7), conditional, rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(combine(unconditional, conditional, jnp.ones(3), 0.7), conditional, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("clip", ["static", "dynamic"])

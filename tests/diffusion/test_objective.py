@@ -81,9 +81,7 @@ def test_loss_is_zero_for_the_perfect_predictor(prediction, name, video):
     def perfect(z, network_time, drop):
         shape = (-1, 1, 1, 1, 1)
         noisy = alpha.reshape(shape) * video + sigma.reshape(shape) * draws.noise
-        np.testing.assert_allclose(
-            z, noisy * process.input_scale(draws.time).reshape(shape), rtol=1e-5, atol=1e-6
-        )
+        np.testing.assert_allclose(z, noisy * process.input_scale(draws.time).reshape(shape), rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(network_time, process.network_time(draws.time))
         np.testing.assert_array_equal(drop, draws.drop)
         return from_x_eps(prediction, video, draws.noise, alpha, sigma)
@@ -98,9 +96,7 @@ def test_loss_is_the_weighted_mean_of_squared_errors(video):
     value, metrics = loss_at(objective, process, lambda z, time, drop: jnp.zeros_like(z), video, draws)
     errors = (draws.noise**2).mean((1, 2, 3, 4))
     assert float(metrics["mse"]) == pytest.approx(float(errors.mean()), rel=1e-5)
-    assert float(value) == pytest.approx(
-        float((weights(objective, process, draws.time) * errors).mean()), rel=1e-5
-    )
+    assert float(value) == pytest.approx(float((weights(objective, process, draws.time) * errors).mean()), rel=1e-5)
 
 
 def test_split_draws_accumulate_to_the_loss_of_the_whole_batch(video):
@@ -110,9 +106,7 @@ def test_split_draws_accumulate_to_the_loss_of_the_whole_batch(video):
     )
     draws = draw(objective, process, video, KEY)
     whole, _ = loss_at(objective, process, lambda z, time, drop: z * 0.5, video, draws)
-    halves = [
-        jax.tree.map(lambda value, part=part: value[part], draws) for part in (slice(0, 3), slice(3, 6))
-    ]
+    halves = [jax.tree.map(lambda value, part=part: value[part], draws) for part in (slice(0, 3), slice(3, 6))]
     parts = [
         loss_at(objective, process, lambda z, time, drop: z * 0.5, x, half)[0]
         for x, half in zip((video[:3], video[3:]), halves, strict=True)
@@ -128,9 +122,7 @@ def test_huber_is_quadratic_then_linear(video):
         value, _ = loss(objective, process, lambda z, time, drop: zeros, video, KEY)
         size = np.abs(noise)
         exact = np.where(size <= delta, noise**2, delta * (2 * size - delta)).mean()
-        assert (
-            float(value) == pytest.approx(exact, rel=1e-4) == pytest.approx(expected(noise).mean(), rel=1e-2)
-        )
+        assert float(value) == pytest.approx(exact, rel=1e-4) == pytest.approx(expected(noise).mean(), rel=1e-2)
 
 
 def test_frame_weights(video):

@@ -96,9 +96,7 @@ def test_zero_terminal_snr(x64):
     before, (alpha, sigma) = plain.alpha_sigma(t)[0], rescaled.alpha_sigma(t)
     assert (alpha[-1], sigma[-1]) == (0, 1)
     assert alpha[0] == pytest.approx(before[0])
-    np.testing.assert_allclose(
-        alpha, (before - before[-1]) * before[0] / (before[0] - before[-1]), atol=1e-12
-    )
+    np.testing.assert_allclose(alpha, (before - before[-1]) * before[0] / (before[0] - before[-1]), atol=1e-12)
     assert np.isfinite(rescaled.alpha_sigma(jnp.array([0.9995]))).all()
 
 
@@ -135,9 +133,7 @@ def test_a_process_is_a_static_argument_of_jit():
     t = jnp.array([0.25])
     for name in PROCESSES:
         assert make_process(name) == make_process(name)
-        np.testing.assert_allclose(
-            alpha(make_process(name), t), make_process(name).alpha_sigma(t)[0], rtol=1e-6
-        )
+        np.testing.assert_allclose(alpha(make_process(name), t), make_process(name).alpha_sigma(t)[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

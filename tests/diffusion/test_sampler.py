@@ -38,8 +38,7 @@ def flow_map(process, z, t, s):
     """Where the probability flow carries z from t to s: along each axis of Σ the standard score is kept."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (process.alpha_sigma(jnp.asarray(time)) for time in (t, s))
     deviation_t, deviation_s = (
-        np.sqrt(alpha**2 * DEVIATIONS**2 + sigma**2)
-        for alpha, sigma in ((alpha_t, sigma_t), (alpha_s, sigma_s))
+        np.sqrt(alpha**2 * DEVIATIONS**2 + sigma**2) for alpha, sigma in ((alpha_t, sigma_t), (alpha_s, sigma_s))
     )
     return alpha_s * MEAN + (((z - alpha_t * MEAN) @ ROTATION) * deviation_s / deviation_t) @ ROTATION.T
 
@@ -125,9 +124,7 @@ def test_each_solver_calls_the_denoiser_as_often_as_it_says():
     }
     for solver in SOLVERS:
         calls.clear()
-        jax.jit(
-            lambda s=solver: sample(denoise, jnp.ones((1, 2)), times, process, solver=s)
-        )().block_until_ready()
+        jax.jit(lambda s=solver: sample(denoise, jnp.ones((1, 2)), times, process, solver=s))().block_until_ready()
         jax.effects_barrier()
         assert sorted(calls, reverse=True) == expected[solver]
 
@@ -161,9 +158,7 @@ def test_noise_is_fresh_for_every_step_and_purpose():
         times = make_grid("uniform", 4, process)[: num_steps + 1]
         return jax.jit(lambda: sample(only_noise, first, times, process, eta=1.0, keys=keys))()
 
-    flat = np.concatenate(
-        [np.asarray(value / jnp.std(value)).ravel() for value in (first, after(1), after(2))]
-    )
+    flat = np.concatenate([np.asarray(value / jnp.std(value)).ravel() for value in (first, after(1), after(2))])
     assert len(np.unique(flat.round(4))) == flat.size
 
 

@@ -34,9 +34,15 @@ CASES = {
         "--config=configs/none.py cannot be read: Failed loading config file",
     ),
     "config file with a fault": (["experiments/train.py", "--config={faulty}", "--workdir={new}"], "blocks=x"),
-    "unknown key in a config file": (["experiments/train.py", "--config={misspelt}"], "'step' is not in the config; did you mean"),
+    "unknown key in a config file": (
+        ["experiments/train.py", "--config={misspelt}"],
+        "'step' is not in the config; did you mean",
+    ),
     "no workdir": (TRAIN, "--config=configs/<experiment>.py and --workdir=runs/<name>"),
-    "unknown config key": ([*NEW, "--config.batchsize=3"], "'batchsize' is not in the config; did you mean 'batch_size'?"),
+    "unknown config key": (
+        [*NEW, "--config.batchsize=3"],
+        "'batchsize' is not in the config; did you mean 'batch_size'?",
+    ),
     "unknown nested key": ([*NEW, "--config.data.frame=3"], "'frame' is not in the config; did you mean 'frames'?"),
     "wrong type": ([*NEW, "--config.batch_size=abc"], "flag --config.batch_size=abc: invalid literal"),
     "unknown option of the U-Net": ([*NEW, "--config.model.unet.patch_size=2"], "'patch_size' is not in the config"),
@@ -146,9 +152,7 @@ def outcomes(folders):
     """Status, stdout and stderr of every case."""
     names = [path.name for path in folders.iterdir()]
     places = {name: str(folders / name) for name in [*names, "new", "none"]}
-    commands = {
-        name: [argument.format(**places) for argument in arguments] for name, (arguments, _) in CASES.items()
-    }
+    commands = {name: [argument.format(**places) for argument in arguments] for name, (arguments, _) in CASES.items()}
     commands |= {name: [str(folders / "commands" / name)] for name in COMMANDS}
     commands["help"] = ["experiments/train.py", "--help"]
     everything = subprocess.run(

@@ -15,9 +15,7 @@ BRIEF = ev.Recipe(steps=120, batch=64)
 
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory):
-    config = dataclasses.replace(
-        data.MovingDigits.BUILDER_CONFIGS[0], name="tiny", train_clips=2, test_clips=1
-    )
+    config = dataclasses.replace(data.MovingDigits.BUILDER_CONFIGS[0], name="tiny", train_clips=2, test_clips=1)
     return data.prepare(tmp_path_factory.mktemp("moving_digits"), config)
 
 

@@ -2,7 +2,6 @@
 
 import math
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -176,13 +175,10 @@ class Step:
         batch = jax.device_put(batch, batch_sharding(mesh))
         null = np.array([257] + [0] * (LENGTH - 1), np.int32)
         step = make_train_step(graphdef, Objective(), make_process("cosine"), tx, mesh, seed=0, null_tokens=null)
-        self.mesh, self.state, self.batch = mesh, state, batch
-        self.lowered = step.lower(state, batch)
-
-    def run(self, compiled):
+        compiled = step.lower(state, batch).compile(compiler_options=QUICK)
         self.hlo = compiled.as_text()
-        after, self.metrics = compiled(self.state, self.batch)
-        intended = jax.tree.leaves(shardings(self.mesh, after.params))
+        after, self.metrics = compiled(state, batch)
+        intended = jax.tree.leaves(shardings(mesh, after.params))
         self.layouts_kept = [
             leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
             for leaf, sharding in zip(jax.tree.leaves(after.params), intended, strict=True)
@@ -192,12 +188,7 @@ class Step:
 
 @pytest.fixture(scope="module")
 def steps():
-    steps = {name: Step(name) for name in MESHES}
-    with ThreadPoolExecutor(2) as pool:
-        compiled = list(pool.map(lambda step: step.lowered.compile(compiler_options=QUICK), steps.values()))
-    for step, program in zip(steps.values(), compiled, strict=True):
-        step.run(program)
-    return steps
+    return {name: Step(name) for name in MESHES}
 
 
 @pytest.mark.parametrize("name", list(MESHES)[1:])

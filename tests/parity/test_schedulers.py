@@ -52,11 +52,7 @@ def theirs(scheduler, z):
     """The video before each step of the scheduler and after the last."""
     steps = [torch.from_numpy(z)]
     for time in scheduler.timesteps:
-        scaled = (
-            scheduler.scale_model_input(steps[-1], time)
-            if hasattr(scheduler, "scale_model_input")
-            else steps[-1]
-        )
+        scaled = scheduler.scale_model_input(steps[-1], time) if hasattr(scheduler, "scale_model_input") else steps[-1]
         steps.append(scheduler.step(network(torch, scaled, time.float()), time, steps[-1]).prev_sample)
     return [step.numpy() for step in steps]
 
@@ -69,9 +65,7 @@ def assert_same(mine, other, tolerance=2e-4):
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("final", ["clean", "first"])
-@pytest.mark.parametrize(
-    ("spacing", "options"), [("leading", {"steps_offset": 1}), ("leading", {}), ("trailing", {})]
-)
+@pytest.mark.parametrize(("spacing", "options"), [("leading", {"steps_offset": 1}), ("leading", {}), ("trailing", {})])
 def test_ddim(prediction, final, spacing, options):
     scheduler = diffusers.DDIMScheduler(
         **STABLE_DIFFUSION,
@@ -138,9 +132,7 @@ def test_zero_terminal_snr():
 
 def test_euler_in_scaled_space():
     """diffusers' Euler keeps x + (σ/α) ε, which is our z divided by α."""
-    scheduler = diffusers.EulerDiscreteScheduler(
-        **STABLE_DIFFUSION, timestep_spacing="leading", steps_offset=1
-    )
+    scheduler = diffusers.EulerDiscreteScheduler(**STABLE_DIFFUSION, timestep_spacing="leading", steps_offset=1)
     scheduler.set_timesteps(10)
     process = make_process("stable_diffusion")
     times = make_grid("leading", 10, process, steps_offset=1)
@@ -171,9 +163,7 @@ def test_euler_on_karras_sigmas_as_in_stable_video_diffusion():
     # Relative to the size of the video, which falls from 700 to 1.
     scale = np.sqrt(1 + np.asarray(sigma) ** 2)
     mine, other = ours(process, "v", z, times), theirs(scheduler, z)
-    assert_same(
-        [a / s for a, s in zip(mine, scale, strict=True)], [b / s for b, s in zip(other, scale, strict=True)]
-    )
+    assert_same([a / s for a, s in zip(mine, scale, strict=True)], [b / s for b, s in zip(other, scale, strict=True)])
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

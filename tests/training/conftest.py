@@ -22,9 +22,7 @@ class Toy(nnx.Module):
         self.down = nnx.Linear(width, 1, rngs=rngs)
 
     def encode(self, tokens, image_tokens=None):
-        texts = (
-            tokens[:, None] if image_tokens is None else jnp.concatenate([tokens[:, None], image_tokens], 1)
-        )
+        texts = tokens[:, None] if image_tokens is None else jnp.concatenate([tokens[:, None], image_tokens], 1)
         return self.text(texts).mean(2)  # B G E
 
     def __call__(self, z, time, text, *, images, key, layout):

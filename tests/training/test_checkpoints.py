@@ -69,9 +69,7 @@ def test_it_is_read_into_the_shards_of_another_mesh(saved, toy, on_devices):
     mesh = on_devices(8, data=1, fsdp=4, tensor=2)
     state, _ = restore_state(saved, toy[1](mesh))
     assert_equal(state, at_step(toy[1](), 50))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_(a.sharding.is_equivalent_to(b.sharding, a.ndim)), state, toy[1](mesh)
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_(a.sharding.is_equivalent_to(b.sharding, a.ndim)), state, toy[1](mesh))
 
 
 @pytest.mark.parametrize("part", ["", "params", "rest", "data"])

@@ -26,8 +26,6 @@ def test_average_and_moments_are_sharded_like_their_parameters(make_toy, tx, on_
 def test_the_average_starts_as_a_copy_of_the_parameters(make_toy, tx, on_devices):
     state = create_state(make_toy, tx, on_devices(1), seed=7)[1]
     jax.tree.map(np.testing.assert_array_equal, state.params, state.ema)
-    pointers = [
-        x.unsafe_buffer_pointer() for x in jax.tree.leaves((state.params, state.ema, state.opt_state))
-    ]
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((state.params, state.ema, state.opt_state))]
     assert len(set(pointers)) == len(pointers)
     assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (0, 0, 0)

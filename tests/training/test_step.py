@@ -83,9 +83,7 @@ def test_every_step_leaves_the_state_in_its_shards_and_needs_no_second_compilati
     with jax.log_compiles(), warnings.catch_warnings(action="ignore"):
         for _ in range(3):
             state, _ = step(state, placed)
-            jax.tree.map(
-                lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)), state, before
-            )
+            jax.tree.map(lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)), state, before)
     assert sum("Compiling jit(step)" in message for message in caplog.messages) == 1
 
 

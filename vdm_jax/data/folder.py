@@ -139,9 +139,7 @@ class VideoFolder(Sequence[Item]):
                     log.warning("%s; the next file stands in for it", error)
         raise InputError(f"{self.root}: none of its {len(self)} videos can be decoded")
 
-    def _clip(
-        self, file: VideoFile, rng: np.random.Generator, single_frame: bool
-    ) -> UInt8[np.ndarray, "T H W 3"]:
+    def _clip(self, file: VideoFile, rng: np.random.Generator, single_frame: bool) -> UInt8[np.ndarray, "T H W 3"]:
         frames = 1 if single_frame else self.shape.frames
         first = self.shape.start(self._last_start(file, frames), rng)
         place = self.shape.place(rng)
@@ -169,16 +167,12 @@ class VideoFolder(Sequence[Item]):
                     skipped.append(f"{path} is too short ({seconds:.2f} s, {file.count} frames)")
                 if time.monotonic() - said > 10:
                     said = time.monotonic()
-                    log.info(
-                        "%s: looked into %d of %d videos", self.root, len(files) + len(skipped), len(paths)
-                    )
+                    log.info("%s: looked into %d of %d videos", self.root, len(files) + len(skipped), len(paths))
         if skipped:
             log.warning("skipped %d of %d videos:\n  %s", len(skipped), len(paths), "\n  ".join(skipped))
         if not files:
             clip = f"{self.shape.frames} frames, stride {self.shape.stride}, fps {self.fps or 'of the file'}"
-            raise InputError(
-                f"{self.root}: none of its {len(paths)} videos gives a clip ({clip}): {skipped[0]}"
-            )
+            raise InputError(f"{self.root}: none of its {len(paths)} videos gives a clip ({clip}): {skipped[0]}")
         return files
 
 
@@ -223,22 +217,16 @@ def _captions(root: Path, paths: list[Path]) -> dict[Path, str]:
             continue
         captions, absent, known = {}, [], set(paths)
         for number, row in read(root / name):
-            if not isinstance(row, dict) or not all(
-                isinstance(row.get(k), str) for k in ("file_name", "text")
-            ):
+            if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("file_name", "text")):
                 raise InputError(f"{root / name}, line {number}: needs file_name and text")
             captions[root / row["file_name"]] = row["text"]
             if root / row["file_name"] not in known:
                 absent.append(row["file_name"])
         if absent:
             some = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
-            raise InputError(
-                f"{root / name} has captions for {len(absent)} files that are no videos here: {some}"
-            )
+            raise InputError(f"{root / name} has captions for {len(absent)} files that are no videos here: {some}")
         if without := len(known - captions.keys()):
-            log.warning(
-                "%s has no caption for %d of %d videos: theirs is empty", root / name, without, len(paths)
-            )
+            log.warning("%s has no caption for %d of %d videos: theirs is empty", root / name, without, len(paths))
         return captions
     beside = ((path, path.with_suffix(".txt")) for path in paths)
     return {path: _read_text(text).strip() for path, text in beside if text.is_file()}

@@ -77,9 +77,7 @@ def parse_caption(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     found = [names[name] for name in pattern.findall(" ".join(text.lower().split()))]
     kinds = [kind for kind, _ in found]
     if not found or kinds != ["digit", "direction"] * (len(found) // 2):
-        raise InputError(
-            f"caption={text!r} must name a digit and its direction, as in 'the digit 3 moves left'"
-        )
+        raise InputError(f"caption={text!r} must name a digit and its direction, as in 'the digit 3 moves left'")
     return tuple(v for _, v in found[::2]), tuple(v for _, v in found[1::2])
 
 

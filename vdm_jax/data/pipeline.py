@@ -164,9 +164,7 @@ class _Example:
             "image_tokens": np.stack(image_tokens),
         }
 
-    def _load(
-        self, index: int, rng: np.random.Generator, *, single_frame: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _load(self, index: int, rng: np.random.Generator, *, single_frame: bool) -> tuple[np.ndarray, np.ndarray]:
         """One video `[T, H, W, C]` (or one frame of it, T = 1) and its caption's tokens."""
         if hasattr(self.source, "sample"):
             item = self.source.sample(index, rng, single_frame)

@@ -61,9 +61,7 @@ def make_source(
         root = _split_folder(Path(data_dir), split)
         return VideoFolder(root, frames=frames, size=size, stride=stride, fps=fps, crop=crop, seed=seed)
     if fps is not None:
-        raise InputError(
-            f"fps={fps}: {name} stores no frame rates to sample at; use stride, or leave fps None"
-        )
+        raise InputError(f"fps={fps}: {name} stores no frame rates to sample at; use stride, or leave fps None")
     if frames is None and stride != 1:
         raise InputError(f"stride={stride} needs frames, the length of a clip")
     shape = ClipShape(frames or 1, size or (1, 1), stride, crop)

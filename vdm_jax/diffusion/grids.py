@@ -55,9 +55,7 @@ def _karras(
     """Evenly spaced in (σ/α)^(1/ρ) (Karras et al. 2022, eq. 5)."""
     if rho <= 0:
         raise InputError(f"rho={rho} must be positive (7 in the paper)")
-    return _in_noise_level(
-        num_steps, process, sigma_min, sigma_max, lambda level: level ** (1 / rho), lambda y: y**rho
-    )
+    return _in_noise_level(num_steps, process, sigma_min, sigma_max, lambda level: level ** (1 / rho), lambda y: y**rho)
 
 
 def _in_noise_level(
@@ -102,9 +100,7 @@ def _linspace(num_steps: int, process: Process, final: str = "clean") -> np.ndar
 def _training_steps(num_steps: int, process: Process) -> int:
     if process.num_steps is None:
         kind = type(process).__name__
-        raise InputError(
-            f"grids leading, trailing and linspace need a discrete process; {kind} is continuous"
-        )
+        raise InputError(f"grids leading, trailing and linspace need a discrete process; {kind} is continuous")
     if num_steps > process.num_steps:
         raise InputError(f"num_steps={num_steps} must be at most the {process.num_steps} training steps")
     return process.num_steps

@@ -53,9 +53,7 @@ def guided(
             output = predict(scaled, told, jnp.zeros(t.shape, bool)).astype(z.dtype)
         else:
             drop = jnp.repeat(jnp.array([True, False]), t.shape[0])
-            both = predict(jnp.concatenate([scaled, scaled]), jnp.concatenate([told, told]), drop).astype(
-                z.dtype
-            )
+            both = predict(jnp.concatenate([scaled, scaled]), jnp.concatenate([told, told]), drop).astype(z.dtype)
             active = (interval[0] <= t) & (t <= interval[1])
             output = combine(*jnp.split(both, 2), jnp.where(active, weight, 1.0), rescale)
         alpha, sigma = process.alpha_sigma(t)

@@ -85,9 +85,7 @@ def weights(objective: Objective, process: Process, t: Float[Array, "B"]) -> Flo
         return jnp.ones_like(t)
     log_snr = jnp.clip(process.log_snr(t), -LOG_SNR_LIMIT, LOG_SNR_LIMIT)
     snr = jnp.exp(log_snr)
-    in_x_space = (
-        jnp.maximum(snr, 1) if objective.weighting == "truncated_snr" else jnp.minimum(snr, objective.gamma)
-    )
+    in_x_space = jnp.maximum(snr, 1) if objective.weighting == "truncated_snr" else jnp.minimum(snr, objective.gamma)
     return in_x_space / error_factor(objective.prediction, log_snr)
 
 

@@ -220,9 +220,7 @@ def _hash(recipe: Recipe, *origin) -> str:
     return hashlib.sha256(json.dumps([dataclasses.asdict(recipe), *origin]).encode()).hexdigest()[:12]
 
 
-def load_or_train_judge(
-    path: str | Path, builder: MovingDigits, *, seed: int = 0, recipe: Recipe = Recipe()
-) -> Judge:
+def load_or_train_judge(path: str | Path, builder: MovingDigits, *, seed: int = 0, recipe: Recipe = Recipe()) -> Judge:
     """The judge of a prepared data set, from the file at `path` or else trained and saved there.
 
     A file that is damaged or made by another recipe, seed or data set is replaced, and the log says so.

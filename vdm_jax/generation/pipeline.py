@@ -127,9 +127,7 @@ def check_sampling(
     """The prompts' tokens. Raises InputError where a setting does not fit the process, or a prompt the encoder."""
     if not prompts:
         raise InputError('prompts=[] must hold at least one prompt ("" is unconditional)')
-    make_table(
-        settings.solver, make_grid(settings.grid, settings.steps, process), process, float(settings.eta)
-    )
+    make_table(settings.solver, make_grid(settings.grid, settings.steps, process), process, float(settings.eta))
     guided(lambda *_: None, process, "v", **_guidance(settings))
     return np.stack([tokenize(prompt) for prompt in prompts])
 
@@ -160,10 +158,7 @@ def _compile(
             text = model.encode(tokens)
             null_text = model.encode(null[None])
             both = Encoded(
-                *(
-                    jnp.concatenate([jnp.broadcast_to(n, c.shape), c])
-                    for n, c in zip(null_text, text, strict=True)
-                )
+                *(jnp.concatenate([jnp.broadcast_to(n, c.shape), c]) for n, c in zip(null_text, text, strict=True))
             )
 
         def predict(z, network_time, drop):

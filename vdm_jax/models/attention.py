@@ -134,8 +134,14 @@ def choose_implementation(name: str, *, dtype, head_size: int, backend: str | No
     if name == "cudnn" and reasons:
         raise InputError(f"attention='cudnn' cannot run: {'; '.join(reasons)}; use 'auto' or 'xla'")
     chosen = "cudnn" if name != "xla" and not reasons else "xla"
-    logging.info("attention: %s%s", chosen, f" ({'; '.join(reasons)})" if name == "auto" and reasons else "")
+    _log_once(f"attention: {chosen}" + (f" ({'; '.join(reasons)})" if name == "auto" and reasons else ""))
     return chosen
+
+
+@functools.cache
+def _log_once(line: str) -> None:
+    """A model is built several times in a run: for its shapes, its parameters, its samples."""
+    logging.info(line)
 
 
 def rotate(x: Float[Array, "B T P N D"], positions: Float[Array, "T"]) -> Float[Array, "B T P N D"]:
@@ -166,9 +172,7 @@ def grid_code(rows: int, columns: int, width: int) -> Float[Array, "H W C"]:
     """Sinusoidal code of row (first half of the channels) and column (second half) of every position."""
     row, column = (sinusoid(jnp.arange(n, dtype=jnp.float32), width // 2) for n in (rows, columns))
     shape = (rows, columns, width // 2)
-    return jnp.concatenate(
-        [jnp.broadcast_to(row[:, None], shape), jnp.broadcast_to(column[None], shape)], axis=-1
-    )
+    return jnp.concatenate([jnp.broadcast_to(row[:, None], shape), jnp.broadcast_to(column[None], shape)], axis=-1)
 
 
 def clip_mask(frames: int, images: int) -> Bool[Array, "T T"]:

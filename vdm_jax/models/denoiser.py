@@ -18,14 +18,10 @@ class Denoiser(nnx.Module):
         text: keyword arguments of `ByteEncoder`, or None.
     """
 
-    def __init__(
-        self, *, channels: int, unet: dict, text: dict | None, dtype: str = "float32", rngs: nnx.Rngs
-    ):
+    def __init__(self, *, channels: int, unet: dict, text: dict | None, dtype: str = "float32", rngs: nnx.Rngs):
         self.text = ByteEncoder(**text, dtype=dtype, rngs=rngs) if text else None
         width = self.text.width if self.text else 0
-        self.unet = UNet(
-            channels_in=channels, context_width=width, pooled_width=width, dtype=dtype, rngs=rngs, **unet
-        )
+        self.unet = UNet(channels_in=channels, context_width=width, pooled_width=width, dtype=dtype, rngs=rngs, **unet)
 
     def tokenize(self, text: str) -> np.ndarray:
         """Host side: a prompt's tokens, int32 [L]; nothing (L = 0) for an unconditional model."""

@@ -61,9 +61,7 @@ class SpaceConv(nnx.Module):
         self.modulation = nnx.Linear(embedding, 2 * channels, kernel_init=zeros, dtype=dtype, rngs=rngs)
         self.norm2 = FrameNorm(channels, dtype, rngs)
         self.conv2 = _conv(channels, channels, kernel, kernel_init=zeros, dtype=dtype, rngs=rngs)
-        self.shortcut = (
-            None if channels_in == channels else nnx.Linear(channels_in, channels, dtype=dtype, rngs=rngs)
-        )
+        self.shortcut = None if channels_in == channels else nnx.Linear(channels_in, channels, dtype=dtype, rngs=rngs)
         self.rate = dropout
 
     def __call__(
@@ -157,9 +155,7 @@ class Downsample(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C2"]:
         time, space = self.factors
-        return self.project(
-            rearrange(x, "b (t i) (h j) (w k) c -> b t h w (i j k c)", i=time, j=space, k=space)
-        )
+        return self.project(rearrange(x, "b (t i) (h j) (w k) c -> b t h w (i j k c)", i=time, j=space, k=space))
 
 
 class Upsample(nnx.Module):
@@ -184,6 +180,4 @@ class Unpatch(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C2"]:
         time, space = self.factors
-        return rearrange(
-            self.project(x), "b t h w (i j k c) -> b (t i) (h j) (w k) c", i=time, j=space, k=space
-        )
+        return rearrange(self.project(x), "b t h w (i j k c) -> b (t i) (h j) (w k) c", i=time, j=space, k=space)

@@ -26,9 +26,7 @@ class TimeConv(nnx.Module):
         """The last `images` frames are stills: their neighbours count as zero, and they are nobody's."""
         hidden = jax.nn.silu(self.norm(x))
         clip, stills = jnp.split(hidden, [x.shape[1] - images], axis=1)
-        before, after = (
-            jnp.concatenate([_shift(clip, by), jnp.zeros_like(stills)], axis=1) for by in (1, -1)
-        )
+        before, after = (jnp.concatenate([_shift(clip, by), jnp.zeros_like(stills)], axis=1) for by in (1, -1))
         return x + self.project(jnp.concatenate([before, hidden, after], axis=-1))
 
 

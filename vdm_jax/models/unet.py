@@ -15,11 +15,11 @@ from vdm_jax.errors import InputError
 from vdm_jax.models.attention import choose_implementation, grid_code, sinusoid
 from vdm_jax.models.space import (
     Downsample,
+    FrameNorm,
     SpaceAttention,
     SpaceConv,
     Unpatch,
     Upsample,
-    FrameNorm,
 )
 from vdm_jax.models.time import POSITIONS, TimeAttention, TimeConv
 from vdm_jax.typing import Array, Bool, Float, Key
@@ -136,6 +136,8 @@ class UNet(nnx.Module):
                 raise InputError(f"head_size={head_size} must divide every attended width, not {width}")
         if kernel == 1 and not space_position:
             raise InputError("kernel=1 needs space_position=True: nothing else tells where a pixel is")
+        if space_position and channels % 4:
+            raise InputError(f"channels={channels} must be a multiple of 4 for space_position")
         if any(space_at):
             attention = choose_implementation(attention, dtype=dtype, head_size=head_size)
 
@@ -159,9 +161,7 @@ class UNet(nnx.Module):
                 )
                 if space
                 else None,
-                TimeAttention(
-                    width, head_size=head_size, position=time_position, max_distance=max_distance, **common
-                )
+                TimeAttention(width, head_size=head_size, position=time_position, max_distance=max_distance, **common)
                 if time
                 else None,
             )
@@ -282,9 +282,7 @@ class UNet(nnx.Module):
             ("frames", frames, time),
         ):
             if size % factor:
-                raise InputError(
-                    f"{name}={size} must be a multiple of {factor} (patch and levels of the U-Net)"
-                )
+                raise InputError(f"{name}={size} must be a multiple of {factor} (patch and levels of the U-Net)")
         if images and time > 1:
             raise InputError(f"joint_images={images} needs patch_time=1 and resample='space': a still has one frame")
 

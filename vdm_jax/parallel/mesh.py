@@ -27,9 +27,7 @@ def start_processes() -> None:
         "JAX_COORDINATOR_ADDRESS": bool,
     }
     for name, says_many in signs.items():
-        if says_many(
-            os.environ.get(name) or "0" if name != "JAX_COORDINATOR_ADDRESS" else os.environ.get(name)
-        ):
+        if says_many(os.environ.get(name) or "0" if name != "JAX_COORDINATOR_ADDRESS" else os.environ.get(name)):
             jax.distributed.initialize()
             logging.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), name)
             return
@@ -54,16 +52,12 @@ def make_mesh(
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free:
         if len(devices) % fixed:
-            raise InputError(
-                f"mesh {asked} does not divide the {len(devices)} devices ({devices[0].platform})"
-            )
+            raise InputError(f"mesh {asked} does not divide the {len(devices)} devices ({devices[0].platform})")
         sizes[free[0]] = len(devices) // fixed
     elif fixed > len(devices):
         raise InputError(f"mesh {asked} needs {fixed} devices, but there are {len(devices)}")
     elif fixed < len(devices):
-        raise InputError(
-            f"mesh {asked} uses {fixed} of {len(devices)} devices; set one size to -1 to use all"
-        )
+        raise InputError(f"mesh {asked} uses {fixed} of {len(devices)} devices; set one size to -1 to use all")
     grid = np.array(devices).reshape([sizes[name] for name in AXES])
     # Auto: Explicit types reject sharded convolution kernels and a U-Net's reshapes (jax 0.10 to 0.12).
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

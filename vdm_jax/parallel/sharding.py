@@ -44,8 +44,7 @@ def shardings(mesh: Mesh, params: PyTree) -> PyTree:
         spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
         spec = spec[max(0, len(spec) - len(leaf.shape)) :]
         fits = [
-            axis if axis is not None and leaf.shape[i] % mesh.shape[axis] == 0 else None
-            for i, axis in enumerate(spec)
+            axis if axis is not None and leaf.shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(spec)
         ]
         return NamedSharding(mesh, P(*fits))
 

@@ -41,9 +41,7 @@ class Checkpoints:
         A checkpoint of this step that is there already (damaged, or it would have been restored) is replaced.
         """
         self._orbax.wait()
-        self._orbax.save_checkpointables_async(
-            step, _parts(state) | {"data": data}, force=True, overwrite=True
-        )
+        self._orbax.save_checkpointables_async(step, _parts(state) | {"data": data}, force=True, overwrite=True)
 
     def close(self) -> None:
         """Waits until everything is on disk, then ends the background threads."""
@@ -104,9 +102,7 @@ def _restore_latest(folder: str | Path, parts: dict[str, PyTree]) -> dict[str, A
             unreadable[step] = loaded
             continue
         for other, reason in unreadable.items():
-            logging.warning(
-                "checkpoint %s cannot be read, %s is used instead: %s", folder / str(other), step, reason
-            )
+            logging.warning("checkpoint %s cannot be read, %s is used instead: %s", folder / str(other), step, reason)
         return loaded | {"step": step}
     if unreadable:
         raise InputError(
@@ -148,9 +144,7 @@ def _check_shapes(checkpoint: epath.Path, parts: dict[str, PyTree]) -> None:
         )
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):
-                raise ValueError(
-                    f"{name} has shape {there.get(name, 'none')} there and {here.get(name, 'none')} here"
-                )
+                raise ValueError(f"{name} has shape {there.get(name, 'none')} there and {here.get(name, 'none')} here")
 
 
 def _abstract(x: Any) -> Any:

@@ -50,10 +50,9 @@ def train(
     # ------------------------------------------------------------------------------------ mesh and config
     mesh = make_mesh(**config.mesh.to_dict())
     check_batch(mesh, config.batch_size)
-    if config.accumulate > 1 and config.batch_size % (parts := config.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]):
-        raise InputError(
-            f"batch_size={config.batch_size} must be a multiple of accumulate × data × fsdp = {parts}"
-        )
+    parts = config.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % parts:
+        raise InputError(f"batch_size={config.batch_size} must be a multiple of accumulate × data × fsdp = {parts}")
     process, objective = configuration.process_of(config), configuration.objective_of(config)
     tx, schedule = configuration.optimizer_of(config)
     model = nnx.eval_shape(lambda: configuration.make_model(config, nnx.Rngs(0)))
@@ -135,8 +134,7 @@ def train(
         for step in range(start + 1, config.steps + 1):
             trace.before(step)
             batch = {
-                name: jax.make_array_from_process_local_data(sharding, array)
-                for name, array in next(iterator).items()
+                name: jax.make_array_from_process_local_data(sharding, array) for name, array in next(iterator).items()
             }
             state, metrics = train_step(state, batch)
             trace.after(step, state)
@@ -155,12 +153,7 @@ def train(
             # Saved before the next batch is drawn, so that data and state are of the same step.
             if step % config.checkpoint.every == 0 or last or stopping:
                 checkpoints.save(step, state, iterator.get_state())
-            if (
-                draw_samples
-                and config.sample.every
-                and (step % config.sample.every == 0 or last)
-                and not stopping
-            ):
+            if draw_samples and config.sample.every and (step % config.sample.every == 0 or last) and not stopping:
                 draw_samples(graphdef, state.ema, mesh, step)
             if stopping:
                 logging.info("\nstopped at step %d; the same command goes on from there", step)

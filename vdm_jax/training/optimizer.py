@@ -40,9 +40,7 @@ def make_optimizer(
     make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
     parameters = inspect.signature(make).parameters if inspect.isfunction(make) else ()
     if "learning_rate" not in parameters:
-        raise InputError(
-            f"optimizer.name={name!r} must be an optimizer of optax, such as adamw, adam, lion, sgd"
-        )
+        raise InputError(f"optimizer.name={name!r} must be an optimizer of optax, such as adamw, adam, lion, sgd")
     if unknown := options.keys() - parameters:
         known = ", ".join(list(parameters)[1:])
         raise InputError(f"optimizer.options.{min(unknown)} is no option of optax.{name}; it has {known}")
@@ -57,12 +55,19 @@ def make_optimizer(
 
 
 def _matrices(params: PyTree) -> PyTree:
-    """Which axes of each parameter Muon sees as a matrix's rows and columns; None leaves it to Adam."""
+    """Which axes of each parameter Muon sees as a matrix's rows and columns; None leaves it to Adam.
 
-    def one(x):
-        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None
+    Kernels of the trunk are Muon's. Vectors, tables and the text encoder are Adam's: the gradient that reaches the
+    text is faint beside its noise, and Muon would make every update equally large.
+    """
 
-    return jax.tree.map(one, params)
+    def one(path, x):
+        names = [str(getattr(key, "key", key)) for key in path]
+        if names[0] == "text" or names[-1] != "kernel" or x.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def ema_decay(step: Array, decay: float | int) -> Scalar:
