@@ -3,9 +3,10 @@
     python experiments/train.py --config=configs/moving_digits.py --workdir=runs/moving_digits
     python experiments/evaluate.py --run=runs/moving_digits --num=200 --guidance=1,3
 
-Sixteen by sixteen pixels, eight frames, ten digits, four directions. A stem of 2×2×2 patches, then two levels with all
-four slots of the trunk: 3×3 space convolutions and temporal convolutions everywhere, space attention and temporal attention
-with relative positions at the coarser level. Muon (Jordan et al. 2024) for the trunk's kernels, Adam for the rest.
+Sixteen by sixteen pixels, eight frames, ten digits, four directions. A stem of 2×2×2 patches, then two levels with
+all four slots of the trunk: 3×3 space convolutions and temporal convolutions everywhere, space attention and temporal
+attention with relative positions at the coarser level. Muon (Jordan et al. 2024) for the trunk's kernels, Adam for
+the rest.
 """
 
 from vdm_jax.configuration import default_config
