@@ -11,8 +11,11 @@ The rows of the paper's hyperparameter tables (appendix A), one argument each:
 `ucf101` and `bair` read the TFDS data sets where they are prepared; the paper's own text-video data is not public,
 so the other rows read a folder of videos. The text encoder here is the small byte-level one, not the paper's
 BERT-large. Shared by all rows: cosine process with log-SNR in [-20, 20], attention at 32, 16 and 8 pixels, head size
-64, conditioning width 1024, Adam with β₂ = 0.99. Not run at full size by us: no time or score is claimed. Parameters,
-counted with `python experiments/train.py … --parameters`: see the table in README.md.
+64, conditioning width 1024, Adam with β₂ = 0.99.
+
+Nothing here has been run at full size: no time and no score is claimed. Parameters are counted by
+
+    python experiments/parameters.py --config=configs/video_diffusion_models.py:text_small
 """
 
 from vdm_jax.configuration import default_config

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from vdm_jax import command
 from vdm_jax.errors import InputError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/moving_digits.py.")
+config_flags.DEFINE_config_file("config", None, "Config file, such as configs/moving_digits.py.")
 BATCH = flags.DEFINE_integer("batch_size", None, "Videos per step (default: the config's).", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 10, "Timed runs, after warm-up.", lower_bound=1)
 SAMPLE_STEPS = flags.DEFINE_integer("sample_steps", 8, "Sampling steps.", lower_bound=1)
@@ -31,9 +31,7 @@ OUT = flags.DEFINE_string("out", None, "JSON file for the figures.")
 
 def main() -> None:
     """Checks the input, measures, prints a markdown table and writes the figures."""
-    if CONFIG.value is None:
-        raise InputError("--config=configs/<experiment>.py is needed")
-    config = CONFIG.value
+    config = command.read_config_flag()
     if BATCH.value:
         config.batch_size = BATCH.value
     if PEER.value:

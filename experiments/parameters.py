@@ -7,22 +7,20 @@ from absl import flags
 from ml_collections import config_flags
 
 from vdm_jax import command
-from vdm_jax.errors import InputError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
+config_flags.DEFINE_config_file("config", None, "Config file.")
 LINES = flags.DEFINE_integer("lines", 0, "Longest table to print; 0: all.", lower_bound=0)
 
 
 def main() -> None:
     """Builds the model's shapes only."""
-    if CONFIG.value is None:
-        raise InputError("--config=configs/<experiment>.py is needed")
+    config = command.read_config_flag()
     from clu import parameter_overview
     from flax import nnx
 
     from vdm_jax import configuration
 
-    model = nnx.eval_shape(lambda: configuration.make_model(CONFIG.value, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: configuration.make_model(config, nnx.Rngs(0)))
     params = nnx.to_pure_dict(nnx.split(model)[1])
     print(parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=LINES.value or None))
 

@@ -11,20 +11,15 @@ from ml_collections import config_flags
 from vdm_jax import command
 from vdm_jax.errors import InputError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/moving_digits.py.")
+config_flags.DEFINE_config_file("config", None, "Config file, such as configs/moving_digits.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder; a run that is there is gone on with.")
 
 
 def main() -> None:
     """Joins the processes, trains, and says where everything is."""
-    if CONFIG.value is None or not WORKDIR.value:
+    if flags.FLAGS.config is None or not WORKDIR.value:
         raise InputError("--config=configs/<experiment>.py and --workdir=runs/<name> are needed")
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
-    try:
-        config.lock()
-    except OSError as error:  # the flag keeps it back until the config is used
-        file = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise InputError(f"--config={file} cannot be read: {str(error).split(': ', 1)[-1]}") from error
+    config, workdir = command.read_config_flag(), Path(WORKDIR.value)
 
     import jax
 

@@ -6,7 +6,9 @@ import re
 import sys
 from collections.abc import Callable
 
+import ml_collections
 from absl import flags
+from ml_collections import config_flags
 
 from vdm_jax.errors import InputError
 
@@ -21,7 +23,7 @@ def run(main: Callable[[], None]) -> None:
         if rest:
             raise InputError(f"{rest[0]!r} is not a flag; see --help")
     except Exception as error:  # a config file is a program: what it may raise on a bad value has no limit
-        _fail(_unknown_key(error) or error)
+        _fail(_unknown_key(error) or _in_config_file(error) or error)
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for chatty in ("absl", "jax", "orbax", "tensorstore"):
@@ -33,6 +35,23 @@ def run(main: Callable[[], None]) -> None:
         _fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def read_config_flag(name: str = "config") -> ml_collections.ConfigDict:
+    """The config of a config-file flag.
+
+    Raises:
+        InputError: the flag is not given, or its file cannot be read.
+    """
+    config = flags.FLAGS[name].value
+    if config is None:
+        raise InputError(f"--{name}=configs/<experiment>.py is needed")
+    try:
+        config.lock()
+    except OSError as error:  # the flag keeps it back until the config is used
+        file = config_flags.get_config_filename(flags.FLAGS[name])
+        raise InputError(f"--{name}={file} cannot be read: {str(error).split(': ', 1)[-1]}") from error
+    return config
 
 
 def cache_compilations() -> None:
@@ -53,6 +72,12 @@ def _unknown_key(error: Exception) -> InputError | None:
     hint = re.search('Did you mean "(.+?)"', text)
     more = f"did you mean {hint[1]!r}?" if hint else "a new key of an open group is set in the config file"
     return InputError(f"{key[1]!r} is not in the config; {more}")
+
+
+def _in_config_file(error: Exception) -> InputError | None:
+    """What a config file raised, out of the traceback that ml_collections makes its message of."""
+    flag, traceback, raised = str(error).strip().partition("Error whilst parsing config file:")
+    return InputError(f"{flag}{raised.splitlines()[-1]}") if traceback else None
 
 
 def _fail(error: Exception) -> None:
