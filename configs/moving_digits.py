@@ -5,8 +5,8 @@
 
 Sixteen by sixteen pixels, eight frames, ten digits, four directions. A stem of 2×2×2 patches, then two levels with
 all four slots of the trunk: 3×3 space convolutions and temporal convolutions everywhere, space attention and temporal
-attention with relative positions at the coarser level. Muon (Jordan et al. 2024) for the trunk's kernels, Adam for
-the rest.
+attention with relative positions at the coarser level. Muon (Jordan et al. 2024) for matrices and kernels, Adam for
+vectors. The direction follows the caption; the digit does not yet.
 """
 
 from vdm_jax.configuration import default_config
@@ -30,7 +30,7 @@ def get_config():
         head_size=32,
         context="none",  # the pooled text alone: sixteen positions a frame are fewer than the tokens
     )
-    config.model.text = dict(width=128, depth=2, length=64)
+    config.model.text = dict(width=64, depth=2, length=64)
     config.optimizer = dict(
         name="muon",
         learning_rate=4e-3,
@@ -38,7 +38,7 @@ def get_config():
         decay="cosine",
         final=0.0,
         clip=1.0,
-        options=dict(consistent_rms=0.2, adam_learning_rate=2e-3),
+        options=dict(consistent_rms=0.2),
     )
     config.checkpoint.every = 250
     config.sample.update(

@@ -55,19 +55,12 @@ def make_optimizer(
 
 
 def _matrices(params: PyTree) -> PyTree:
-    """Which axes of each parameter Muon sees as a matrix's rows and columns; None leaves it to Adam.
+    """Which axes of each parameter Muon sees as a matrix's rows and columns; None leaves vectors to Adam."""
 
-    Kernels of the trunk are Muon's. Vectors, tables and the text encoder are Adam's: the gradient that reaches the
-    text is faint beside its noise, and Muon would make every update equally large.
-    """
+    def one(x):
+        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None
 
-    def one(path, x):
-        names = [str(getattr(key, "key", key)) for key in path]
-        if names[0] == "text" or names[-1] != "kernel" or x.ndim < 2:
-            return None
-        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
-
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree.map(one, params)
 
 
 def ema_decay(step: Array, decay: float | int) -> Scalar:
