@@ -50,8 +50,7 @@ class ByteEncoder(nnx.Module):
         if width % head_size:
             raise InputError(f"text width={width} must be a multiple of its head_size={head_size}")
         self.length, self.width = length, width
-        # As loud as the position code: with the usual small embeddings the words drown in it, and a network that is
-        # trained for a few minutes never learns to listen (tests/models/test_text.py).
+        # As loud as the position code: with the usual small embeddings the words drown in it at first.
         loud = nnx.initializers.normal(1.0)
         self.embed = nnx.Embed(258, width, embedding_init=loud, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([_Block(width, width // head_size, dtype, rngs) for _ in range(depth)])

@@ -44,7 +44,7 @@ def create_state(
         return TrainState(zero, params, ema, tx.init(params), zero, zero)
 
     sharding = state_shardings(jax.eval_shape(init), mesh)
-    # It runs once; on a CPU it compiles six times as fast without optimisation, which was most of the start-up.
+    # It runs once; on a CPU compiling it with optimisation costs more than it saves.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     quick = {"xla_backend_optimization_level": 0} if on_cpu else None
     return graphdef, jax.jit(init, out_shardings=sharding, compiler_options=quick)()
