@@ -17,8 +17,9 @@ AXES = ("data", "fsdp", "context", "tensor")
 def start_processes() -> None:
     """Joins this process to the others of a multi-host run; call before any device is touched.
 
-    Slurm, Open MPI and TPU pods are known by their variables, any other cluster by JAX_COORDINATOR_ADDRESS. A failure is raised, never swallowed: N hosts
-    that do not find each other would each train alone. Without signs of a cluster nothing is done.
+    Slurm, Open MPI and TPU pods are known by their variables, any other cluster by JAX_COORDINATOR_ADDRESS. A failure
+    is raised, never swallowed: N hosts that do not find each other would each train alone. Without signs of a cluster
+    nothing is done.
     """
     signs = {
         "SLURM_NTASKS": lambda value: int(value) > 1,
