@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from vdm_jax.errors import InputError
-from vdm_jax.models.text import ByteEncoder, tokenize_bytes
+from vdm_jax.models.text import ByteEncoder, hash_ngrams, tokenize_bytes
 
 LENGTH = 8
 
@@ -31,6 +31,26 @@ def test_a_text_that_does_not_fit_is_an_error():
         tokenize_bytes("éé", 4)
 
 
+def test_an_ngram_has_one_bucket_wherever_it_stands_and_another_in_another_order():
+    texts = [list(tokenize_bytes(t, 12)) for t in ("a seven", "seven is", "neves is")]
+    first, second, reversed_ = np.asarray(hash_ngrams(jnp.asarray(texts), 3, 1 << 20))
+    np.testing.assert_array_equal(first[5:8], second[3:6])  # "sev" "eve" "ven"
+    assert len(set(second[3:6]) | set(reversed_[3:6])) == 5  # "eve" is in both
+
+
+def test_hashed_ngrams_fill_their_buckets_evenly():
+    letters = np.stack(np.meshgrid(*[np.arange(97, 123)] * 3), -1).reshape(1, -1)  # all triples, one after another
+    count = np.bincount(np.asarray(hash_ngrams(jnp.asarray(letters), 3, 64))[0], minlength=64)
+    assert count.shape == (64,)
+    assert 0.7 * count.mean() < count.min() <= count.max() < 1.4 * count.mean()
+
+
+@pytest.mark.parametrize("options", [{"ngrams": (1,)}, {"buckets": 0}])
+def test_an_ngram_has_two_bytes_at_least_and_a_bucket(options):
+    with pytest.raises(InputError, match="ngrams="):
+        ByteEncoder(width=16, depth=0, length=LENGTH, head_size=8, rngs=nnx.Rngs(0), **options)
+
+
 def test_padding_has_no_influence(encode):
     tokens = jnp.asarray(tokenize_bytes("abc", LENGTH))[None]
     short, padded = encode(tokens[:, :4]), encode(tokens)
@@ -39,15 +59,15 @@ def test_padding_has_no_influence(encode):
     np.testing.assert_allclose(padded.pooled, short.pooled, atol=1e-5)
 
 
-def test_the_empty_text_is_one_token_and_its_own_mean(encode):
+def test_the_empty_text_is_one_token_and_its_own_pooled_vector(encode):
     out = encode(jnp.asarray(tokenize_bytes("", LENGTH))[None])
     assert out.mask.sum() == 1
     np.testing.assert_allclose(out.pooled[0], out.tokens[0, 0], atol=1e-6)
 
 
-def test_pooled_is_the_mean_of_the_real_tokens(encode):
+def test_pooled_is_the_sum_of_the_real_tokens_over_the_root_of_their_number(encode):
     out = encode(jnp.asarray(tokenize_bytes("abc", LENGTH))[None])
-    np.testing.assert_allclose(out.pooled[0], out.tokens[0, :4].mean(0), atol=1e-5)
+    np.testing.assert_allclose(out.pooled[0], out.tokens[0, :4].sum(0) / 2, atol=1e-5)
 
 
 def test_texts_are_encoded_one_by_one_whatever_the_leading_axes(encode):

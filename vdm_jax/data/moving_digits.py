@@ -112,7 +112,7 @@ class MovingDigitsConfig(tfds.core.BuilderConfig):
     frames: int = 8
     glyph: int = 8  # side of a digit in pixels
     digits: int = 1
-    speed: tuple[float, float] = (0.7, 1.1)
+    speed: tuple[float, float] = (1.0, 1.0)
     bounce: bool = False
     train_clips: int = 8
     test_clips: int = 4
@@ -174,7 +174,8 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
     """
 
     code_path = None  # where TFDS looks for download checksums; there are no downloads
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.1.0": "16x8 and two_digits move by whole pixels."}  # noqa: RUF012
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS' own attribute)
         MovingDigitsConfig(name="16x8"),
         MovingDigitsConfig(name="32x16", size=32, frames=16, glyph=16, speed=(0.7, 1.05)),

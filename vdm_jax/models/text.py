@@ -5,6 +5,7 @@ any prompt can be written. A frozen encoder takes its place by offering the same
 host, and a call from tokens to an `Encoded`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -43,16 +44,48 @@ def tokenize_bytes(text: str, length: int) -> np.ndarray:
     return tokens
 
 
-class ByteEncoder(nnx.Module):
-    """Pre-norm transformer over bytes; the pooled vector is the mean of the real tokens' outputs."""
+def hash_ngrams(tokens: Int[Array, "B L"], n: int, buckets: int) -> Int[Array, "B L"]:
+    """The bucket, 0 … buckets − 1, of the n tokens that end at each position (before the text: zeros).
 
-    def __init__(self, *, width: int, depth: int, length: int, head_size: int = 32, dtype="float32", rngs):
+    A polynomial rolling hash modulo 2³² (Pagnoni et al. 2024, Byte Latent Transformer, section 3.2.1).
+    """
+    padded = jnp.pad(tokens.astype(jnp.uint32), ((0, 0), (n - 1, 0)))
+    code = jnp.zeros_like(tokens, dtype=jnp.uint32)
+    for i in range(n):
+        code = code * jnp.uint32(0x9E3779B1) + padded[:, i : i + tokens.shape[1]]
+    # The last token alone would set the low bits: fold the high ones in.
+    return ((code ^ (code >> 15)) % buckets).astype(jnp.int32)
+
+
+class ByteEncoder(nnx.Module):
+    """Pre-norm transformer over bytes; the pooled vector is the sum of the n real tokens' outputs over √n.
+
+    A byte's embedding is its own plus those of the hashed n-grams that end at it, for each n in `ngrams`: a word
+    is then seen at once and not spelt out by attention first, which a video's loss teaches slowly. A mean in place
+    of the sum over √n would say a word the more quietly the longer the text.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        length: int,
+        head_size: int = 32,
+        ngrams: Sequence[int] = (3,),
+        buckets: int = 1024,
+        dtype="float32",
+        rngs,
+    ):
         if width % head_size:
             raise InputError(f"text width={width} must be a multiple of its head_size={head_size}")
-        self.length, self.width = length, width
+        if buckets < 1 or any(n < 2 for n in ngrams):
+            raise InputError(f"text ngrams={tuple(ngrams)}, buckets={buckets} must be lengths from 2 and at least 1")
+        self.length, self.width, self.ngrams, self.buckets = length, width, tuple(ngrams), buckets
         # As loud as the position code: with the usual small embeddings the words drown in it at first.
-        loud = nnx.initializers.normal(1.0)
-        self.embed = nnx.Embed(258, width, embedding_init=loud, dtype=dtype, rngs=rngs)
+        options = dict(embedding_init=nnx.initializers.normal(1.0), dtype=dtype, rngs=rngs)
+        self.embed = nnx.Embed(258, width, **options)
+        self.embed_ngrams = nnx.List([nnx.Embed(buckets, width, **options) for _ in ngrams])
         self.blocks = nnx.List([_Block(width, width // head_size, dtype, rngs) for _ in range(depth)])
         self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
 
@@ -66,12 +99,14 @@ class ByteEncoder(nnx.Module):
         tokens = tokens.reshape(-1, tokens.shape[-1])
         mask = tokens > 0
         x = self.embed(tokens)
+        for n, embed in zip(self.ngrams, self.embed_ngrams, strict=True):
+            x = x + embed(hash_ngrams(tokens, n, self.buckets))
         x = x + sinusoid(jnp.arange(x.shape[1], dtype=jnp.float32), self.width).astype(x.dtype)
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x)
         weight = mask[..., None].astype(x.dtype)
-        pooled = (x * weight).sum(1) / weight.sum(1)
+        pooled = (x * weight).sum(1) / jnp.sqrt(weight.sum(1))
         return Encoded(x.reshape(*lead, *x.shape[1:]), mask.reshape(*lead, -1), pooled.reshape(*lead, -1))
 
 
