@@ -80,10 +80,10 @@ def default_config() -> ml_collections.ConfigDict:
         fps=8.0,
     )
     config.profile = dict(start=0, steps=0)  # trace so many steps from this one on
+    config.lock()  # before the groups are opened: it locks what it holds
     for group in ("model", "process", "objective"):
         _open(config[group])
     _open(config.optimizer.options)
-    config.lock()
     return config
 
 
