@@ -169,3 +169,13 @@ def test_metadata_of_other_software_is_no_metadata(tmp_path):
     picture.save(tmp_path / "a.gif", comment=b"made with something else")
     assert videos.read_metadata(tmp_path / "a.gif") == {}
     assert json.dumps(videos.read_metadata(tmp_path / "a.gif")) == "{}"
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_tags_in_another_encoding_do_not_keep_a_video_from_being_read(tmp_path, suffix):
+    path = tmp_path / f"clip{suffix}"
+    videos.write_video(path, gradient(), 8, {"by": "Rene1"})
+    path.write_bytes(path.read_bytes().replace(b"Rene1", b"Ren\xe9\xff"))  # Latin-1, of the same length
+    assert len(videos.read_video(path)[0]) == 9
+    assert videos.probe(path)[0] == pytest.approx(8)
+    assert videos.read_metadata(path)["by"].startswith("Ren")

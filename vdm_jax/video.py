@@ -24,6 +24,9 @@ WRITABLE = (".mp4", ".webm", ".gif", ".png", ".npy")
 FilePath = str | os.PathLike
 Metadata = Mapping[str, Any]
 
+# Tags that are not UTF-8 are no reason to refuse a video. PyAV 19 escapes them and has no such option.
+_TAGS = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 # ------------------------------------------------------------------------------------------------ reading
 
 
@@ -34,7 +37,7 @@ def iter_frames(path: FilePath, start: float | int = 0) -> Iterator[tuple[float,
     `to_rgb` turns a frame into an array. Raises InputError for a file that cannot be read.
     """
     try:
-        with av.open(os.fspath(path), metadata_errors="ignore") as container:
+        with av.open(os.fspath(path), **_TAGS) as container:
             if not container.streams.video:
                 raise InputError(f"{path} has no video stream")
             stream = container.streams.video[0]
@@ -87,7 +90,7 @@ def probe(path: FilePath) -> tuple[float, float]:
     Nothing is decoded. Raises InputError for a file that cannot be read.
     """
     try:
-        with av.open(os.fspath(path), metadata_errors="ignore") as container:
+        with av.open(os.fspath(path), **_TAGS) as container:
             if not container.streams.video:
                 raise InputError(f"{path} has no video stream")
             stream = container.streams.video[0]
@@ -119,7 +122,7 @@ def read_metadata(path: FilePath) -> dict[str, Any]:
             with Image.open(path) as image:
                 text = image.info.get("comment", b"{}")
         else:
-            with av.open(os.fspath(path), metadata_errors="ignore") as container:
+            with av.open(os.fspath(path), **_TAGS) as container:
                 tags = {key.lower(): value for key, value in container.metadata.items()}
                 text = tags.get("comment", "{}")
         return json.loads(text)
