@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,12 +29,13 @@ def world(tmp_path_factory):
     return folder
 
 
-def start(world, script, *arguments, devices=1):
+def start(world, script, *arguments, devices=1, **variables):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         # Unoptimised programs compile faster, and are bit-exact or not like any other.
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(world / "cache"),
+        **variables,
     }
     command = [sys.executable, str(ROOT / "experiments" / script), *map(str, arguments)]
     return subprocess.Popen(
@@ -41,7 +43,7 @@ def start(world, script, *arguments, devices=1):
     )
 
 
-def train(world, workdir, *arguments, devices=1):
+def train(world, workdir, *arguments, devices=1, **variables):
     return start(
         world,
         "train.py",
@@ -50,6 +52,7 @@ def train(world, workdir, *arguments, devices=1):
         f"--workdir={workdir}",
         *arguments,
         devices=devices,
+        **variables,
     )
 
 
@@ -113,6 +116,24 @@ def test_a_run_on_eight_devices_learns_what_one_learns(world, run):
     if not (world / "whole8").exists():
         pytest.skip("the run on eight devices was not selected")
     np.testing.assert_allclose(losses(run), losses(world / "whole8"), rtol=2e-3)
+
+
+def test_two_processes_train_what_one_does(world, run):
+    """Launched by hand, as on two hosts without a cluster's manager; the gradients meet over gloo."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    together = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    pair = [
+        train(world, world / "pair", "--config.mesh.fsdp=2", devices=2, **together, JAX_PROCESS_ID=str(number))
+        for number in range(2)
+    ]
+    said = [finish(process)[1] for process in pair]
+    assert "process 0 of 2" in said[0]
+    assert "process 1 of 2" in said[1]
+    np.testing.assert_allclose(losses(world / "pair"), losses(run), rtol=2e-3)
+    out, _ = finish(start(world, "sample.py", "--run", world / "pair", "--prompt=clip 3", "--out", world / "by_pair"))
+    assert "1 videos in" in out
 
 
 def test_a_run_folder_holds_its_config_parameters_samples_and_trace(run):

@@ -47,6 +47,13 @@ def test_sizes_that_do_not_make_up_the_devices_are_named(sizes, message):
         make_mesh(**sizes)
 
 
+def without_cluster(monkeypatch):
+    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "JOB_COMPLETION_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"):
+        monkeypatch.delenv(f"JAX_{name}", raising=False)
+
+
 @pytest.mark.parametrize(
     ("environment", "joins"),
     [
@@ -56,24 +63,36 @@ def test_sizes_that_do_not_make_up_the_devices_are_named(sizes, message):
         ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, True),
+        ({"JOB_COMPLETION_INDEX": "0"}, True),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}, True),
     ],
 )
 def test_processes_join_where_there_are_signs_of_many(environment, joins, monkeypatch):
-    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "JAX_COORDINATOR_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
+    without_cluster(monkeypatch)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     calls = []
-    monkeypatch.setattr(mesh_module.jax.distributed, "initialize", lambda: calls.append(1))
+    monkeypatch.setattr(mesh_module.jax.distributed, "initialize", lambda *given: calls.append(given))
     start_processes()
-    assert len(calls) == joins
+    by_hand = [("a:1", 2, 1)] if "JAX_COORDINATOR_ADDRESS" in environment else [()]
+    assert calls == (by_hand if joins else [])
+
+
+@pytest.mark.parametrize(("count", "number"), [("", ""), ("2", ""), ("2", "2"), ("two", "0"), ("2", "-1")])
+def test_a_coordinator_by_hand_needs_the_number_of_processes_and_this_ones_place(count, number, monkeypatch):
+    without_cluster(monkeypatch)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", count)
+    monkeypatch.setenv("JAX_PROCESS_ID", number)
+    with pytest.raises(InputError, match=f"needs JAX_NUM_PROCESSES='{count}' .* JAX_PROCESS_ID='{number}'"):
+        start_processes()
 
 
 def test_a_failure_to_join_is_raised(monkeypatch):
     def fail():
         raise RuntimeError("no coordinator")
 
+    without_cluster(monkeypatch)
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setattr(mesh_module.jax.distributed, "initialize", fail)
     with pytest.raises(RuntimeError, match="no coordinator"):

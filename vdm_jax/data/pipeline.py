@@ -80,10 +80,9 @@ def make_iterator(
     else:  # cut before the processes share, so that all of them see equally many batches
         positions = positions[: count // batch_size * batch_size]
     examples = positions.random_map(_Example(source, tokenize, caption_dropout, flip, joint_images))
-    batches = examples[process_index::process_count].batch(
-        batch_size // process_count, drop_remainder=True, batch_fn=_stack
-    )
-    return BatchIterator(batches, num_workers, prefetch)
+    # In turn, so that the processes' shares one after another are the batch of a single process.
+    shares = examples.batch(batch_size // process_count, drop_remainder=True, batch_fn=_stack)
+    return BatchIterator(shares[process_index::process_count], num_workers, prefetch)
 
 
 class BatchIterator(grain.DatasetIterator):

@@ -17,21 +17,34 @@ AXES = ("data", "fsdp", "context", "tensor")
 def start_processes() -> None:
     """Joins this process to the others of a multi-host run; call before any device is touched.
 
-    Slurm, Open MPI and TPU pods are known by their variables, any other cluster by JAX_COORDINATOR_ADDRESS. A failure
-    is raised, never swallowed: N hosts that do not find each other would each train alone. Without signs of a cluster
+    Slurm, Open MPI, indexed Kubernetes jobs and TPU pods are known by their variables, and JAX asks them for the rest.
+    Anywhere else JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. A failure is
+    raised, never swallowed: N hosts that do not find each other would each train alone. Without signs of a cluster
     nothing is done.
+
+    Raises:
+        InputError: JAX_COORDINATOR_ADDRESS without a number of processes and this one's place among them.
     """
-    signs = {
-        "SLURM_NTASKS": lambda value: int(value) > 1,
-        "OMPI_COMM_WORLD_SIZE": lambda value: int(value) > 1,
+    by_hand = [os.environ.get(f"JAX_{name}", "") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")]
+    clusters = {
+        "SLURM_NTASKS": lambda value: int(value or 0) > 1,
+        "OMPI_COMM_WORLD_SIZE": lambda value: int(value or 0) > 1,
+        "JOB_COMPLETION_INDEX": str.isdecimal,
         "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
-        "JAX_COORDINATOR_ADDRESS": bool,
     }
-    for name, says_many in signs.items():
-        if says_many(os.environ.get(name) or "0" if name != "JAX_COORDINATOR_ADDRESS" else os.environ.get(name)):
-            jax.distributed.initialize()
-            logging.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), name)
-            return
+    found = [name for name, says_many in clusters.items() if name in os.environ and says_many(os.environ[name])]
+    if by_hand[0]:
+        if not (by_hand[1].isdecimal() and by_hand[2].isdecimal() and int(by_hand[2]) < int(by_hand[1])):
+            raise InputError(
+                f"JAX_COORDINATOR_ADDRESS={by_hand[0]} needs JAX_NUM_PROCESSES={by_hand[1]!r} to be a number, and "
+                f"JAX_PROCESS_ID={by_hand[2]!r} one from 0 below it"
+            )
+        jax.distributed.initialize(by_hand[0], int(by_hand[1]), int(by_hand[2]))
+    elif found:
+        jax.distributed.initialize()
+    else:
+        return
+    logging.info("process %d of %d", jax.process_index(), jax.process_count())
 
 
 def make_mesh(
