@@ -270,15 +270,16 @@ class _Log:
         if self._board is not None:
             self._board.write_scalars(step, values)
             self._board.flush()
-        overall = (step - self._first_step) / (now - self._first)
-        left = int((self._config.steps - step) / overall)
-        if len(steps) == step - self._first_step:  # the first line: from here on without the compilation
-            self._first, self._first_step = now, step
+        if len(steps) == step - self._first_step:  # the first line: its steps waited for the compilation
+            self._first, self._first_step, time_left = now, step, "compiled"
+        else:
+            left = int((self._config.steps - step) * (now - self._first) / (step - self._first_step))
+            time_left = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
         skipped = f"  skipped {values['skipped']:.0f}" if values["skipped"] else ""
         print(
             f"\rstep {step:>{len(str(self._config.steps))}}/{self._config.steps}  loss {values['loss']:.4f}"
             f"  grad {values['grad_norm']:.3f}  {values['videos_per_second']:.0f} videos/s"
-            f"  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left{skipped}  ",
+            f"  {time_left}{skipped}  ",
             end="" if sys.stderr.isatty() and step < self._config.steps else "\n",
             file=sys.stderr,
             flush=True,
