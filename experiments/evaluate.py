@@ -14,7 +14,7 @@ from vdm_jax.errors import InputError
 RUN = flags.DEFINE_string("run", None, "Run folder to evaluate; it must be of moving digits.")
 NUM = flags.DEFINE_integer("num", 256, "Samples at each guidance weight.", lower_bound=1)
 GUIDANCE = flags.DEFINE_list("guidance", ["1", "3"], "Guidance weights.")
-STEPS = flags.DEFINE_integer("steps", None, "Sampling steps (default: the run's config).")
+STEPS = flags.DEFINE_integer("steps", None, "Sampling steps (default: the run's config).", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples and of the choice of captions.")
 BATCH = flags.DEFINE_integer("batch_size", 64, "Videos drawn at a time.", lower_bound=1)
 
@@ -34,7 +34,8 @@ def main() -> None:
     from vdm_jax.generation.pipeline import load
 
     run = Path(RUN.value)
-    data = read_config(run).data
+    config = read_config(run)
+    data, steps = config.data, STEPS.value or config.sample.steps
     if data.name != "moving_digits":
         raise InputError(f"{run} was trained on {data.name}; so far only moving_digits can be judged")
     try:
@@ -58,16 +59,15 @@ def main() -> None:
         print(f"{name:<22}" + "".join(f"  {key} {value:.3f}" for key, value in scores.items()), flush=True)
         return scores
 
-    result = {"num": NUM.value, "seed": SEED.value, "step": pipeline.step, "judge": judge.digest}
+    result = {"num": NUM.value, "seed": SEED.value, "step": pipeline.step, "steps": steps, "judge": judge.digest}
     result["real test clips"] = measure("real test clips", real)
     result["shuffled"] = measure("  frames shuffled", np.asarray(shuffle_frames(real, jax.random.key(0))))
     result["frozen"] = measure("  frozen", np.asarray(frozen(real)))
-    changes = {} if STEPS.value is None else {"steps": STEPS.value}
     for weight in weights:
         videos = []
         with tqdm(total=NUM.value, unit="video", desc=f"guidance {weight:g}", leave=False) as bar:
             for batch in pipeline.batches(
-                captions, seed=SEED.value, batch_size=BATCH.value, guidance=weight, **changes
+                captions, seed=SEED.value, batch_size=BATCH.value, guidance=weight, steps=steps
             ):
                 videos.append(batch)
                 bar.update(len(batch))
