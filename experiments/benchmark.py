@@ -166,10 +166,10 @@ def measure_sampling(config, runs: int, steps: int) -> dict:
 
     from vdm_jax.evaluation.speed import flops_of, summarize, time_calls
     from vdm_jax.generation.pipeline import make_pipeline
-    from vdm_jax.parallel.sharding import activation_layout, batch_sharding
+    from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding
 
     mesh, _, _, graphdef, state = set_up(config)
-    size, params, layout = config.batch_size, state.params, activation_layout(mesh)
+    size, params, layout = config.batch_size, state.params, ActivationLayout(mesh)
     pipeline = make_pipeline(config, graphdef, params, mesh, 0)
     model = nnx.merge(graphdef, params)
     tokens = np.tile(pipeline.tokenize("a video"), (size, 1))

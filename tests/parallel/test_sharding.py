@@ -227,7 +227,7 @@ def gathered_activations(step):
     ]
 
 
-@pytest.mark.parametrize("name", ["data", "fsdp", "tensor"])
+@pytest.mark.parametrize("name", list(MESHES)[1:])
 def test_the_compiled_step_gathers_no_activation(steps, name):
     assert gathered_activations(steps[name]) == []
 
@@ -238,9 +238,7 @@ def test_the_search_for_gathers_finds_those_of_parameters(steps):
 
 
 def test_frames_and_rows_change_places_by_all_to_all_on_a_context_mesh(steps):
-    """Gathers remain only where a 2-D convolution merges B and T, both sharded."""
     step = steps["context"]
     video = BATCH * FRAMES * SIZE * SIZE * 16 // 8
     exchanged = [shape for shape, _ in communicated(step.hlo, "all-to-all") if math.prod(shape) >= video / 2]
     assert len(exchanged) >= 2 * 3
-    assert all(name.endswith("/reshape") for _, name in gathered_activations(step))

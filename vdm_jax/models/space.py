@@ -1,5 +1,8 @@
 """Blocks that mix pixels within a frame: residual convolution and attention, and the resampling between levels."""
 
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
@@ -9,6 +12,26 @@ from vdm_jax.models.attention import Source, attend_space
 from vdm_jax.typing import Array, Bool, Float, Key
 
 zeros = nnx.initializers.zeros_init()
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """How activations lie on a mesh; what is written here is for a single device."""
+
+    def __call__(self, x: Float[Array, "B T H W C"], where: str) -> Float[Array, "B T H W C"]:
+        """x, about to be mixed by a slot in "space" or in "time"."""
+        return x
+
+    def per_frame(self, function: Callable, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
+        """Applies a function of (B·T) images, such as a 2-D convolution: the fast kernels of every backend."""
+        return function(x.reshape(-1, *x.shape[2:])).reshape(*x.shape[:-1], -1)
+
+
+class _OneDevice(Layout):
+    pass
+
+
+ONE_DEVICE = _OneDevice()
 
 
 class FrameNorm(nnx.Module):
@@ -69,12 +92,13 @@ class SpaceConv(nnx.Module):
         x: Float[Array, "B T H W C"],
         embedding: Float[Array, "B G E"],
         key: Key[Array, ""] | None = None,
+        layout: Layout = ONE_DEVICE,
     ) -> Float[Array, "B T H W C2"]:
         """G is 1 (one embedding for the video) or T (one for each frame)."""
-        hidden = _per_frame(self.conv1, jax.nn.silu(self.norm1(x)))
+        hidden = layout.per_frame(self.conv1, jax.nn.silu(self.norm1(x)))
         scale, shift = jnp.split(self.modulation(jax.nn.silu(embedding))[:, :, None, None], 2, axis=-1)
         hidden = jax.nn.silu(self.norm2(hidden) * (1 + scale) + shift)
-        hidden = _per_frame(self.conv2, dropout(hidden, self.rate, key))
+        hidden = layout.per_frame(self.conv2, dropout(hidden, self.rate, key))
         return (x if self.shortcut is None else self.shortcut(x)) + hidden
 
 
@@ -83,11 +107,6 @@ def _conv(channels_in: int, channels: int, kernel: int, **options) -> nnx.Conv |
     if kernel == 1:
         return nnx.Linear(channels_in, channels, **options)
     return nnx.Conv(channels_in, channels, kernel_size=(kernel, kernel), **options)
-
-
-def _per_frame(conv: nnx.Conv | nnx.Linear, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
-    """A 2-D convolution over (B·T): the fast kernels of every backend."""
-    return conv(x.reshape(-1, *x.shape[2:])).reshape(*x.shape[:-1], -1)
 
 
 class SpaceAttention(nnx.Module):

@@ -4,8 +4,7 @@ With the time slots empty it is an image network; with all four filled it is a v
 Models (Ho et al. 2022, arXiv 2204.03458) fills space conv, space attention and time attention: the default here.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,10 @@ from flax import nnx
 from vdm_jax.errors import InputError
 from vdm_jax.models.attention import choose_implementation, grid_code, sinusoid
 from vdm_jax.models.space import (
+    ONE_DEVICE,
     Downsample,
     FrameNorm,
+    Layout,
     SpaceAttention,
     SpaceConv,
     Unpatch,
@@ -24,17 +25,11 @@ from vdm_jax.models.space import (
 from vdm_jax.models.time import POSITIONS, TimeAttention, TimeConv
 from vdm_jax.typing import Array, Bool, Float, Key
 
-# Where an activation is about to be mixed: `layout(x, "space")` before space slots, "time" before time slots.
-Layout = Callable[[Array, Literal["space", "time"]], Array]
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-
-
-def _unchanged(x: Array, where: str) -> Array:
-    return x
 
 
 class Layer(nnx.Module):
@@ -52,7 +47,7 @@ class Layer(nnx.Module):
         def run(slot, where, x, *args):
             return x if slot is None else layout(slot(layout(x, where), *args), where)
 
-        x = run(self.space_conv, "space", x, embedding, key)
+        x = run(self.space_conv, "space", x, embedding, key, layout)
         x = run(self.time_conv, "time", x, images)
         x = run(self.space_attention, "space", x, context, context_mask)
         x = run(self.time_attention, "time", x, images)
@@ -214,7 +209,7 @@ class UNet(nnx.Module):
         pooled: Float[Array, "B G2 P"] | None = None,
         images: int = 0,
         key: Key[Array, ""] | None = None,
-        layout: Layout = _unchanged,
+        layout: Layout = ONE_DEVICE,
     ) -> Float[Array, "B T H W C2"]:
         """Predicts from the noisy video.
 

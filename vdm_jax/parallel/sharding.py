@@ -1,14 +1,16 @@
 """Where every array lives: one table from parameter path to mesh axes, and the layouts of batch and activations."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 
 import jax
+from einops import rearrange
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.errors import InputError
-from vdm_jax.typing import Array, PyTree
+from vdm_jax.typing import Array, Float, PyTree
 
 BATCH = ("data", "fsdp")
 
@@ -87,17 +89,34 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
         raise InputError(f"batch_size={batch_size} must be a multiple of data × fsdp = {ways}")
 
 
-def activation_layout(mesh: Mesh) -> Callable[[Array, str], Array]:
+@dataclasses.dataclass(frozen=True)
+class ActivationLayout:
     """The trunk's `layout`: the batch over data and fsdp; over `context`, frames in space slots and rows in time slots.
 
     Between the two lies one all-to-all, and no slot ever gathers an activation.
     """
-    specs = {"space": P(BATCH, "context"), "time": P(BATCH, None, "context")}
 
-    def layout(x: Array, where: str) -> Array:
-        spec = specs[where]
-        if x.shape[len(spec) - 1] % mesh.shape["context"]:
+    mesh: Mesh
+
+    def __call__(self, x: Float[Array, "B T H W C"], where: str) -> Float[Array, "B T H W C"]:
+        """x as it should lie before a slot that mixes "space" or "time"."""
+        spec = {"space": P(BATCH, "context"), "time": P(BATCH, None, "context")}[where]
+        if x.shape[len(spec) - 1] % self.mesh.shape["context"]:
             spec = P(BATCH)  # a coarse level with fewer rows than devices: each computes all of its batch
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+        return self._constrain(x, spec)
 
-    return layout if mesh.size > 1 else lambda x, where: x
+    def per_frame(self, function: Callable, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
+        """Applies a function of (B·T) images in the layout of space slots.
+
+        Frames are merged device by device, for B and T in plain order are no longer spread as they were.
+        """
+        i, j = self.mesh.shape["data"] * self.mesh.shape["fsdp"], self.mesh.shape["context"]
+        if x.shape[1] % j:
+            j = 1
+        images = rearrange(x, "(i b) (j t) h w c -> (i j b t) h w c", i=i, j=j)
+        free = [P.UNCONSTRAINED] * 3  # the middle of a block is cut by channels on a tensor mesh
+        images = function(self._constrain(images, P((*BATCH, "context") if j > 1 else BATCH, *free)))
+        return rearrange(images, "(i j b t) h w c -> (i b) (j t) h w c", i=i, j=j, t=x.shape[1] // j)
+
+    def _constrain(self, x: Array, spec: P) -> Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec)) if self.mesh.size > 1 else x

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from vdm_jax.diffusion.objective import Draws, Objective, draw, loss_at
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import InputError
-from vdm_jax.parallel.sharding import activation_layout
+from vdm_jax.parallel.sharding import ActivationLayout
 from vdm_jax.training.optimizer import ema_decay
 from vdm_jax.training.state import TrainState, state_shardings
 from vdm_jax.typing import Array, Int, Key, Params, Scalar
@@ -87,7 +87,7 @@ def make_train_step(
         process,
         null_tokens=null_tokens,
         images=images,
-        layout=activation_layout(mesh),
+        layout=ActivationLayout(mesh),
     )
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
