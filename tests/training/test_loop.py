@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_metrics_have_one_line_for_every_step(whole):
     assert [round(line["learning_rate"], 6) for line in lines[:3]] == [0, 0.005, 0.01]
 
 
-def test_a_line_that_was_cut_off_and_those_of_steps_done_again_are_dropped(whole, config, tmp_path):
+def test_a_line_that_was_cut_off_and_those_of_steps_done_again_are_dropped(whole, config, tmp_path, capsys):
     workdir = shutil.copytree(whole[0], tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "9")
     with (workdir / "metrics.jsonl").open("a") as file:
@@ -102,6 +103,10 @@ def test_a_line_that_was_cut_off_and_those_of_steps_done_again_are_dropped(whole
     train(config, workdir)
     assert [line["step"] for line in metrics(workdir)] == list(range(1, 10))
     assert [line["loss"] for line in metrics(workdir)] == [line["loss"] for line in metrics(whole[0])]
+    # The time of the first line is that of the compilation: a time left comes with the second.
+    progress = re.findall(r"step (\d)/9 .* (compiled|\d+:\d\d:\d\d left)", capsys.readouterr().err)
+    assert [end.split()[-1] for _, end in progress] == ["compiled", "left", "left", "left"]
+    assert progress[-1] == ("9", "0:00:00 left")
 
 
 def test_too_many_steps_that_are_not_finite_stop_the_run(config, tmp_path):

@@ -229,8 +229,8 @@ class _Log:
 
     def __init__(self, workdir: Path, config: ml_collections.ConfigDict, start: int):
         self._config, self._pending = config, []
-        self._first = self._since = time.perf_counter()
-        self._first_step = self._last_step = start
+        self._since, self._last_step = time.perf_counter(), start
+        self._first: tuple[float, int] | None = None
         self._file = self._board = None
         if jax.process_index() == 0:
             path = workdir / "metrics.jsonl"
@@ -270,10 +270,11 @@ class _Log:
         if self._board is not None:
             self._board.write_scalars(step, values)
             self._board.flush()
-        if len(steps) == step - self._first_step:  # the first line: its steps waited for the compilation
-            self._first, self._first_step, time_left = now, step, "compiled"
+        if self._first is None:  # the steps of the first line waited for the compilation
+            self._first, time_left = (now, step), "compiled"
         else:
-            left = int((self._config.steps - step) * (now - self._first) / (step - self._first_step))
+            since, first_step = self._first
+            left = int((self._config.steps - step) * (now - since) / (step - first_step))
             time_left = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
         skipped = f"  skipped {values['skipped']:.0f}" if values["skipped"] else ""
         print(
