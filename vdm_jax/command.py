@@ -19,7 +19,9 @@ def run(main: Callable[[], None]) -> None:
         print(main.__globals__["__doc__"], flags.FLAGS.main_module_help(), sep="\n")
         sys.exit(0)
     try:
-        rest = flags.FLAGS(sys.argv)[1:]
+        # --image-at is --image_at.
+        words = [re.sub(r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in sys.argv]
+        rest = flags.FLAGS(words)[1:]
         if rest:
             raise InputError(f"{rest[0]!r} is not a flag; see --help")
     except Exception as error:  # a config file is a program: what it may raise on a bad value has no limit

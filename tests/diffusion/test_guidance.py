@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.diffusion.guidance import clip_dynamic, combine, guided
+from vdm_jax.diffusion.guidance import clip_dynamic, clipped, combine, guided
 from vdm_jax.diffusion.prediction import PREDICTIONS, to_x_eps
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
@@ -78,7 +78,7 @@ def test_rescale_restores_the_standard_deviation():
 def test_clipping_bounds_x_and_keeps_z(clip, process_name):
     process = make_process(process_name)
     z = 3 * Z
-    x_hat, eps_hat = guided(predict, process, "v", weight=6.0, clip=clip)(z, T)
+    x_hat, eps_hat = clipped(guided(predict, process, "v", weight=6.0), process, clip)(z, T)
     assert float(jnp.abs(x_hat).max()) <= 1 + 1e-6
     alpha, sigma = (value[:, None, None] for value in process.alpha_sigma(T))
     np.testing.assert_allclose(alpha * x_hat + sigma * eps_hat, z, rtol=1e-4, atol=1e-5)
@@ -107,13 +107,18 @@ def test_the_network_sees_edm_scaled_to_unit_variance():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clip": "soft"}, "clip='soft'"),
         ({"rescale": 1.5}, "rescale=1.5"),
         ({"interval": (0.8, 0.2)}, r"interval=\(0.8, 0.2\)"),
-        ({"percentile": 0.0}, "percentile=0.0"),
         ({"prediction": "noise"}, "'noise' is unknown"),
     ],
 )
 def test_bad_input(options, message):
     with pytest.raises(InputError, match=message):
         guided(predict, PROCESS, **({"prediction": "v"} | options))
+
+
+def test_bad_clipping():
+    with pytest.raises(InputError, match="clip='soft' must be one of"):
+        clipped(predict, PROCESS, "soft")
+    with pytest.raises(InputError, match=r"percentile=0.0 must be in \(0, 1\]"):
+        clipped(predict, PROCESS, "dynamic", percentile=0.0)

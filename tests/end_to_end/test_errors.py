@@ -8,6 +8,7 @@ from pathlib import Path
 from runpy import run_path
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -16,6 +17,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.state import create_state
+from vdm_jax.video import write_image, write_video
 
 ROOT = Path(__file__).parents[2]
 tiny = run_path(str(ROOT / "tests" / "tiny_config.py"))
@@ -96,6 +98,31 @@ CASES = {
     "unknown format": ([*SAMPLE, "--format=gif,mkv"], "--format=mkv must be of mp4, webm, gif, png, npy"),
     "output folder is a file": ([*SAMPLE[:2], "--out={file}"], "file cannot be written: File exists"),
     "output folder under a file": ([*SAMPLE[:2], "--out={file}/x"], "file/x cannot be written: Not a dir"),
+    "image at a frame that is not there": (
+        [*SAMPLE, "--image={same}", "--image-at=4"],
+        "an image at frame 4 is out of range: the video has frames 0 to 3",
+    ),
+    "images without places": ([*SAMPLE, "--image={picture}", "--image={picture}"], "must be 2 frames, one per --image"),
+    "place that is no number": ([*SAMPLE, "--image={picture}", "--image_at=last"], "--image_at=last must be whole"),
+    "video for an image": ([*SAMPLE, "--image={video}"], "is a video, where a picture is needed"),
+    "image for a video": ([*SAMPLE, "--video={picture}", "--extend=3"], "is not a video (.mp4"),
+    "image and video": ([*SAMPLE, "--video={video}", "--image={picture}"], "one of them at a time"),
+    "video without a purpose": ([*SAMPLE, "--video={video}"], "--video needs one of --extend, --interpolate"),
+    "extension of nothing": ([*SAMPLE, "--extend=3"], "--extend needs --video=<file>"),
+    "extension by nothing": ([*SAMPLE, "--video={video}", "--extend=0"], "extend=0 must be a number of frames"),
+    "context longer than the clip": (
+        [*SAMPLE, "--video={video}", "--extend=3", "--context=4"],
+        "context=4 must be at least 0 and below the clip's 4 frames",
+    ),
+    "interpolation by 1": ([*SAMPLE, "--video={video}", "--interpolate=1"], "interpolate=1 must be at least 2"),
+    "mask of another size": (
+        [*SAMPLE, "--video={video}", "--mask={picture}"],
+        "picture.png has 6×6 pixels, its video 8×8",
+    ),
+    "mask of another length": ([*SAMPLE, "--video={video}", "--mask={short}"], "a mask of 2 frames must have 1 or"),
+    "border that is too wide": ([*SAMPLE, "--video={video}", "--outpaint=4,4,0,0"], "leaves nothing of 8×8 pixels"),
+    "strength out of range": ([*SAMPLE, "--video={video}", "--strength=1.5"], "strength=1.5 must be above 0"),
+    "unknown way to respect": ([*SAMPLE, "--respect=obey"], "respect='obey' must be one of replace, reconstruct"),
     "evaluation of another data set": (["experiments/evaluate.py", "--run={run}"], "was trained on folder"),
     "evaluation of nothing": (["experiments/evaluate.py"], "--run=runs/<name> is needed"),
 }
@@ -121,6 +148,11 @@ def folders(tmp_path_factory):
         "from vdm_jax.configuration import default_config\n"
         "def get_config():\n    config = default_config()\n    config.step = 3\n    return config\n"
     )
+    noise = np.random.default_rng(0).integers(256, size=(6, 8, 8, 3)).astype(np.uint8)
+    write_video(root / "video.gif", noise, 8)
+    write_video(root / "short.gif", noise[:2], 8)
+    write_image(root / "picture.png", noise[0, :6, :6])
+    write_image(root / "same.png", noise[0])
     tiny["write_videos"](root / "captions")
     (root / "captions" / "metadata.jsonl").write_text('{"file_name": "lost.mp4", "text": "gone"}\n')
     (root / "damaged" / "a.mp4").write_bytes(b"no video")
@@ -151,7 +183,7 @@ def folders(tmp_path_factory):
 def outcomes(folders):
     """Status, stdout and stderr of every case."""
     names = [path.name for path in folders.iterdir()]
-    places = {name: str(folders / name) for name in [*names, "new", "none"]}
+    places = {name.split(".")[0]: str(folders / name) for name in [*names, "new", "none"]}
     commands = {name: [argument.format(**places) for argument in arguments] for name, (arguments, _) in CASES.items()}
     commands |= {name: [str(folders / "commands" / name)] for name in COMMANDS}
     commands["help"] = ["experiments/train.py", "--help"]

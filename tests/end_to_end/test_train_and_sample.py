@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from vdm_jax.generation.inputs import read_clip
 from vdm_jax.video import read_metadata, read_video
 
 ROOT = Path(__file__).parents[2]
@@ -164,3 +165,17 @@ def test_samples_are_written_in_every_format_with_what_made_them(world, run):
     frames, fps = read_video(world / "out" / "000-clip-3.mp4")
     assert frames.shape == (4, 128, 128, 3)
     assert fps == 8
+
+
+def test_a_video_is_gone_on_with_at_its_own_rate(world, run):
+    video = world / "videos" / "0.gif"
+    how = ["--video", video, "--extend=5", "--context=1", "--steps=3", "--format=npy"]
+    _, said = finish(start(world, "sample.py", "--run", run, "--prompt=clip 3", *how, "--out", world / "extended"))
+    assert "10×12 pixels; the middle part with the proportions of 8×8 is brought to that size" in said
+    assert "2/2" in said  # two windows: three frames, and the last two
+    whole = np.load(world / "extended" / "000-clip-3.npy")
+    known, fps, _ = read_clip(video, (8, 8), 3)
+    assert whole.shape == (11, 8, 8, 3)
+    np.testing.assert_array_equal(whole[:6], known)
+    about = read_metadata(world / "extended" / "000-clip-3.npy")
+    assert (about["fps"], about["video"], about["extend"]) == (fps, str(video), 5)

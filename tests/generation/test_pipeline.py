@@ -13,6 +13,7 @@ import pytest
 
 import vdm_jax
 from vdm_jax import configuration
+from vdm_jax.diffusion.known import Known
 from vdm_jax.errors import InputError
 from vdm_jax.generation.pipeline import Settings, check_samples
 from vdm_jax.parallel.mesh import make_mesh
@@ -101,6 +102,50 @@ def test_one_compilation_serves_all_prompts_seeds_and_weights(pipeline, run, vid
     assert sum("Compiling jit(draw)" in m for m in caplog.messages) == 1
 
 
+def half_known(seed):
+    """The left half of every frame, another for each prompt."""
+    video = np.random.default_rng(seed).uniform(-1, 1, (5, 4, 8, 8, 3)).astype(np.float32)
+    return Known(video, np.broadcast_to(np.arange(8)[:, None] < 4, (1, 4, 8, 8, 1)))
+
+
+@pytest.mark.parametrize("respect", ["replace", "reconstruct"])
+def test_what_is_known_is_kept_and_shows_in_the_rest(pipeline, run, videos, respect):
+    known = half_known(0)
+    options = {"seed": 3, "batch_size": 5, "respect": respect, "reconstruction": 1.0}
+    (drawn,) = pipeline.batches(PROMPTS, known=known, **options)
+    np.testing.assert_array_equal(drawn[..., :4, :], known.video[..., :4, :])
+    (other,) = pipeline.batches(PROMPTS, known=half_known(1), **options)
+    assert np.abs(other - drawn)[..., 4:, :].max((1, 2, 3, 4)).min() > 1e-3
+    np.testing.assert_allclose(
+        np.concatenate(list(pipeline.batches(PROMPTS, known=known, **options | {"batch_size": 2}))), drawn, atol=1e-3
+    )
+    spread = vdm_jax.load(run, mesh=make_mesh(data=4, tensor=2))
+    (drawn8,) = spread.batches(PROMPTS, known=known, **options)
+    np.testing.assert_allclose(drawn8, drawn, atol=1e-3)
+
+
+def test_a_weak_strength_stays_near_the_video_and_each_block_has_its_noise(pipeline):
+    known = Known(half_known(0).video, np.zeros((1, 4, 8, 8, 1), bool))
+
+    def draw(**options):
+        return next(pipeline.batches(PROMPTS, known=known, batch_size=5, steps=8, **options))
+
+    weak = draw(strength=1e-3)
+    np.testing.assert_allclose(weak, known.video, atol=0.05)
+    assert np.abs(draw(strength=0.9) - known.video).mean() > 3 * np.abs(weak - known.video).mean()
+    assert np.abs(draw(block=1) - draw(block=0)).max((1, 2, 3, 4)).min() > 0.1
+
+
+def test_one_compilation_for_each_way_whatever_is_known(pipeline, caplog):
+    for respect in ("replace", "reconstruct"):
+        options = {"batch_size": 5, "steps": 5, "respect": respect}
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.WARNING), warnings.catch_warnings(action="ignore"):
+            for seed, weight in ((0, 1.0), (1, 5.0)):
+                next(pipeline.batches(PROMPTS, known=half_known(seed), block=seed, reconstruction=weight, **options))
+        assert sum("Compiling jit(draw)" in m for m in caplog.messages) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -108,6 +153,9 @@ def test_one_compilation_serves_all_prompts_seeds_and_weights(pipeline, run, vid
         ({"prompts": ["x" * 16]}, "text of 16 bytes must have at most 15"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"strength": 0.0}, "strength=0.0 must be above 0 and at most 1"),
+        ({"respect": "obey"}, "respect='obey' must be one of replace, reconstruct"),
+        ({"reconstruction": -1.0}, "reconstruction=-1.0 must not be negative"),
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"guidance": -1.0}, "guidance=-1.0 must not be negative"),
         ({"guidence": 3.0}, "guidence: no such setting; there are steps, solver"),

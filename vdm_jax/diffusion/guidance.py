@@ -20,8 +20,6 @@ def guided(
     weight: float | int | Scalar = 1.0,
     rescale: float = 0.0,
     interval: tuple[float, float] = (0.0, 1.0),
-    clip: str | None = None,
-    percentile: float = 0.995,
 ) -> Callable:
     """A denoiser `(z, t) -> (x̂, ε̂)` from `predict(z, network_time, drop) -> raw output`.
 
@@ -32,19 +30,12 @@ def guided(
     - `interval`: outside these times w = 1 (Kynkäänniemi et al. 2024).
     - `rescale` φ: brings the output's standard deviation back to the conditional's, in part (Lin et al.
       2023, eq. 15-16).
-    - `clip`: x̂ to [-1, 1], "static", or to ±s divided by s, "dynamic", with s the `percentile` of |x̂|
-      in each sample and at least 1 (Saharia et al. 2022, section 2.3). ε̂ is then recomputed, so that z =
-      α x̂ + σ ε̂ still holds.
     """
     check_prediction(prediction)
-    if clip not in CLIPS:
-        raise InputError(f"clip={clip!r} must be one of None, 'static', 'dynamic'")
     if not 0 <= rescale <= 1:
         raise InputError(f"rescale={rescale} must be between 0 (off) and 1")
     if not 0 <= interval[0] <= interval[1] <= 1:
         raise InputError(f"interval={interval} must be two times with 0 <= first <= second <= 1")
-    if not 0 < percentile <= 1:
-        raise InputError(f"percentile={percentile} must be in (0, 1]")
     unguided = isinstance(weight, int | float) and weight == 1
 
     def denoise(z: Float[Array, "B *shape"], t: Float[Array, "B"]):
@@ -56,14 +47,38 @@ def guided(
             both = predict(jnp.concatenate([scaled, scaled]), jnp.concatenate([told, told]), drop).astype(z.dtype)
             active = (interval[0] <= t) & (t <= interval[1])
             output = combine(*jnp.split(both, 2), jnp.where(active, weight, 1.0), rescale)
-        alpha, sigma = process.alpha_sigma(t)
-        x_hat, eps_hat = to_x_eps(prediction, output, z, alpha, sigma)
-        if clip is not None:
-            x_hat = clip_static(x_hat) if clip == "static" else clip_dynamic(x_hat, percentile)
-            eps_hat = (z - per_sample(alpha, z) * x_hat) / jnp.maximum(per_sample(sigma, z), TINY)
-        return x_hat, eps_hat
+        return to_x_eps(prediction, output, z, *process.alpha_sigma(t))
 
     return denoise
+
+
+def clipped(denoise: Callable, process: Process, clip: str | None, *, percentile: float = 0.995) -> Callable:
+    """The denoiser with x̂ kept near the range of the data, and ε̂ so that z = α x̂ + σ ε̂ still holds.
+
+    "static" clips to [-1, 1]; "dynamic" to ±s, divided by s, with s the `percentile` of |x̂| in each sample and at
+    least 1 (Saharia et al. 2022, section 2.3); None leaves it.
+    """
+    if clip not in CLIPS:
+        raise InputError(f"clip={clip!r} must be one of None, 'static', 'dynamic'")
+    if not 0 < percentile <= 1:
+        raise InputError(f"percentile={percentile} must be in (0, 1]")
+    if clip is None:
+        return denoise
+
+    def within(z: Float[Array, "B *shape"], t: Float[Array, "B"]):
+        x_hat, _ = denoise(z, t)
+        x_hat = clip_static(x_hat) if clip == "static" else clip_dynamic(x_hat, percentile)
+        return with_noise(x_hat, z, t, process)
+
+    return within
+
+
+def with_noise(
+    x_hat: Float[Array, "B *shape"], z: Float[Array, "B *shape"], t: Float[Array, "B"], process: Process
+) -> tuple[Float[Array, "B *shape"], Float[Array, "B *shape"]]:
+    """(x̂, ε̂) with the ε̂ that a changed x̂ leaves: (z − α x̂)/σ."""
+    alpha, sigma = (per_sample(value, z) for value in process.alpha_sigma(t))
+    return x_hat, (z - alpha * x_hat) / jnp.maximum(sigma, TINY)
 
 
 def combine(

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.solvers import make_table
 from vdm_jax.errors import InputError
-from vdm_jax.typing import Array, Float, Key
+from vdm_jax.typing import Array, Float, Key, Scalar
 
-# What a sample's key is used for: its first noise, and the noise of each step.
-INITIAL, STEP = range(2)
+# What a sample's key is used for: its first noise, the noise of each step, and that of what is known.
+INITIAL, STEP, KNOWN = range(3)
 
 
 def initial_noise(
-    keys: Key[Array, "B"], shape: tuple[int, ...], process: Process, time: float = 1.0
+    keys: Key[Array, "B"], shape: tuple[int, ...], process: Process, time: float | Scalar = 1.0
 ) -> Float[Array, "B ..."]:
     """Noise to start from, `shape` for each key, so that a sample's noise does not depend on its batch.
 
@@ -23,7 +23,7 @@ def initial_noise(
     diffusers starts): 1 for variance-preserving processes and flows, √(1 + σ_max²) for EDM.
     """
     alpha, sigma = process.alpha_sigma(jnp.float32(time))
-    return jnp.hypot(alpha, sigma) * _normal(keys, INITIAL, shape, jnp.float32)
+    return jnp.hypot(alpha, sigma) * gaussian(keys, INITIAL, shape, jnp.float32)
 
 
 def sample(
@@ -56,14 +56,16 @@ def sample(
         now = x_hat if changes_of_x else eps_hat
         z = row.keep * z + row.x * x_hat + row.eps * eps_hat + row.change * (now - before)
         if eta > 0:
-            z = z + row.noise * _normal(keys, STEP, z.shape[1:], z.dtype, index)
+            z = z + row.noise * gaussian(keys, STEP, z.shape[1:], z.dtype, index)
         return (z, now), None
 
     (z, _), _ = jax.lax.scan(call, (z, jnp.zeros_like(z)), (table, jnp.arange(len(table.time))))
     return z
 
 
-def _normal(keys: Array, purpose: int, shape: tuple[int, ...], dtype, index: Array | int = 0) -> Array:
+def gaussian(
+    keys: Key[Array, "B"], purpose: int, shape: tuple[int, ...], dtype, index: Array | int = 0
+) -> Float[Array, "B ..."]:
     """Gaussian noise of the given shape for each key, for one purpose and the index-th use of it."""
 
     def one(key):

@@ -14,21 +14,28 @@ from jax.sharding import PartitionSpec as P
 
 from vdm_jax import configuration
 from vdm_jax.diffusion.grids import make_grid
-from vdm_jax.diffusion.guidance import guided
+from vdm_jax.diffusion.guidance import clipped, guided
+from vdm_jax.diffusion.known import Known, reconstructed, replaced, under
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sampler import initial_noise, sample
 from vdm_jax.diffusion.solvers import make_table
 from vdm_jax.errors import InputError
 from vdm_jax.models.text import Encoded
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import activation_layout, batch_sharding, shardings
+from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, shardings
 from vdm_jax.training.checkpoints import restore_ema
 from vdm_jax.typing import Array, Float, Int, Params
+
+RESPECT = ("replace", "reconstruct")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a video is drawn; all but `guidance`'s value are fixed when the sampler is compiled."""
+    """How a video is drawn; all but the values of the two weights are fixed when the sampler is compiled.
+
+    The last three matter where something is known: `strength`, the time to begin at; how to `respect` it; and
+    the weight of `reconstruction` guidance (`diffusion.known`).
+    """
 
     steps: int = 32
     solver: str = "ddim"
@@ -38,12 +45,21 @@ class Settings:
     rescale: float | int = 0.0
     interval: tuple[float | int, float | int] = (0.0, 1.0)
     clip: str | None = "static"
+    strength: float | int = 1.0
+    respect: str = "replace"
+    reconstruction: float | int = 10.0
 
     def __post_init__(self):
         if self.steps < 1:
             raise InputError(f"steps={self.steps} must be at least 1")
         if not 0 <= self.guidance < float("inf"):
             raise InputError(f"guidance={self.guidance} must not be negative (1 is none)")
+        if not 0 < self.strength <= 1:
+            raise InputError(f"strength={self.strength} must be above 0 and at most 1 (noise alone)")
+        if self.respect not in RESPECT:
+            raise InputError(f"respect={self.respect!r} must be one of {', '.join(RESPECT)}")
+        if not 0 <= self.reconstruction < float("inf"):
+            raise InputError(f"reconstruction={self.reconstruction} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,9 +91,21 @@ class Pipeline:
         return np.concatenate(list(self.batches(prompts, seed=seed, batch_size=batch_size, **changes)))
 
     def batches(
-        self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, first: int = 0, **changes
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        batch_size: int = 16,
+        first: int = 0,
+        block: int = 0,
+        known: Known | None = None,
+        **changes,
     ) -> Iterator[Float[np.ndarray, "B T H W C"]]:
-        """The same, a batch at a time; `first` is the number of the first video (for a part of a longer list)."""
+        """The same, a batch at a time.
+
+        `first` is the number of the first video (for a part of a longer list), `block` that of the window in a
+        longer video. `known` (host arrays, one for each prompt or one for all) is kept as it is.
+        """
         settings, tokens = self.check(prompts, seed=seed, batch_size=batch_size, **changes)
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         size = -(-min(batch_size, len(prompts)) // ways) * ways  # every batch is full: one compilation
@@ -87,18 +115,20 @@ class Pipeline:
             self.prediction,
             self.shape,
             self.mesh,
-            dataclasses.replace(settings, guidance=0.0),
+            dataclasses.replace(settings, guidance=0.0, reconstruction=0.0),
             settings.guidance != 1,
         )
+        weights = float(settings.guidance), float(settings.reconstruction)
         null = self.tokenize("")
+        if known is not None:
+            known = Known(*(np.broadcast_to(array, (len(prompts), *array.shape[1:])) for array in known))
         for start in range(0, len(prompts), size):
-            part = tokens[start : start + size]
-            count = len(part)
-            part = np.concatenate([part, np.broadcast_to(null, (size - count, *null.shape))])
-            index = first + start + np.arange(size)
-            part, index = jax.device_put((part, index), batch_sharding(self.mesh))
-            drawn = draw(self.params, part, null, index, np.uint32(seed), float(settings.guidance))
-            yield np.asarray(drawn)[:count]
+            # The rows that fill up the last batch repeat its first.
+            rows = start + np.arange(size) % min(size, len(prompts) - start)
+            given = tokens[rows], first + start + np.arange(size), jax.tree.map(lambda x, rows=rows: x[rows], known)
+            given = jax.device_put(given, batch_sharding(self.mesh))
+            drawn = draw(self.params, *given, null, np.uint32([seed, block]), weights)
+            yield np.asarray(drawn)[: len(prompts) - start]
 
     def check(
         self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, **changes
@@ -127,13 +157,19 @@ def check_sampling(
     """The prompts' tokens. Raises InputError where a setting does not fit the process, or a prompt the encoder."""
     if not prompts:
         raise InputError('prompts=[] must hold at least one prompt ("" is unconditional)')
-    make_table(settings.solver, make_grid(settings.grid, settings.steps, process), process, float(settings.eta))
-    guided(lambda *_: None, process, "v", **_guidance(settings))
+    times = grid_of(settings, process)
+    jax.eval_shape(lambda: make_table(settings.solver, times, process, float(settings.eta)))  # for its checks alone
+    guided(lambda *_: None, process, "v", rescale=settings.rescale, interval=settings.interval)
+    clipped(lambda *_: None, process, settings.clip)
     return np.stack([tokenize(prompt) for prompt in prompts])
 
 
-def _guidance(settings: Settings) -> dict:
-    return {name: getattr(settings, name) for name in ("rescale", "interval", "clip")}
+def grid_of(settings: Settings, process: Process) -> Float[Array, "points"]:
+    """The times to sample at: of the grid those below the strength, and the strength itself before them."""
+    times = make_grid(settings.grid, settings.steps, process)
+    if settings.strength == 1:
+        return times
+    return jnp.concatenate([jnp.float32([settings.strength]), times[times < settings.strength]])
 
 
 @functools.lru_cache(maxsize=16)
@@ -147,10 +183,11 @@ def _compile(
     with_guidance: bool,
 ) -> Callable:
     """The jitted sampler at the given settings; parameters and the guidance weight stay arguments."""
-    layout = activation_layout(mesh)
-    times = make_grid(settings.grid, settings.steps, process)
+    layout = ActivationLayout(mesh)
+    times = grid_of(settings, process)
 
-    def draw(params, tokens, null, index, seed, guidance) -> Array:
+    def draw(params, tokens, index, known, null, seed_and_block, weights) -> Array:
+        guidance, reconstruction = weights
         model = nnx.merge(graphdef, params)
         batch = tokens.shape[0]
         text = null_text = None
@@ -163,6 +200,9 @@ def _compile(
 
         def predict(z, network_time, drop):
             condition = text if text is None or z.shape[0] == batch else both
+            model = nnx.merge(graphdef, params)  # here, as rematerialisation inside a gradient needs it
+            if known is not None and settings.respect == "reconstruct":
+                model.unet.remat = "full"  # the gradient of a call, on little more than the memory of a call
             return model(z, network_time, condition, layout=layout)
 
         denoise = guided(
@@ -170,12 +210,26 @@ def _compile(
             process,
             prediction,
             weight=guidance if with_guidance else 1.0,
-            **_guidance(settings),
+            rescale=settings.rescale,
+            interval=settings.interval,
         )
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
-        z = initial_noise(keys, shape, process)
-        video = sample(denoise, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys)
-        return jnp.clip(video, -1, 1)
+        seed, block = seed_and_block
+        key = jax.random.key(seed)
+        key = jnp.where(block == 0, key, jax.random.fold_in(key, block))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        z = initial_noise(keys, shape, process, times[0])
+        if known is None:
+            denoise = clipped(denoise, process, settings.clip)
+        else:
+            if settings.respect == "reconstruct":
+                target = under(known.mask)(known.video)
+                denoise = reconstructed(denoise, target, under(known.mask), process, reconstruction)
+            denoise = replaced(clipped(denoise, process, settings.clip), known, process, keys)
+            if settings.strength < 1:
+                alpha, sigma = process.alpha_sigma(times[0])
+                z = alpha * known.video + sigma / jnp.hypot(alpha, sigma) * z
+        video = jnp.clip(sample(denoise, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys), -1, 1)
+        return video if known is None else known.put(video)
 
     # Whole on every process, for any of them to write.
     return jax.jit(draw, out_shardings=NamedSharding(mesh, P()))
@@ -183,7 +237,9 @@ def _compile(
 
 def settings_of(config) -> Settings:
     """How a training config's samples are drawn."""
-    values = {field.name: config.sample[field.name] for field in dataclasses.fields(Settings)}
+    values = {
+        field.name: config.sample[field.name] for field in dataclasses.fields(Settings) if field.name in config.sample
+    }
     return Settings(**values | {"interval": tuple(values["interval"])})
 
 

@@ -1,0 +1,133 @@
+"""Measures how well a run keeps to what is known of a video, mode by mode, on held-out moving digits.
+
+python experiments/modes.py --run runs/moving_digits --num 64 --seeds 0,1,2
+
+Prints the table of docs/modes.md, and writes modes.json and modes.png into the run folder.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from vdm_jax import command
+from vdm_jax.errors import InputError
+
+RUN = flags.DEFINE_string("run", None, "Run folder; it must be of moving digits.")
+NUM = flags.DEFINE_integer("num", 64, "Clips for each row and seed.", lower_bound=2)
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the samples and of the choice of clips.")
+WEIGHTS = flags.DEFINE_list("reconstruction", ["1", "3", "10"], "Weights of reconstruction guidance.")
+BATCH = flags.DEFINE_integer("batch_size", 32, "Videos drawn at a time.", lower_bound=1)
+
+
+def known_frames(mode: str, frames: int) -> list[int]:
+    """Which frames a mode knows."""
+    return {
+        "extension, half known": list(range(frames // 2)),
+        "image to video, with the caption": [0],
+        "first and last frame": [0, frames - 1],
+        "every second frame": list(range(0, frames, 2)),
+    }[mode]
+
+
+MODES = (
+    "extension, half known",
+    "image to video, with the caption",
+    "first and last frame",
+    "every second frame",
+)
+
+
+def main() -> None:
+    """Prints a row for each mode and way: mean and spread over seeds."""
+    if not RUN.value:
+        raise InputError("--run=runs/<name> is needed")
+
+    import numpy as np
+    from tqdm import tqdm
+
+    from vdm_jax.configuration import read_config
+    from vdm_jax.data import moving_digits
+    from vdm_jax.diffusion.known import Known
+    from vdm_jax.evaluation.moving_digits import centroids, load_or_train_judge
+    from vdm_jax.generation.pipeline import load
+    from vdm_jax.video import contact_sheet, write_image
+
+    run = Path(RUN.value)
+    data = read_config(run).data
+    if data.name != "moving_digits":
+        raise InputError(f"{run} was trained on {data.name}; so far only moving_digits can be judged")
+    try:
+        seeds, weights = [int(s) for s in SEEDS.value], [float(w) for w in WEIGHTS.value]
+    except ValueError:
+        raise InputError("--seeds and --reconstruction must be numbers with commas between") from None
+    pipeline = load(run)
+    builder = moving_digits.prepare(data.data_dir, *([data.builder_config] if data.builder_config else []))
+    judge = load_or_train_judge(Path(data.data_dir) / f"judge-{builder.builder_config.name}.npz", builder)
+    test = builder.as_data_source(split="test")
+    frames = pipeline.shape[0]
+
+    def measure(drawn, real, digits, new):
+        """Over the frames that were drawn: right digit, distance of the centroid, and clips that keep to a pixel."""
+        # The judge's look at the digit is blind to the order of frames: those drawn, again and again, fill its clip.
+        seen = drawn[:, np.resize(new, frames)]
+        far = np.linalg.norm(np.asarray(centroids(drawn) - centroids(real))[:, new], axis=-1)
+        return {
+            "digit": float((np.asarray(judge(seen).digit).argmax(-1) == digits).mean()),
+            "distance": float(far.mean()),
+            "near": float((far.mean(-1) <= 1).mean()),
+        }
+
+    ways = {"replace": {}} | {
+        f"reconstruct, w = {w:g}": {"respect": "reconstruct", "reconstruction": w} for w in weights
+    }
+    scores, sheet = {}, []
+    with tqdm(total=len(MODES) * len(ways) * len(seeds) * NUM.value, unit="video") as bar:
+        for seed in seeds:
+            rows = [test[int(i)] for i in np.random.default_rng(seed).permutation(len(test))[: NUM.value]]
+            real = np.stack([row["video"] for row in rows]).astype(np.float32) / 127.5 - 1
+            digits = np.array([row["digit"][0] for row in rows])
+            for mode in MODES:
+                at = known_frames(mode, frames)
+                new = np.setdiff1d(np.arange(frames), at)
+                mask = np.isin(np.arange(frames), at)[None, :, None, None, None]
+                captions = [row["caption"].decode() if "caption" in mode else "" for row in rows]
+                nearest = np.abs(np.subtract.outer(np.arange(frames), at)).argmin(-1)
+                copied = real[:, np.take(at, nearest)]
+                scores.setdefault((mode, "nearest known frame again"), []).append(measure(copied, real, digits, new))
+                if seed == seeds[0]:
+                    sheet.append(np.where(mask[0], real[0], -1))
+                for way, settings in ways.items():
+                    drawn = []
+                    known = Known(real, np.broadcast_to(mask, (1, *real.shape[1:4], 1)))
+                    for batch in pipeline.batches(
+                        captions, seed=seed, batch_size=BATCH.value, known=known, guidance=1.0, **settings
+                    ):
+                        drawn.append(batch)
+                        bar.update(len(batch))
+                    drawn = np.concatenate(drawn)
+                    np.testing.assert_array_equal(drawn[:, at], real[:, at])  # what is known is as it was
+                    scores.setdefault((mode, way), []).append(measure(drawn, real, digits, new))
+                    if seed == seeds[0]:
+                        sheet.append(drawn[0])
+
+    print("| known | way | digit kept | distance, pixels | clips within 1 pixel |\n|---|---|---|---|---|")
+    for (mode, way), values in scores.items():
+        mean, spread = ({key: f([v[key] for v in values]) for key in values[0]} for f in (np.mean, np.std))
+        print(
+            f"| {mode} | {way} | {mean['digit']:.1%} ± {spread['digit']:.1%} "
+            f"| {mean['distance']:.2f} ± {spread['distance']:.2f} | {mean['near']:.1%} ± {spread['near']:.1%} |"
+        )
+    result = {"step": pipeline.step, "num": NUM.value, "seeds": seeds, "judge": judge.digest}
+    result["scores"] = [{"known": mode, "way": way, "seeds": values} for (mode, way), values in scores.items()]
+    temporary = run / "modes.tmp"
+    temporary.write_text(json.dumps(result, indent=2) + "\n")
+    temporary.replace(run / "modes.json")
+    write_image(run / "modes.png", contact_sheet(np.stack(sheet), scale=3), {"run": str(run), "rows": "as printed"})
+    print(
+        f"written to {run / 'modes.json'}; the first clip of each row, after what is known of it: {run / 'modes.png'}"
+    )
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,157 @@
+"""Every mode is a mask, and a long video the windows that fill it."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from vdm_jax.errors import InputError
+from vdm_jax.generation.modes import (
+    Task,
+    extend,
+    generate,
+    inpaint,
+    interpolate,
+    keyframes,
+    outpaint,
+    text_to_video,
+    vary,
+    windows,
+)
+from vdm_jax.generation.pipeline import Pipeline
+
+FRAMES, SIZE = 4, (2, 3)
+
+
+def clip(length, size=SIZE):
+    """Frame i is all i + 1."""
+    return np.float32(np.broadcast_to(np.arange(1, length + 1)[:, None, None, None], (length, *size, 1)))
+
+
+class Counting(Pipeline):
+    """A pipeline whose n-th window is all 100·n, where nothing is known; it notes what it was given."""
+
+    def __init__(self):
+        object.__setattr__(self, "shape", (FRAMES, *SIZE, 1))
+        object.__setattr__(self, "seen", [])
+
+    def batches(self, prompts, *, known, block, strength, seed=0):
+        self.seen.append((copy.deepcopy(known), block, strength, seed))
+        drawn = np.full((len(prompts), *self.shape), 100.0 * (block + 1), np.float32)
+        yield drawn if known is None else np.where(known.mask, known.video, drawn)
+
+
+def run(task, **options):
+    """The finished video of a task, by its frames' first pixels, and what the pipeline was given."""
+    pipeline = Counting()
+    *_, videos = generate(pipeline, ["a", "b"], task, **options)
+    np.testing.assert_array_equal(videos[0], videos[1])
+    known = np.broadcast_to(task.mask, task.video.shape)
+    np.testing.assert_array_equal(videos[0][known], task.video[known])
+    return videos[0][:, 0, 0, 0].tolist(), pipeline.seen
+
+
+def test_nothing_known_is_left_to_the_sampler():
+    frames, seen = run(text_to_video((FRAMES, *SIZE, 1), 8.0), seed=5)
+    assert frames == [100] * 4
+    assert seen == [(None, 0, 1.0, 5)]
+
+
+def test_long_videos_are_drawn_in_windows_that_see_the_one_before():
+    frames, seen = run(text_to_video((9, *SIZE, 1), 8.0), context=1)
+    assert frames == [100] * 4 + [200] * 3 + [300] * 2  # the last window ends with the video
+    assert [known.mask[0, :, 0, 0, 0].tolist() for known, *_ in seen[1:]] == [[1, 0, 0, 0], [1, 1, 0, 0]]
+    assert seen[1][0].video[0, 0, 0, 0, 0] == 100
+
+
+def test_forward_and_backward_extension():
+    forward, seen = run(extend(clip(6), 3, 8.0))
+    assert forward == [1, 2, 3, 4, 5, 6, 100, 100, 200]
+    assert seen[0][0].video[0, :2, 0, 0, 0].tolist() == [5, 6]
+    assert run(extend(clip(6), 3, 8.0), context=1)[0] == [1, 2, 3, 4, 5, 6, 100, 100, 100]
+    backward, seen = run(extend(clip(6), -3, 8.0))
+    assert backward == [200, 100, 100, 1, 2, 3, 4, 5, 6]
+    assert seen[0][0].video[0, 2:, 0, 0, 0].tolist() == [1, 2]
+
+
+def test_a_clip_that_is_shorter_than_a_window_is_filled_up_and_cut():
+    assert run(extend(clip(1), 1, 8.0))[0] == [1, 100]
+    assert run(interpolate(clip(2), 2, 8.0))[0] == [1, 100, 2]
+
+
+def test_keyframes_interpolation_and_their_rates():
+    pictures = {0: clip(1)[0], 3: clip(2)[1]}
+    assert run(keyframes(pictures, 6, 8.0))[0] == [1, 100, 100, 2, 200, 200]
+    task = interpolate(clip(4), 3, 8.0)
+    assert task.fps == 24
+    assert run(task)[0] == [1, 100, 100, 2, 200, 200, 3, 300, 300, 4]
+
+
+def test_regions():
+    redraw = np.zeros((1, *SIZE, 1), bool)
+    redraw[:, :, 1:] = True
+    task = inpaint(clip(4), redraw, 8.0)
+    np.testing.assert_array_equal(task.mask[3, ..., 0], [[1, 0, 0]] * 2)
+    *_, (video,) = generate(Counting(), ["a"], task)
+    np.testing.assert_array_equal(video[3, ..., 0], [[4, 100, 100]] * 2)
+
+    task = outpaint(clip(4, (1, 1)), [2, 0, 0, 1], 8.0)
+    np.testing.assert_array_equal(task.mask[3, ..., 0], [[0, 0, 1], [0, 0, 0]])
+    *_, (video,) = generate(Counting(), ["a"], task)
+    np.testing.assert_array_equal(video[3, ..., 0], [[100, 100, 4], [100, 100, 100]])
+
+
+def test_a_variation_begins_with_the_video_and_keeps_nothing_of_it():
+    frames, seen = run(vary(clip(4), 0.6, 8.0))
+    assert frames == [100] * 4
+    known, _, strength, _ = seen[0]
+    assert strength == 0.6
+    assert not known.mask.any()
+    np.testing.assert_array_equal(known.video[1], clip(4))
+
+
+@pytest.mark.parametrize("length", [4, 5, 9, 30])
+@pytest.mark.parametrize("context", [0, 1, 3])
+def test_windows_cover_what_is_unknown_once_and_see_their_context(length, context):
+    known = np.random.default_rng(length).random(length) < 0.5
+    done = known.copy()
+    for start in windows(known, 4, context):
+        first = int(np.argmin(done))
+        assert start <= max(first - context, 0) <= start + 4
+        assert not done[start : start + 4].all()
+        assert start + 4 <= length
+        done[start : start + 4] = True
+    assert done.all()
+
+
+def test_what_is_not_yet_drawn_is_black():
+    first = next(generate(Counting(), ["a"], text_to_video((6, *SIZE, 1), 8.0)))
+    assert first[0, :, 0, 0, 0].tolist() == [100] * 4 + [-1] * 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: extend(clip(4), 0, 8.0), "extend=0 must be a number of frames"),
+        (lambda: interpolate(clip(4), 1, 8.0), "interpolate=1 must be at least 2"),
+        (lambda: interpolate(clip(1), 2, 8.0), r"2 frames \(it has 1\)"),
+        (
+            lambda: keyframes({4: clip(1)[0]}, 4, 8.0),
+            "an image at frame 4 is out of range: the video has frames 0 to 3",
+        ),
+        (lambda: inpaint(clip(4), np.ones((3, *SIZE, 1), bool), 8.0), "a mask of 3 frames must have 1 or .* 4"),
+        (lambda: inpaint(clip(4), np.ones((1, 2, 2, 1), bool), 8.0), r"a mask of \(2, 2\) pixels"),
+        (lambda: inpaint(clip(4), np.zeros((1, *SIZE, 1), bool), 8.0), "nothing is left to draw"),
+        (lambda: outpaint(clip(4), [0, 0, 0], 8.0), "outpaint=0,0,0 must be four borders"),
+        (lambda: outpaint(clip(4), [0, 0, -1, 2], 8.0), "outpaint=0,0,-1,2 must be"),
+        (lambda: Task(clip(4), np.ones((4, 1, 1, 1), bool), 8.0), r"a mask of shape \(4, 1, 1, 1\) does not fit"),
+        (
+            lambda: run(text_to_video((6, *SIZE, 1), 8.0), context=4),
+            "context=4 must be at least 0 and below .* 4 frames",
+        ),
+        (lambda: run(text_to_video((4, 3, 3, 1), 8.0)), r"\(3, 3, 1\) must be \(2, 3, 1\)"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
