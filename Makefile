@@ -19,7 +19,7 @@ demo: $(VENV)/.for-$(ACCELERATOR)
 	$(VENV)/bin/python experiments/demo.py --run $(RUN)
 
 test: $(VENV)/.for-test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.for-test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

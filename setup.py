@@ -44,6 +44,6 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "tensorboard": ["tensorflow-cpu>=2.20", "tensorboard>=2.20"],
         "parity": parity,
-        "dev": ["pytest>=8", "beartype>=0.20", "ruff>=0.12"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.12"],
     },
 )

@@ -55,7 +55,7 @@ def reconstructed(
 ) -> Callable:
     """The denoiser that is drawn to videos whose measurement is the target: reconstruction guidance.
 
-    x̃ = x̂ − (w α_t / 2) ∇_z ‖target − measure(x̂(z))‖² (Ho et al. 2022, eq. 7; for a low-resolution target eq. 8).
+    x̃ = x̂ − (w α_t / 2) ∇_z ‖target − measure(x̂(z))‖² (Ho et al. 2022, section 3.1).
     The gradient goes through the network: a call costs as much as several, and more memory.
     """
 
