@@ -20,22 +20,13 @@ WEIGHTS = flags.DEFINE_list("reconstruction", ["1", "3", "10"], "Weights of reco
 BATCH = flags.DEFINE_integer("batch_size", 32, "Videos drawn at a time.", lower_bound=1)
 
 
-def known_frames(mode: str, frames: int) -> list[int]:
-    """Which frames a mode knows."""
-    return {
-        "extension, half known": list(range(frames // 2)),
-        "image to video, with the caption": [0],
-        "first and last frame": [0, frames - 1],
-        "every second frame": list(range(0, frames, 2)),
-    }[mode]
-
-
-MODES = (
-    "extension, half known",
-    "image to video, with the caption",
-    "first and last frame",
-    "every second frame",
-)
+# Which of so many frames a mode knows.
+MODES = {
+    "extension, half known": lambda frames: range(frames // 2),
+    "image to video, with the caption": lambda frames: [0],
+    "first and last frame": lambda frames: [0, frames - 1],
+    "every second frame": lambda frames: range(0, frames, 2),
+}
 
 
 def main() -> None:
@@ -87,8 +78,8 @@ def main() -> None:
             rows = [test[int(i)] for i in np.random.default_rng(seed).permutation(len(test))[: NUM.value]]
             real = np.stack([row["video"] for row in rows]).astype(np.float32) / 127.5 - 1
             digits = np.array([row["digit"][0] for row in rows])
-            for mode in MODES:
-                at = known_frames(mode, frames)
+            for mode, known_of in MODES.items():
+                at = list(known_of(frames))
                 new = np.setdiff1d(np.arange(frames), at)
                 mask = np.isin(np.arange(frames), at)[None, :, None, None, None]
                 captions = [row["caption"].decode() if "caption" in mode else "" for row in rows]

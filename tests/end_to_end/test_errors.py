@@ -124,6 +124,8 @@ CASES = {
     "strength out of range": ([*SAMPLE, "--video={video}", "--strength=1.5"], "strength=1.5 must be above 0"),
     "unknown way to respect": ([*SAMPLE, "--respect=obey"], "respect='obey' must be one of replace, reconstruct"),
     "evaluation of another data set": (["experiments/evaluate.py", "--run={run}"], "was trained on folder"),
+    "modes of another data set": (["experiments/modes.py", "--run={run}"], "was trained on folder"),
+    "modes of nothing": (["experiments/modes.py"], "--run=runs/<name> is needed"),
     "evaluation of nothing": (["experiments/evaluate.py"], "--run=runs/<name> is needed"),
 }
 

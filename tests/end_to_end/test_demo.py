@@ -1,0 +1,70 @@
+"""`make demo` in small: trained for a moment, all its commands run and say what they should."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIG = f"""
+from runpy import run_path
+
+def get_config():
+    config = run_path({str(ROOT / "configs" / "moving_digits.py")!r})["get_config"]()
+    config.steps, config.optimizer.warmup, config.sample.every, config.sample.steps = 3, 0, 0, 2
+    config.model.unet.update(channels=8, multipliers=(1,), head_size=8)
+    config.model.unet.update(space_attention=(True,), time_attention=(True,))
+    config.model.text.update(width=16, head_size=8)
+    return config
+"""
+
+
+def run(folder, script, *arguments):
+    """What a command prints, stdout and stderr."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    command = [sys.executable, str(ROOT / "experiments" / script), *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "config.py").write_text(CONFIG)
+    return folder
+
+
+DEMO = ["demo.py", "--run=run", "--config=config.py", "--num=4"]
+
+
+def test_trains_samples_measures_and_sums_up_and_when_called_again_samples_only(folder):
+    out, _ = run(folder, *DEMO)
+    scores = json.loads((folder / "run" / "evaluation.json").read_text())
+    assert (scores["num"], scores["step"], scores["steps"]) == (4, 3, 2)
+    assert scores["real test clips"]["direction"] == 1
+    assert scores.keys() >= {"guidance 1", "guidance 3", "shuffled", "frozen"}
+    for words in ("steps      3, loss", "of training", "accuracy   guidance 3: digit", "samples    run/samples/demo"):
+        assert words in out
+    drawn = folder / "run" / "samples" / "demo"
+    assert {len(list(drawn.glob(f"*.{suffix}"))) for suffix in ("gif", "mp4")} == {10}
+    before = (folder / "run" / "metrics.jsonl").read_text()
+    _, said = run(folder, *DEMO)
+    assert "finished: it is at step 3" in said
+    assert (folder / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_modes_are_measured_beside_the_nearest_known_frame(folder):
+    out, _ = run(folder, "modes.py", "--run=run", "--num=2", "--seeds=0", "--reconstruction=1")
+    rows = [line for line in out.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 4 * 3
+    scores = json.loads((folder / "run" / "modes.json").read_text())["scores"]
+    copied = {score["known"]: score["seeds"][0] for score in scores if score["way"].startswith("nearest")}
+    # A digit that moves by a pixel a frame: 1, 2, 3 and 4 pixels from the last known of eight.
+    assert copied["extension, half known"]["distance"] == pytest.approx(2.5, abs=0.01)
+    assert copied["image to video, with the caption"]["distance"] == pytest.approx(4, abs=0.01)
+    assert (folder / "run" / "modes.png").exists()
