@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vdm_jax.diffusion.grids import make_grid
-from vdm_jax.diffusion.guidance import with_noise
 from vdm_jax.diffusion.known import Known, reconstructed, replaced, under
+from vdm_jax.diffusion.prediction import to_x_eps
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.diffusion.sampler import initial_noise, sample
 from vdm_jax.diffusion.solvers import SOLVERS
@@ -22,6 +22,10 @@ GIVEN = np.array([-0.5, 0.4, 1.2])
 A, B = slice(0, 3), slice(3, 6)
 GAIN = COVARIANCE[B, A] @ np.linalg.inv(COVARIANCE[A, A])
 TRUE_MEAN, TRUE_COVARIANCE = GAIN @ GIVEN, COVARIANCE[B, B] - GAIN @ COVARIANCE[A, B]
+
+
+def with_noise(x_hat, z, t, process):
+    return to_x_eps("x", x_hat, z, *process.alpha_sigma(t))
 
 
 def gaussian_denoiser(mean, covariance):

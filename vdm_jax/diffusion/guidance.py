@@ -68,17 +68,9 @@ def clipped(denoise: Callable, process: Process, clip: str | None, *, percentile
     def within(z: Float[Array, "B *shape"], t: Float[Array, "B"]):
         x_hat, _ = denoise(z, t)
         x_hat = clip_static(x_hat) if clip == "static" else clip_dynamic(x_hat, percentile)
-        return with_noise(x_hat, z, t, process)
+        return to_x_eps("x", x_hat, z, *process.alpha_sigma(t))
 
     return within
-
-
-def with_noise(
-    x_hat: Float[Array, "B *shape"], z: Float[Array, "B *shape"], t: Float[Array, "B"], process: Process
-) -> tuple[Float[Array, "B *shape"], Float[Array, "B *shape"]]:
-    """(x̂, ε̂) with the ε̂ that a changed x̂ leaves: (z − α x̂)/σ."""
-    alpha, sigma = (per_sample(value, z) for value in process.alpha_sigma(t))
-    return x_hat, (z - alpha * x_hat) / jnp.maximum(sigma, TINY)
 
 
 def combine(

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.diffusion.guidance import with_noise
-from vdm_jax.diffusion.prediction import per_sample
+from vdm_jax.diffusion.prediction import per_sample, to_x_eps
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sampler import KNOWN, gaussian
 from vdm_jax.typing import Array, Bool, Float, Key, Scalar
@@ -65,8 +64,8 @@ def reconstructed(
             return jnp.sum((target - measure(x_hat)) ** 2), x_hat
 
         gradient, x_hat = jax.grad(error, has_aux=True)(z)
-        alpha, _ = process.alpha_sigma(t)
-        return with_noise(x_hat - weight * per_sample(alpha, z) / 2 * gradient, z, t, process)
+        alpha, sigma = process.alpha_sigma(t)
+        return to_x_eps("x", x_hat - weight * per_sample(alpha, z) / 2 * gradient, z, alpha, sigma)
 
     return denoise_towards
 

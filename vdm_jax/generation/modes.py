@@ -146,7 +146,7 @@ def generate(
         InputError: the task does not fit the pipeline.
     """
     frames = pipeline.shape[0]
-    video, mask = _padded(task.video, frames), _padded(task.mask, frames)
+    video, mask = _padded(task.video, frames, mode="edge"), _padded(task.mask, frames)
     videos = np.repeat(video[None], len(prompts), 0)
     for block, at in enumerate(windows_of(pipeline, task, context)):
         known = None
@@ -157,6 +157,6 @@ def generate(
         yield np.where(mask, videos, -1)[:, : len(task.video)]
 
 
-def _padded(video: np.ndarray, frames: int) -> np.ndarray:
-    """With unknown frames at the end, where it is shorter than a window."""
-    return np.pad(video, [(0, max(0, frames - len(video))), (0, 0), (0, 0), (0, 0)])
+def _padded(video: np.ndarray, frames: int, mode: str = "constant") -> np.ndarray:
+    """A video or mask that is shorter than a window, made as long: with its last frame again, or with nothing known."""
+    return np.pad(video, [(0, max(0, frames - len(video))), (0, 0), (0, 0), (0, 0)], mode)

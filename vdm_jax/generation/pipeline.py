@@ -182,7 +182,7 @@ def _compile(
     settings: Settings,
     with_guidance: bool,
 ) -> Callable:
-    """The jitted sampler at the given settings; parameters and the guidance weight stay arguments."""
+    """The jitted sampler at the given settings; parameters and the two weights stay arguments."""
     layout = ActivationLayout(mesh)
     times = grid_of(settings, process)
 
