@@ -74,7 +74,6 @@ def main() -> None:
 
 def set_up(config):
     """(mesh, abstract model, optimizer, graphdef, state) as `training.loop` makes them."""
-    from flax import nnx
 
     from vdm_jax import configuration
     from vdm_jax.parallel.mesh import make_mesh
@@ -83,7 +82,7 @@ def set_up(config):
 
     mesh, data = make_mesh(**config.mesh.to_dict()), config.data
     check_batch(mesh, config.batch_size)
-    model = nnx.eval_shape(lambda: configuration.make_model(config, nnx.Rngs(0)))
+    model = configuration.abstract_model(config)
     model.unet.check_size(data.frames, data.height, data.width, data.joint_images)
     tx, _ = configuration.optimizer_of(config)
     return (
@@ -98,12 +97,12 @@ def countable(config):
     """The network with attention that XLA can count: it does not look into the fused kernel."""
     from flax import nnx
 
-    from vdm_jax.configuration import make_model
+    from vdm_jax.configuration import abstract_model
 
     config = config.copy_and_resolve_references()
     config.unlock()
     config.model.unet.attention = "xla"
-    return nnx.split(nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0))))[0]
+    return nnx.split(abstract_model(config))[0]
 
 
 def measure_training(config, runs: int) -> dict:

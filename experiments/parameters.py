@@ -20,7 +20,7 @@ def main() -> None:
 
     from vdm_jax import configuration
 
-    model = nnx.eval_shape(lambda: configuration.make_model(config, nnx.Rngs(0)))
+    model = configuration.abstract_model(config)
     params = nnx.to_pure_dict(nnx.split(model)[1])
     print(parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=LINES.value or None))
 

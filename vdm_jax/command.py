@@ -1,5 +1,6 @@
 """What every command does first and last: flags, logging, compilation cache, and one line for bad input."""
 
+import gc
 import logging
 import os
 import re
@@ -30,6 +31,7 @@ def run(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for chatty in ("absl", "jax", "orbax", "tensorstore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    gc.set_threshold(100_000)  # tracing makes objects by the million, and next to no garbage
     try:
         cache_compilations()
         main()

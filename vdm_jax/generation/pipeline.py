@@ -245,14 +245,14 @@ def settings_of(config) -> Settings:
 
 def check_samples(config) -> None:
     """Raises InputError where the sheets of samples that a training config asks for could not be drawn."""
-    tokenize = nnx.eval_shape(lambda: configuration.make_model(config, nnx.Rngs(0))).tokenize
+    tokenize = configuration.abstract_model(config).tokenize
     check_sampling(settings_of(config), configuration.process_of(config), config.sample.prompts, tokenize)
 
 
 def make_pipeline(config, graphdef: nnx.GraphDef, params: Params, mesh: Mesh, step: int) -> Pipeline:
     """A pipeline from a training config and (averaged) parameters."""
     data = config.data
-    model = nnx.eval_shape(lambda: configuration.make_model(config, nnx.Rngs(0)))
+    model = configuration.abstract_model(config)
     return Pipeline(
         graphdef=graphdef,
         params=params,
@@ -275,7 +275,7 @@ def load(run: str | Path, *, mesh: Mesh | None = None) -> Pipeline:
     """
     config = configuration.read_config(run)
     mesh = make_mesh() if mesh is None else mesh
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: configuration.make_model(config, nnx.Rngs(0))))
+    graphdef, abstract = nnx.split(configuration.abstract_model(config))
     abstract = nnx.to_pure_dict(abstract)
     sharded = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings(mesh, abstract)

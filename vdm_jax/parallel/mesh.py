@@ -75,3 +75,8 @@ def make_mesh(
     grid = np.array(devices).reshape([sizes[name] for name in AXES])
     # Auto: Explicit types reject sharded convolution kernels and a U-Net's reshapes (jax 0.10 to 0.12).
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def on_cpu(mesh: Mesh, *, optimization: int) -> dict[str, int] | None:
+    """Compiler options that set how far LLVM optimises where the mesh is of CPUs (XLA's default: 3)."""
+    return {"xla_backend_optimization_level": optimization} if mesh.devices.flat[0].platform == "cpu" else None

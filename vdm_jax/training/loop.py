@@ -1,6 +1,9 @@
 """The training loop, from a config and a folder to a trained model: read it from top to bottom."""
 
+import concurrent.futures
+import functools
 import importlib.util
+import itertools
 import json
 import logging
 import signal
@@ -25,7 +28,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import batch_sharding, check_batch
 from vdm_jax.training.checkpoints import Checkpoints, restore_state
-from vdm_jax.training.state import TrainState, create_state
+from vdm_jax.training.state import TrainState, plan_state
 from vdm_jax.training.step import make_train_step
 from vdm_jax.typing import Params
 
@@ -55,7 +58,8 @@ def train(
         raise InputError(f"batch_size={config.batch_size} must be a multiple of accumulate × data × fsdp = {parts}")
     process, objective = configuration.process_of(config), configuration.objective_of(config)
     tx, schedule = configuration.optimizer_of(config)
-    model = nnx.eval_shape(lambda: configuration.make_model(config, nnx.Rngs(0)))
+    schedule = jax.jit(schedule)
+    model = configuration.abstract_model(config)
     data = config.data
     model.unet.check_size(data.frames, data.height, data.width, data.joint_images)
 
@@ -81,16 +85,17 @@ def train(
         configuration.write_config(workdir, config)
 
     # -------------------------------------------------------------------------------------- model and state
-    graphdef, state = create_state(lambda rngs: configuration.make_model(config, rngs), tx, mesh, config.seed)
-    restored = restore_state(workdir / "checkpoints", state)
+    graphdef, make_model = nnx.split(model)[0], functools.partial(configuration.make_model, config)
+    planned, initialise = plan_state(model, make_model, tx, mesh, config.seed)
+    restored, start = restore_state(workdir / "checkpoints", planned), 0
     if restored is not None:
         state, position = restored
+        start = int(state.step)
         iterator.set_state(position)
-    start = int(state.step)
-    if restored is None and jax.process_index() == 0:
-        overview = parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=60)
+    elif jax.process_index() == 0:
+        overview = parameter_overview.get_parameter_overview(planned.params, include_stats=False, max_lines=60)
         (workdir / "parameters.txt").write_text(overview + "\n")
-    count = sum(x.size for x in jax.tree.leaves(state.params))
+    count = sum(x.size for x in jax.tree.leaves(planned.params))
     sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
     if start >= config.steps:
         plan = f"finished: it is at step {start}, and config.steps={config.steps}"
@@ -123,6 +128,10 @@ def train(
         ema=config.ema,
     )
     sharding = batch_sharding(mesh)
+
+    def placed(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every or None
     )
@@ -131,12 +140,17 @@ def train(
 
     # ----------------------------------------------------------------------------------------------- loop
     try:
+        first = placed(next(iterator))
+        lowered = train_step.lower(planned, first)
+        with concurrent.futures.ThreadPoolExecutor() as background:  # compiles two programs at a time
+            compiled = background.submit(lowered.compile)
+            if restored is None:
+                state = initialise()
+            train_step = compiled.result()
+        batches = itertools.chain([first], map(placed, iterator))
         for step in range(start + 1, config.steps + 1):
             trace.before(step)
-            batch = {
-                name: jax.make_array_from_process_local_data(sharding, array) for name, array in next(iterator).items()
-            }
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, next(batches))
             trace.after(step, state)
 
             log.add(metrics)

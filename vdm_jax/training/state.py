@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vdm_jax.parallel.mesh import on_cpu
 from vdm_jax.parallel.sharding import like_params, shardings
 from vdm_jax.typing import PyTree
 
@@ -27,27 +28,43 @@ class TrainState:
     skipped_in_a_row: PyTree
 
 
-def create_state(
-    make_model: Callable[[nnx.Rngs], nnx.Module], tx: optax.GradientTransformation, mesh: Mesh, seed: int
-) -> tuple[nnx.GraphDef, TrainState]:
-    """Initialises model and optimizer straight into their shards: no device ever holds a whole copy.
+def plan_state(
+    model: nnx.Module,
+    make_model: Callable[[nnx.Rngs], nnx.Module],
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+) -> tuple[TrainState, Callable[[], TrainState]]:
+    """The state as shapes with their shardings, and the function that computes it.
 
-    Returns the model's static half and the state; the same seed gives the same parameters on every mesh.
+    So a step can be compiled before there is a state. `model` is the abstract model, `make_model` makes it. Parameters
+    and moments are computed straight into their shards: no device ever holds a whole copy. The same seed gives the
+    same parameters on every mesh.
     """
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make_model(nnx.Rngs(seed))))
 
-    def init() -> TrainState:
-        params = nnx.to_pure_dict(nnx.split(make_model(nnx.Rngs(seed)))[1])
+    def begin(params: PyTree) -> TrainState:
         zero = jnp.zeros((), jnp.int32)
         # A copy, so that a step may donate params and EMA both.
         ema = jax.tree.map(jnp.copy, params)
         return TrainState(zero, params, ema, tx.init(params), zero, zero)
 
-    sharding = state_shardings(jax.eval_shape(init), mesh)
-    # It runs once; on a CPU compiling it with optimisation costs more than it saves.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    quick = {"xla_backend_optimization_level": 0} if on_cpu else None
-    return graphdef, jax.jit(init, out_shardings=sharding, compiler_options=quick)()
+    def initialise() -> TrainState:
+        return begin(nnx.to_pure_dict(nnx.split(make_model(nnx.Rngs(seed)))[1]))
+
+    shapes = jax.eval_shape(begin, nnx.to_pure_dict(nnx.split(model)[1]))
+    sharding = state_shardings(shapes, mesh)
+    planned = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)
+    # It runs once, so optimisation would cost more than it saves.
+    return planned, jax.jit(initialise, out_shardings=sharding, compiler_options=on_cpu(mesh, optimization=0))
+
+
+def create_state(
+    make_model: Callable[[nnx.Rngs], nnx.Module], tx: optax.GradientTransformation, mesh: Mesh, seed: int
+) -> tuple[nnx.GraphDef, TrainState]:
+    """The model's static half, and the state that `plan_state` plans."""
+    model = nnx.eval_shape(lambda: make_model(nnx.Rngs(seed)))
+    _, initialise = plan_state(model, make_model, tx, mesh, seed)
+    return nnx.split(model)[0], initialise()
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:

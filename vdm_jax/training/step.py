@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from vdm_jax.diffusion.objective import Draws, Objective, draw, loss_at
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import InputError
+from vdm_jax.parallel.mesh import on_cpu
 from vdm_jax.parallel.sharding import ActivationLayout
 from vdm_jax.training.optimizer import ema_decay
 from vdm_jax.training.state import TrainState, state_shardings
@@ -121,7 +122,7 @@ def make_train_step(
         average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, params)
 
         params, average, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
+            lambda new, old: jax.lax.select(finite, new, old),
             (params, average, opt_state),
             (state.params, state.ema, state.opt_state),
         )
@@ -132,7 +133,7 @@ def make_train_step(
         # Said, not left to the compiler: it may return parameters in other shards than they came in.
         return jax.lax.with_sharding_constraint(after, state_shardings(after, mesh)), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=on_cpu(mesh, optimization=1))
 
 
 def _split(x: Array, parts: int) -> Array:
