@@ -130,6 +130,7 @@ def measure_training(config, runs: int) -> dict:
         objective, process = configuration.objective_of(config), configuration.process_of(config)
         null = None if model.text is None else model.tokenize("")
         options = {"null_tokens": null, "images": images, "accumulate": accumulate, "ema": config.ema}
+        options["conditioning"] = configuration.conditioning_of(config)
         step = make_train_step(graphdef, objective, process, tx, mesh, seed=config.seed, **options)
         return step.lower(state, batch)
 

@@ -16,7 +16,7 @@ from vdm_jax.errors import InputError
 RUN = flags.DEFINE_string("run", None, "Run folder; it must be of moving digits.")
 NUM = flags.DEFINE_integer("num", 64, "Clips for each row and seed.", lower_bound=2)
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the samples and of the choice of clips.")
-WEIGHTS = flags.DEFINE_list("reconstruction", ["1", "3", "10"], "Weights of reconstruction guidance.")
+WEIGHTS = flags.DEFINE_list("reconstruction", ["1", "3", "10"], "Weights of reconstruction guidance; empty for none.")
 BATCH = flags.DEFINE_integer("batch_size", 32, "Videos drawn at a time.", lower_bound=1)
 
 
@@ -69,9 +69,11 @@ def main() -> None:
             "near": float((far.mean(-1) <= 1).mean()),
         }
 
-    ways = {"replace": {}} | {
+    ways = {"replace": {"respect": "replace"}} | {
         f"reconstruct, w = {w:g}": {"respect": "reconstruct", "reconstruction": w} for w in weights
     }
+    if pipeline.conditioning is not None:
+        ways["concat"] = {"respect": "concat"}
     scores, sheet = {}, []
     with tqdm(total=len(MODES) * len(ways) * len(seeds) * NUM.value, unit="video") as bar:
         for seed in seeds:

@@ -14,7 +14,10 @@ from vdm_jax import command
 from vdm_jax.errors import InputError
 
 RUN = flags.DEFINE_string("run", None, "Run folder to sample from.")
-PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
+CASCADE = flags.DEFINE_list("cascade", None, "In its place several: each makes finer what the one before it drew.")
+PROMPT = flags.DEFINE_multi_string(
+    "prompt", [], "A prompt; may be given several times. '0: one | 8: another' changes at frame 8."
+)
 PROMPTS = flags.DEFINE_string("prompts", None, "A text file with one prompt a line.")
 NUM = flags.DEFINE_integer("num", 1, "Videos for each prompt.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same videos.", lower_bound=0)
@@ -25,18 +28,20 @@ GRID = flags.DEFINE_string("grid", None, "Spacing of the steps: uniform, log_snr
 GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1 is none.")
 IMAGE = flags.DEFINE_multi_string("image", [], "A picture that is known; several with --image_at.")
 IMAGE_AT = flags.DEFINE_list("image_at", ["0"], "The frames that the pictures are.")
-VIDEO = flags.DEFINE_string("video", None, "A video, with one of the next five.")
+VIDEO = flags.DEFINE_string("video", None, "A video, with one of the next six.")
 EXTEND = flags.DEFINE_integer("extend", None, "Frames to draw after the video; negative: before it.")
 INTERPOLATE = flags.DEFINE_integer("interpolate", None, "Frame rate times so much, by frames between the known ones.")
 MASK = flags.DEFINE_string("mask", None, "Draw anew where this picture or video is white.")
 OUTPAINT = flags.DEFINE_list("outpaint", None, "Draw a border of left,right,top,bottom pixels around the video.")
+ENLARGE = flags.DEFINE_integer("enlarge", None, "Draw the video at so many times its rows and columns.")
 STRENGTH = flags.DEFINE_float("strength", None, "Draw from the video noised to this time: 1 keeps nothing of it.")
 FRAMES = flags.DEFINE_integer(
     "frames", None, "Length where no video gives it (default: the run's clips).", lower_bound=1
 )
 CONTEXT = flags.DEFINE_integer("context", None, "Frames that a window sees of the one before (default: half).")
-RESPECT = flags.DEFINE_string("respect", None, "How what is known is kept: replace or reconstruct.")
+RESPECT = flags.DEFINE_string("respect", None, "How what is known is kept: replace, reconstruct, concat.")
 RECONSTRUCTION = flags.DEFINE_float("reconstruction", None, "Weight of reconstruct (default: 10).")
+KNOWN_NOISE = flags.DEFINE_float("known_noise", None, "Noise on what concat tells the network (default: none).")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Videos drawn at a time.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Output folder (default: <run>/samples/seed<seed>).")
 FORMAT = flags.DEFINE_list("format", ["gif", "mp4", "png"], "Any of gif, mp4, webm, png (frames in a row), npy.")
@@ -45,67 +50,83 @@ SCALE = flags.DEFINE_integer("scale", 0, "Enlargement of every pixel; 0: to abou
 
 def main() -> None:
     """Checks the input, loads, draws with progress, writes, and says where."""
-    if not RUN.value:
-        raise InputError("--run=runs/<name> is needed")
+    if bool(RUN.value) == bool(CASCADE.value):
+        raise InputError("--run=runs/<name> is needed, or --cascade=<run>,<run>,… in its place")
     prompts = _prompts()
 
     import numpy as np
-    from tqdm import tqdm
 
-    from vdm_jax.generation.modes import generate, windows_of
+    from vdm_jax.generation.modes import finer
     from vdm_jax.generation.pipeline import load
+    from vdm_jax.generation.travel import read_travel
     from vdm_jax.video import WRITABLE, contact_sheet, write_image, write_video
 
     for suffix in FORMAT.value:
         if f".{suffix}" not in WRITABLE:
             raise InputError(f"--format={suffix} must be of {', '.join(s.lstrip('.') for s in WRITABLE)}")
-    pipeline = load(RUN.value)
-    chosen = {"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID, "guidance": GUIDANCE}
-    chosen |= {"respect": RESPECT, "reconstruction": RECONSTRUCTION}
-    changes = {name: flag.value for name, flag in chosen.items() if flag.value is not None}
+    runs = CASCADE.value or [RUN.value]
+    pipeline, *later = map(load, runs)
     task, known = _task(pipeline)
-    settings, _ = pipeline.check(prompts, seed=SEED.value, strength=task.strength, **changes)
-    count = len(windows_of(pipeline, task, CONTEXT.value))
-    metadata = {"run": RUN.value, "step": pipeline.step, "seed": SEED.value, **dataclasses.asdict(settings), **known}
+    changes = _given({"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID, "guidance": GUIDANCE})
+    noise = _given({"known_noise": KNOWN_NOISE})
+    first_changes = changes | _given({"respect": RESPECT, "reconstruction": RECONSTRUCTION}) | ({} if later else noise)
+    travels = [read_travel(prompt) for prompt in prompts]
+    if later and any(len(travel) > 1 for travel in travels):
+        raise InputError("--cascade takes prompts that hold for the whole video")
+    asked = [text for travel in travels for text in travel.values()]
+    about_task = {"strength": task.strength, "coarse": task.coarse}
+    settings, _ = pipeline.check(asked, seed=SEED.value, **about_task, **first_changes)
 
-    out = Path(OUT.value) if OUT.value else Path(RUN.value) / "samples" / f"seed{SEED.value}"
+    out = Path(OUT.value) if OUT.value else Path(runs[-1]) / "samples" / f"seed{SEED.value}"
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out={out} cannot be written: {error.strerror}") from error
-    scale = SCALE.value or max(1, 128 // min(pipeline.shape[1:3]))
 
     everything = [prompt for prompt in prompts for _ in range(NUM.value)]
-    drawn = []
-    with tqdm(total=len(everything) * count, unit="window" if count > 1 else "video", desc="sampling") as bar:
-        for first in range(0, len(everything), BATCH.value):
-            part = everything[first : first + BATCH.value]
-            blocks = generate(
-                pipeline,
-                part,
-                task,
-                context=CONTEXT.value,
-                seed=SEED.value,
-                first=first,
-                batch_size=BATCH.value,
-                **changes,
-            )
-            for so_far in blocks:
-                videos = so_far
-                bar.update(len(part))
-            for video in videos:
-                number = len(drawn)
-                stem = out / f"{number:03}-{_slug(everything[number])}"
-                for suffix in FORMAT.value:
-                    about = metadata | {"prompt": everything[number], "number": number}
-                    write_video(stem.with_name(f"{stem.name}.{suffix}"), video, task.fps, about, scale)
-                drawn.append(video)
-    write_image(
-        out / "sheet.png",
-        contact_sheet(np.stack(drawn[:40]), columns=32, scale=max(1, scale // 2)),
-        metadata | {"prompts": everything[:40]},
-    )
+    parts = [(first, everything[first : first + BATCH.value], task) for first in range(0, len(everything), BATCH.value)]
+    drawn, fps = _draw(pipeline, parts, first_changes, out / ".stage0"), task.fps
+    for stage, pipeline in enumerate(later, 1):
+        tasks = [finer(pipeline, video, fps) for video in drawn]
+        parts = [(i, [everything[i]], task) for i, task in enumerate(tasks)]
+        drawn, fps = _draw(pipeline, parts, changes | noise, out / f".stage{stage}"), tasks[0].fps
+
+    scale = SCALE.value or max(1, 128 // min(pipeline.shape[1:3]))
+    about = {"run": ",".join(runs), "step": pipeline.step, "seed": SEED.value, **dataclasses.asdict(settings), **known}
+    for number, (prompt, video) in enumerate(zip(everything, drawn, strict=True)):
+        stem = out / f"{number:03}-{_slug(prompt)}"
+        for suffix in FORMAT.value:
+            file = stem.with_name(f"{stem.name}.{suffix}")
+            write_video(file, video, fps, about | {"prompt": prompt, "number": number}, scale)
+    sheet = contact_sheet(np.stack(drawn[:40]), columns=32, scale=max(1, scale // 2))
+    write_image(out / "sheet.png", sheet, about | {"prompts": everything[:40]})
+    for partial in out.glob(".stage*.npz"):
+        partial.unlink()
     print(f"{len(drawn)} videos in {out} ({', '.join(FORMAT.value)}); side by side in {out / 'sheet.png'}")
+
+
+def _given(chosen: dict[str, flags.FlagHolder]) -> dict:
+    return {name: flag.value for name, flag in chosen.items() if flag.value is not None}
+
+
+def _draw(pipeline, parts, changes, partial: Path) -> list:
+    """The videos of all parts (number of the first, prompts, task); an interrupted command goes on where it was."""
+    from tqdm import tqdm
+
+    from vdm_jax.generation.modes import generate, windows_of
+
+    drawn, count = [], len(windows_of(pipeline, parts[0][2], CONTEXT.value))
+    total = count * sum(len(prompts) for _, prompts, _ in parts)
+    with tqdm(total=total, unit="window" if count > 1 else "video", desc="sampling") as bar:
+        for first, prompts, task in parts:
+            where = {"first": first, "partial": partial.with_name(f"{partial.name}-{first}.npz")}
+            more = {"seed": SEED.value, "batch_size": BATCH.value, "context": CONTEXT.value}
+            blocks = []
+            for videos in generate(pipeline, prompts, task, **where, **more, **changes):
+                bar.update(len(prompts))
+                blocks = [videos]
+            drawn += list(blocks[-1])
+    return drawn
 
 
 def _task(pipeline):
@@ -114,8 +135,8 @@ def _task(pipeline):
     from vdm_jax.generation.inputs import read_clip, read_image, read_mask
 
     frames, *size, channels = pipeline.shape
-    ways = {"extend": EXTEND, "interpolate": INTERPOLATE, "mask": MASK, "outpaint": OUTPAINT}
-    ways = {name: flag.value for name, flag in ways.items() if flag.value is not None}
+    ways = {"extend": EXTEND, "interpolate": INTERPOLATE, "mask": MASK, "outpaint": OUTPAINT, "enlarge": ENLARGE}
+    ways = _given(ways)
     if IMAGE.value and VIDEO.value:
         raise InputError("--image and --video: one of them at a time")
     if not VIDEO.value:
@@ -132,10 +153,16 @@ def _task(pipeline):
         images = {k: read_image(path, tuple(size), channels) for k, path in zip(at, IMAGE.value, strict=True)}
         return modes.keyframes(images, frames, pipeline.fps), {"image": IMAGE.value, "image_at": at}
 
+    trained = pipeline.conditioning.downsample if pipeline.conditioning else 1
+    if trained > 1:
+        ways.setdefault("enlarge", trained)
     if len(ways) > 1 or not (ways or STRENGTH.value):
-        raise InputError("--video needs one of --extend, --interpolate, --mask, --outpaint, or --strength")
+        raise InputError("--video needs one of --extend, --interpolate, --mask, --outpaint, --enlarge, or --strength")
+    factor = ways.get("enlarge", 1)
+    if factor < 1 or any(n % factor for n in size):
+        raise InputError(f"--enlarge={factor} must divide the {size[0]}×{size[1]} pixels that the run draws")
     borders = _whole_numbers("outpaint", OUTPAINT.value) if OUTPAINT.value else [0, 0, 0, 0]
-    inner = (size[0] - sum(borders[2:]), size[1] - sum(borders[:2]))
+    inner = (size[0] // factor - sum(borders[2:]), size[1] // factor - sum(borders[:2]))
     if min(inner) < 1:
         raise InputError(f"--outpaint={','.join(OUTPAINT.value)} leaves nothing of {size[0]}×{size[1]} pixels")
     video, fps, pixels = read_clip(VIDEO.value, inner, channels)
@@ -147,6 +174,8 @@ def _task(pipeline):
         task = modes.inpaint(video, read_mask(MASK.value, tuple(size), pixels), fps)
     elif OUTPAINT.value is not None:
         task = modes.outpaint(video, borders, fps)
+    elif "enlarge" in ways:
+        task = modes.enlarge(video, factor, fps)
     else:
         task = modes.vary(video, STRENGTH.value, fps)
     if STRENGTH.value is not None:

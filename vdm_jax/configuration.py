@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 from flax import nnx
 
+from vdm_jax.diffusion.conditioning import Conditioning
 from vdm_jax.diffusion.objective import Objective
 from vdm_jax.diffusion.process import Process, make_process
 from vdm_jax.errors import InputError
@@ -58,6 +59,7 @@ def default_config() -> ml_collections.ConfigDict:
     )
     config.process = dict(name="cosine")  # * diffusion.process.make_process
     config.objective = dict(prediction="v")  # * diffusion.objective.Objective
+    config.known = dict(mixture=dict(), noise=0.0, downsample=1)  # * diffusion.conditioning.Conditioning; {}: not told
     config.optimizer = dict(
         name="adamw", learning_rate=1e-3, warmup=200, decay="cosine", final=0.0, clip=1.0, options=dict()
     )  # options: * the Optax optimizer
@@ -85,6 +87,8 @@ def default_config() -> ml_collections.ConfigDict:
     for group in ("model", "process", "objective"):
         _open(config[group])
     _open(config.optimizer.options)
+    _open(config.known.mixture)
+    config.known.mixture.unlock()
     return config
 
 
@@ -139,6 +143,7 @@ def make_model(config: ml_collections.ConfigDict, rngs: nnx.Rngs) -> Denoiser:
             channels=config.data.channels,
             unet=config.model.unet.to_dict(),
             text=text if text.get("length") else None,
+            told=conditioning_of(config) is not None,
             dtype=config.model.dtype,
             rngs=rngs,
         )
@@ -167,6 +172,18 @@ def objective_of(config: ml_collections.ConfigDict) -> Objective:
         return Objective(**config.objective.to_dict())
     except TypeError as error:
         raise InputError(f"config.objective={config.objective.to_dict()}: {error}") from error
+
+
+def conditioning_of(config: ml_collections.ConfigDict) -> Conditioning | None:
+    """What a config's network is trained to be told of the video; None where it is told nothing."""
+    if not config.known.mixture:
+        return None
+    conditioning = Conditioning(**config.known.to_dict())
+    for name in ("height", "width"):
+        if config.data[name] % conditioning.downsample:
+            size, factor = config.data[name], conditioning.downsample
+            raise InputError(f"data.{name}={size} must be a multiple of known.downsample={factor}")
+    return conditioning
 
 
 def optimizer_of(config: ml_collections.ConfigDict):
@@ -257,7 +274,9 @@ def read_config(run: str | Path) -> ml_collections.ConfigDict:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     missing = [key for key in default_config() if not isinstance(values, dict) or key not in values]
-    if missing:
+    if missing == ["known"]:  # a run of before there was this group
+        values["known"] = default_config().known.to_dict()
+    elif missing:
         raise InputError(f"{path} is not the config of a run: it lacks {', '.join(missing)}")
     return ml_collections.ConfigDict(values)
 

@@ -5,10 +5,13 @@ import copy
 import numpy as np
 import pytest
 
+from vdm_jax.diffusion.conditioning import Conditioning
 from vdm_jax.errors import InputError
 from vdm_jax.generation.modes import (
     Task,
+    enlarge,
     extend,
+    finer,
     generate,
     inpaint,
     interpolate,
@@ -31,14 +34,19 @@ def clip(length, size=SIZE):
 class Counting(Pipeline):
     """A pipeline whose n-th window is all 100·n, where nothing is known; it notes what it was given."""
 
-    def __init__(self):
-        object.__setattr__(self, "shape", (FRAMES, *SIZE, 1))
-        object.__setattr__(self, "seen", [])
+    def __init__(self, shape=(FRAMES, *SIZE, 1), conditioning=None, breaks_at=None):
+        about = {"shape": shape, "seen": [], "asked": [], "conditioning": conditioning, "breaks_at": breaks_at}
+        for name, value in (about | {"params": {"w": np.ones(3)}, "step": 5, "settings": None}).items():
+            object.__setattr__(self, name, value)
 
-    def batches(self, prompts, *, known, block, strength, seed=0):
+    def batches(self, prompts, *, known, block, strength, coarse, seed=0):
+        if block == self.breaks_at:
+            raise KeyboardInterrupt
         self.seen.append((copy.deepcopy(known), block, strength, seed))
+        self.asked.append(list(prompts))
+        assert coarse == (self.conditioning.downsample if self.conditioning else 1)
         drawn = np.full((len(prompts), *self.shape), 100.0 * (block + 1), np.float32)
-        yield drawn if known is None else np.where(known.mask, known.video, drawn)
+        yield drawn if known is None or coarse > 1 else np.where(known.mask, known.video, drawn)
 
 
 def run(task, **options):
@@ -124,6 +132,52 @@ def test_windows_cover_what_is_unknown_once_and_see_their_context(length, contex
     assert done.all()
 
 
+def test_super_resolution_hears_every_frame_of_the_small_video_and_keeps_none():
+    larger = Counting((FRAMES, 4, 6, 1), Conditioning({"everything": 1.0}, downsample=2))
+    task = finer(larger, clip(6), 8.0)
+    assert (task.coarse, task.fps, task.video.shape) == (2, 8.0, (6, 4, 6, 1))
+    *_, (video,) = generate(larger, ["a"], task)
+    assert video[:, 0, 0, 0].tolist() == [100] * 2 + [200] * 4
+    for (known, *_), start in zip(larger.seen, (0, 2), strict=True):
+        assert known.mask.all()
+        np.testing.assert_array_equal(known.video[0], task.video[start : start + FRAMES])
+    assert task.video[3, 2:, 3:].tolist() == [[[4.0]] * 3] * 2
+
+
+def test_a_later_stage_of_the_same_size_doubles_the_frame_rate():
+    task = finer(Counting(conditioning=Conditioning({"every_nth": 1.0})), clip(4), 8.0)
+    assert (task.coarse, task.fps, len(task.video)) == (1, 16.0, 7)
+    assert task.mask[:, 0, 0, 0].tolist() == [1, 0, 1, 0, 1, 0, 1]
+
+
+def test_a_prompt_may_change_from_window_to_window():
+    pipeline = Counting()
+    list(generate(pipeline, ["0: a | 4: b", "c"], text_to_video((9, *SIZE, 1), 8.0), context=1))
+    assert pipeline.asked == [["a", "c"], ["b", "c"], ["b", "c"]]
+    with pytest.raises(InputError, match="changes at frame 5, but the windows draw from frames 0, 4, 7 on"):
+        list(generate(Counting(), ["0: a | 5: b"], text_to_video((9, *SIZE, 1), 8.0), context=1))
+
+
+def test_an_interrupted_drawing_goes_on_after_its_last_window(tmp_path):
+    task, file = text_to_video((9, *SIZE, 1), 8.0), tmp_path / "partial.npz"
+    whole = list(generate(Counting(), ["a"], task, context=1))
+    with pytest.raises(KeyboardInterrupt):
+        list(generate(Counting(breaks_at=2), ["a"], task, context=1, partial=file))
+    resumed = Counting()
+    again = list(generate(resumed, ["a"], task, context=1, partial=file))
+    assert [block for _, block, *_ in resumed.seen] == [2]
+    assert len(again) == 3
+    np.testing.assert_array_equal(again[-1], whole[-1])
+    for prompt, options in (("b", {}), ("a", {"seed": 1})):  # another drawing begins at its beginning
+        other = Counting()
+        list(generate(other, [prompt], task, context=1, partial=file, **options))
+        assert len(other.seen) == 3
+    file.write_bytes(file.read_bytes()[:100])
+    damaged = Counting()
+    list(generate(damaged, ["a"], task, context=1, partial=file))
+    assert len(damaged.seen) == 3
+
+
 def test_what_is_not_yet_drawn_is_black():
     first = next(generate(Counting(), ["a"], text_to_video((6, *SIZE, 1), 8.0)))
     assert first[0, :, 0, 0, 0].tolist() == [100] * 4 + [-1] * 2
@@ -150,6 +204,12 @@ def test_what_is_not_yet_drawn_is_black():
             "context=4 must be at least 0 and below .* 4 frames",
         ),
         (lambda: run(text_to_video((4, 3, 3, 1), 8.0)), r"\(3, 3, 1\) must be \(2, 3, 1\)"),
+        (lambda: enlarge(clip(4), 1, 8.0), "enlarge=1 must be at least 2"),
+        (lambda: finer(Counting(), clip(4), 8.0), "must have been trained to be told"),
+        (
+            lambda: finer(Counting(conditioning=Conditioning({"everything": 1.0}, downsample=2)), clip(4), 8.0),
+            r"is to draw \(rows, columns, channels\) \(4, 6, 1\), not \(2, 3, 1\)",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):

@@ -24,11 +24,10 @@ tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
 PROMPTS = ["a", "b", "b", "clip 4", ""]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def make_run(folder, **known):
     """A run folder of a network in which every projection does something, also those that start at zero."""
-    folder = tmp_path_factory.mktemp("run")
     config = tiny["get_config"]()
+    config.known.update(known)
     configuration.write_config(folder, config)
     tx, _ = configuration.optimizer_of(config)
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -42,8 +41,29 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pipeline(run):
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+def load_on_one(run):
     return vdm_jax.load(run, mesh=make_mesh(devices=jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def pipeline(run):
+    return load_on_one(run)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A network that is told what is known."""
+    return load_on_one(make_run(tmp_path_factory.mktemp("told"), mixture={"first": 1.0}))
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """A network that enlarges videos by two."""
+    return load_on_one(make_run(tmp_path_factory.mktemp("larger"), mixture={"everything": 1.0}, downsample=2))
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +156,72 @@ def test_a_weak_strength_stays_near_the_video_and_each_block_has_its_noise(pipel
     assert np.abs(draw(block=1) - draw(block=0)).max((1, 2, 3, 4)).min() > 0.1
 
 
-def test_one_compilation_for_each_way_whatever_is_known(pipeline, caplog):
-    for respect in ("replace", "reconstruct"):
+def test_a_network_that_is_told_keeps_what_is_known_and_hears_it(told):
+    assert told.settings.respect == "concat"
+    known, options = half_known(0), {"seed": 3, "batch_size": 5}
+    (drawn,) = told.batches(PROMPTS, known=known, **options)
+    np.testing.assert_array_equal(drawn[..., :4, :], known.video[..., :4, :])
+    (unheard,) = told.batches(PROMPTS, known=known, respect="replace", **options)
+    assert np.abs(unheard - drawn)[..., 4:, :].max((1, 2, 3, 4)).min() > 1e-3
+    (noisy,) = told.batches(PROMPTS, known=known, known_noise=0.5, **options)
+    np.testing.assert_array_equal(noisy[..., :4, :], known.video[..., :4, :])
+    assert np.abs(noisy - drawn)[..., 4:, :].max((1, 2, 3, 4)).min() > 1e-3
+    np.testing.assert_allclose(
+        np.concatenate(list(told.batches(PROMPTS, known=known, **options | {"batch_size": 2}))), drawn, atol=1e-3
+    )
+    # Nothing known is the same, said in either way.
+    nothing = Known(known.video, np.zeros((1, 4, 8, 8, 1), bool))
+    np.testing.assert_allclose(
+        next(told.batches(PROMPTS, known=nothing, **options)), told(PROMPTS, **options), atol=1e-4
+    )
+
+
+def test_super_resolution_follows_the_small_video_with_or_without_training_for_it(larger, pipeline):
+    video = np.kron(half_known(0).video[:, :, ::2, ::2], np.ones((1, 1, 2, 2, 1), np.float32))
+    known = Known(video, np.ones((1, 1, 1, 1, 1), bool))
+    other = Known(-video, known.mask)
+    (drawn,) = larger.batches(PROMPTS, known=known, coarse=2, batch_size=5)
+    (opposite,) = larger.batches(PROMPTS, known=other, coarse=2, batch_size=5)
+    assert np.abs(drawn - opposite).max((1, 2, 3, 4)).min() > 1e-3
+    assert (drawn != video).any((1, 2, 3, 4)).all()
+
+    def distance(weight):
+        how = {"coarse": 2, "respect": "reconstruct", "reconstruction": weight, "clip": None, "steps": 4}
+        (drawn,) = pipeline.batches(PROMPTS, known=known, batch_size=5, guidance=1.0, **how)
+        small = drawn.reshape(5, 4, 4, 2, 4, 2, 3).mean((3, 5))
+        return np.square(small - video[:, :, ::2, ::2]).mean()
+
+    assert distance(0.5) < distance(0.0)
+
+
+def test_what_a_network_was_not_trained_for_is_refused(pipeline, told, larger):
+    with pytest.raises(
+        InputError, match=r"needs a run that was trained to be told what is known \(config.known.mixture"
+    ):
+        pipeline.check(["a"], respect="concat")
+    with pytest.raises(
+        InputError, match=r"'concat' cannot enlarge a video by 2: this run was trained for 1 .* reconstruct"
+    ):
+        told.check(["a"], coarse=2)
+    with pytest.raises(InputError, match="this run enlarges videos by 2"):
+        larger.check(["a"])
+    config = tiny["get_config"]()
+    config.known.update(mixture={"everything": 1.0}, downsample=2)
+    with pytest.raises(InputError, match=r"sample.prompts must be \(\): known.downsample=2 enlarges videos"):
+        check_samples(config)
+    config.data.width = 9
+    with pytest.raises(InputError, match=r"data.width=9 must be a multiple of known\.downsample=2"):
+        configuration.conditioning_of(config)
+
+
+def test_one_compilation_for_each_way_whatever_is_known(pipeline, told, caplog):
+    for respect in ("replace", "reconstruct", "concat"):
         options = {"batch_size": 5, "steps": 5, "respect": respect}
         caplog.clear()
         with jax.log_compiles(), caplog.at_level(logging.WARNING), warnings.catch_warnings(action="ignore"):
             for seed, weight in ((0, 1.0), (1, 5.0)):
-                next(pipeline.batches(PROMPTS, known=half_known(seed), block=seed, reconstruction=weight, **options))
+                chosen = told if respect == "concat" else pipeline
+                next(chosen.batches(PROMPTS, known=half_known(seed), block=seed, reconstruction=weight, **options))
         assert sum("Compiling jit(draw)" in m for m in caplog.messages) == 1
 
 
@@ -154,7 +233,8 @@ def test_one_compilation_for_each_way_whatever_is_known(pipeline, caplog):
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"strength": 0.0}, "strength=0.0 must be above 0 and at most 1"),
-        ({"respect": "obey"}, "respect='obey' must be one of replace, reconstruct"),
+        ({"respect": "obey"}, "respect='obey' must be one of replace, reconstruct, concat"),
+        ({"known_noise": 1.0}, "known_noise=1.0 must be at least 0 and below 1"),
         ({"reconstruction": -1.0}, "reconstruction=-1.0 must not be negative"),
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"guidance": -1.0}, "guidance=-1.0 must not be negative"),

@@ -75,3 +75,19 @@ def test_without_text_the_model_is_unconditional(z):
 
 def _leaves(model):
     return jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.split(model)[1]))
+
+
+def test_a_network_that_is_told_sees_what_is_known(z):
+    rng = np.random.default_rng(2)
+    graphdef, shapes = nnx.split(
+        nnx.eval_shape(lambda: Denoiser(channels=1, unet=TRUNK, text=None, told=True, rngs=nnx.Rngs(0)))
+    )
+    model = nnx.merge(graphdef, jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.4, p.shape), p.dtype), shapes))
+    predict = jax.jit(lambda known: model(z, jnp.array([3.0, 700.0]), None, known=known), compiler_options=QUICK)
+    known = jnp.asarray(rng.normal(size=(B, T, S, S, 2)), jnp.float32)
+    plain = predict(known)
+    assert plain.shape == z.shape
+    for channel in range(2):  # the video, and its certainty
+        moved = np.abs(predict(known.at[0, ..., channel].add(1.0)) - plain).max((1, 2, 3, 4))
+        assert moved[0] > 1e-3
+        assert moved[1] == 0

@@ -25,7 +25,9 @@ class Toy(nnx.Module):
         texts = tokens[:, None] if image_tokens is None else jnp.concatenate([tokens[:, None], image_tokens], 1)
         return self.text(texts).mean(2)  # B G E
 
-    def __call__(self, z, time, text, *, images, key, layout):
+    def __call__(self, z, time, text, *, known, images, key, layout):
+        if known is not None:
+            z = z + known[..., :1] * known[..., 1:]
         groups = text.shape[1]
         repeats = jnp.array([z.shape[1] - groups + 1] + [1] * (groups - 1))
         text = jnp.repeat(text, repeats, axis=1, total_repeat_length=z.shape[1])

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from vdm_jax.diffusion import objective as objective_module
+from vdm_jax.diffusion.conditioning import Conditioning, draw_told
 from vdm_jax.diffusion.objective import Objective
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.models.denoiser import Denoiser
@@ -29,7 +30,7 @@ def make_step(toy, tx, on_devices):
     """A step of the toy network; each is compiled once for all tests."""
 
     @functools.cache
-    def make(mesh=None, null_probability=0.1, seed=0, accumulate=1):
+    def make(mesh=None, null_probability=0.1, seed=0, accumulate=1, told=False):
         return make_train_step(
             toy[0],
             Objective(null_probability=null_probability),
@@ -38,6 +39,7 @@ def make_step(toy, tx, on_devices):
             mesh or on_devices(1),
             seed=seed,
             null_tokens=NULL,
+            conditioning=Conditioning({"first_k": 1.0, "inside": 1.0}, noise=0.5) if told else None,
             images=2,
             accumulate=accumulate,
             ema=0.15,
@@ -51,9 +53,10 @@ def difference(left, right):
     return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
 
 
-def test_accumulation_gives_the_update_of_the_whole_batch(make_step, toy, batch):
-    whole, metrics = make_step()(toy[1](), batch)
-    parts, metrics_of_parts = make_step(accumulate=4)(toy[1](), batch)
+@pytest.mark.parametrize("told", [False, True])
+def test_accumulation_gives_the_update_of_the_whole_batch(make_step, toy, batch, told):
+    whole, metrics = make_step(told=told)(toy[1](), batch)
+    parts, metrics_of_parts = make_step(accumulate=4, told=told)(toy[1](), batch)
     before = toy[1]()
     assert difference(whole.params, before.params) > 5e-3
     # Adam divides by the gradient's size: its own relative error is what is compared.
@@ -61,6 +64,21 @@ def test_accumulation_gives_the_update_of_the_whole_batch(make_step, toy, batch)
     assert difference(whole.opt_state, parts.opt_state) < 1e-6
     for name in ("loss", "mse", "grad_norm"):
         assert metrics[name] == pytest.approx(float(metrics_of_parts[name]), rel=1e-5)
+
+
+def test_a_network_that_is_told_hears_something_new_in_every_step(make_step, toy, batch):
+    losses = [float(make_step(told=told)(toy[1](), batch)[1]["loss"]) for told in (False, True, True)]
+    assert losses[1] == losses[2] != losses[0]
+    later = dataclasses.replace(toy[1](), step=jnp.int32(1))
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            step_module, "draw_told", lambda c, x, key, images: seen.append(key) or draw_told(c, x, key, images)
+        )
+        with jax.disable_jit():
+            for state in (toy[1](), later):
+                make_step(told=True)(state, jax.tree.map(jnp.asarray, batch))
+    assert (jax.random.key_data(seen[0]) != jax.random.key_data(seen[1])).any()
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -6,12 +6,16 @@ unknown, one window of the trained length after the other, on the memory of a si
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
+import jax
 import numpy as np
 
 from vdm_jax.diffusion.known import Known
 from vdm_jax.errors import InputError
+from vdm_jax.generation.partial import fingerprint, load_partial, save_partial
 from vdm_jax.generation.pipeline import Pipeline
+from vdm_jax.generation.travel import check_travel, prompts_at
 from vdm_jax.typing import Bool, Float
 
 
@@ -20,7 +24,8 @@ class Task:
     """A video to be made, of which `video` is known where `mask` is true.
 
     `strength` is the time t that the rest is noised to and drawn from: 1 begins with noise alone, less begins with
-    `video` (SDEdit, Meng et al. 2022). `backward` draws the last window first.
+    `video` (SDEdit, Meng et al. 2022). `backward` draws the last window first. With `coarse` n above 1 the video is of
+    an n-th of its rows and columns, each pixel repeated: it is all known so far, and nothing of it is kept.
     """
 
     video: Float[np.ndarray, "L H W C"]
@@ -28,6 +33,7 @@ class Task:
     fps: float
     strength: float = 1.0
     backward: bool = False
+    coarse: int = 1
 
     def __post_init__(self):
         if self.mask.shape != (*self.video.shape[:3], 1):
@@ -96,6 +102,29 @@ def vary(video: Float[np.ndarray, "L H W C"], strength: float, fps: float) -> Ta
     return Task(video, np.zeros((*video.shape[:3], 1), bool), fps, strength=strength)
 
 
+def enlarge(video: Float[np.ndarray, "L H W C"], factor: int, fps: float) -> Task:
+    """The video at `factor` times its rows and columns (super-resolution)."""
+    if factor < 2:
+        raise InputError(f"enlarge={factor} must be at least 2")
+    large = np.repeat(np.repeat(video, factor, axis=1), factor, axis=2)
+    return Task(large, np.zeros((*large.shape[:3], 1), bool), fps, coarse=factor)
+
+
+def finer(pipeline: Pipeline, video: Float[np.ndarray, "L H W C"], fps: float) -> Task:
+    """The next stage of a cascade (Ho et al. 2021): enlarged by a run for that, else at twice the frame rate.
+
+    Raises:
+        InputError: the run was not trained to be told what is known, or draws another size.
+    """
+    if pipeline.conditioning is None:
+        raise InputError("a later stage of a cascade must have been trained to be told what is known (config.known)")
+    factor = pipeline.conditioning.downsample
+    size = (*(factor * n for n in video.shape[1:3]), video.shape[3])
+    if size != pipeline.shape[1:]:
+        raise InputError(f"a stage of a cascade is to draw (rows, columns, channels) {size}, not {pipeline.shape[1:]}")
+    return enlarge(video, factor, fps) if factor > 1 else interpolate(video, 2, fps)
+
+
 def windows(known: Bool[np.ndarray, "L"], length: int, context: int) -> list[int]:
     """The first frames of the windows that draw what is unknown, in order.
 
@@ -122,11 +151,21 @@ def windows_of(pipeline: Pipeline, task: Task, context: int | None) -> list[slic
     if task.video.shape[1:] != pipeline.shape[1:]:
         raise InputError(f"a video of (rows, columns, channels) {task.video.shape[1:]} must be {pipeline.shape[1:]}")
     known = _padded(task.mask, frames).all((1, 2, 3))
-    context = frames // 2 if context is None else context
+    if context is None:  # a coarse video holds the windows together
+        context = frames // 2 if task.coarse == 1 else 0
     if not task.backward:
         return [slice(start, start + frames) for start in windows(known, frames, context)]
     length = len(known)
     return [slice(length - start - frames, length - start) for start in windows(known[::-1], frames, context)]
+
+
+def first_frames(task: Task, windows: Sequence[slice]) -> list[int]:
+    """The first frame that each window draws, or has a part of to draw."""
+    done, begins = task.mask.all((1, 2, 3)), []
+    for at in windows:
+        begins.append(at.start + int(np.argmin(done[at])))
+        done[at] = True
+    return begins
 
 
 def generate(
@@ -135,12 +174,15 @@ def generate(
     task: Task,
     *,
     context: int | None = None,
+    partial: Path | None = None,
     **settings,
 ) -> Iterator[Float[np.ndarray, "B L H W C"]]:
     """Draws the task once for each prompt: yields the videos after every window, until they are whole.
 
-    What is not yet drawn is black. Known pixels are those of the task, exactly. `context` is how many frames a window
-    sees of those before it (default: half of them); `settings` are the other arguments of `Pipeline.batches`.
+    What is not yet drawn is black. Known pixels are those of the task, exactly. A prompt may change from window to
+    window (`travel`). `context` is how many frames a window sees of those before it (default: half of them); `settings`
+    are the other arguments of `Pipeline.batches`. With `partial`, what is drawn is kept in that file after every
+    window, and the same call goes on from it.
 
     Raises:
         InputError: the task does not fit the pipeline.
@@ -148,12 +190,27 @@ def generate(
     frames = pipeline.shape[0]
     video, mask = _padded(task.video, frames, mode="edge"), _padded(task.mask, frames)
     videos = np.repeat(video[None], len(prompts), 0)
-    for block, at in enumerate(windows_of(pipeline, task, context)):
-        known = None
-        if mask[at].any() or task.strength < 1:
-            known = Known(videos[:, at], mask[None, at])
-        drawn = pipeline.batches(prompts, known=known, block=block, strength=task.strength, **settings)
-        videos[:, at], mask[at] = np.concatenate(list(drawn)), True
+    places = windows_of(pipeline, task, context)
+    begins = first_frames(task, places)
+    check_travel(prompts, begins)
+    done, drawing = -1, ""
+    if partial is not None:
+        weights = np.asarray(jax.tree.leaves(pipeline.params)[-1])
+        choices = (pipeline.step, pipeline.settings, context, sorted(settings.items()))
+        drawing = fingerprint(weights, choices, prompts, task, video, mask)
+        done, videos, mask = load_partial(partial, drawing) or (done, videos, mask)
+    for block, (at, begin) in enumerate(zip(places, begins, strict=True)):
+        if block > done:
+            known = None
+            if task.coarse > 1:
+                known = Known(np.repeat(video[None, at], len(prompts), 0), np.ones_like(mask[None, at]))
+            elif mask[at].any() or task.strength < 1:
+                known = Known(videos[:, at], mask[None, at])
+            how = {"block": block, "coarse": task.coarse, "strength": task.strength}
+            drawn = pipeline.batches(prompts_at(prompts, begin), known=known, **how, **settings)
+            videos[:, at], mask[at] = np.concatenate(list(drawn)), True
+            if partial is not None:
+                save_partial(partial, drawing, block, videos, mask)
         yield np.where(mask, videos, -1)[:, : len(task.video)]
 
 

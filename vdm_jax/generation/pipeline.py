@@ -13,11 +13,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax import configuration
+from vdm_jax.diffusion.conditioning import Conditioning, coarsen, tell
 from vdm_jax.diffusion.grids import make_grid
 from vdm_jax.diffusion.guidance import clipped, guided
 from vdm_jax.diffusion.known import Known, reconstructed, replaced, under
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.sampler import initial_noise, sample
+from vdm_jax.diffusion.sampler import TOLD, gaussian, initial_noise, sample
 from vdm_jax.diffusion.solvers import make_table
 from vdm_jax.errors import InputError
 from vdm_jax.models.text import Encoded
@@ -26,15 +27,16 @@ from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, sharding
 from vdm_jax.training.checkpoints import restore_ema
 from vdm_jax.typing import Array, Float, Int, Params
 
-RESPECT = ("replace", "reconstruct")
+RESPECT = ("replace", "reconstruct", "concat")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a video is drawn; all but the values of the two weights are fixed when the sampler is compiled.
 
-    The last three matter where something is known: `strength`, the time to begin at; how to `respect` it; and
-    the weight of `reconstruction` guidance (`diffusion.known`).
+    The last four matter where something is known: `strength`, the time to begin at; how to `respect` it; the weight of
+    `reconstruction` guidance (`diffusion.known`); and the noise put on what a network is told, `known_noise`
+    (`diffusion.conditioning`).
     """
 
     steps: int = 32
@@ -48,6 +50,7 @@ class Settings:
     strength: float | int = 1.0
     respect: str = "replace"
     reconstruction: float | int = 10.0
+    known_noise: float | int = 0.0
 
     def __post_init__(self):
         if self.steps < 1:
@@ -60,13 +63,16 @@ class Settings:
             raise InputError(f"respect={self.respect!r} must be one of {', '.join(RESPECT)}")
         if not 0 <= self.reconstruction < float("inf"):
             raise InputError(f"reconstruction={self.reconstruction} must not be negative")
+        if not 0 <= self.known_noise < 1:
+            raise InputError(f"known_noise={self.known_noise} must be at least 0 and below 1")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pipeline:
     """A trained model, ready to sample.
 
-    `shape` is that of one video (T, H, W, C); `tokenize` turns a prompt into the tokens of its text encoder.
+    `shape` is that of one video (T, H, W, C); `tokenize` turns a prompt into the tokens of its text encoder;
+    `conditioning` is what the network was trained to be told of a video, None for nothing.
     """
 
     graphdef: nnx.GraphDef
@@ -79,6 +85,7 @@ class Pipeline:
     fps: float
     settings: Settings
     step: int
+    conditioning: Conditioning | None = None
 
     def __call__(
         self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, **changes
@@ -99,14 +106,16 @@ class Pipeline:
         first: int = 0,
         block: int = 0,
         known: Known | None = None,
+        coarse: int = 1,
         **changes,
     ) -> Iterator[Float[np.ndarray, "B T H W C"]]:
         """The same, a batch at a time.
 
         `first` is the number of the first video (for a part of a longer list), `block` that of the window in a
-        longer video. `known` (host arrays, one for each prompt or one for all) is kept as it is.
+        longer video. `known` (host arrays, one for each prompt or one for all) is kept as it is. With `coarse` n it is
+        a video of an n-th of the rows and columns, each pixel repeated, which is followed instead.
         """
-        settings, tokens = self.check(prompts, seed=seed, batch_size=batch_size, **changes)
+        settings, tokens = self.check(prompts, seed=seed, batch_size=batch_size, coarse=coarse, **changes)
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         size = -(-min(batch_size, len(prompts)) // ways) * ways  # every batch is full: one compilation
         draw = _compile(
@@ -117,6 +126,7 @@ class Pipeline:
             self.mesh,
             dataclasses.replace(settings, guidance=0.0, reconstruction=0.0),
             settings.guidance != 1,
+            coarse,
         )
         weights = float(settings.guidance), float(settings.reconstruction)
         null = self.tokenize("")
@@ -131,7 +141,7 @@ class Pipeline:
             yield np.asarray(drawn)[: len(prompts) - start]
 
     def check(
-        self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, **changes
+        self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, coarse: int = 1, **changes
     ) -> tuple[Settings, Int[np.ndarray, "B L"]]:
         """The settings that `changes` lead to, and the prompts' tokens; draws nothing.
 
@@ -148,6 +158,19 @@ class Pipeline:
             known = [field.name for field in dataclasses.fields(Settings)]
             unknown = [name for name in changes if name not in known]
             raise InputError(f"{unknown[0]}: no such setting; there are {', '.join(known)}") from None
+        if settings.respect == "concat" and self.conditioning is None:
+            raise InputError(
+                "respect='concat' needs a run that was trained to be told what is known (config.known.mixture); "
+                "this one takes replace or reconstruct"
+            )
+        trained = self.conditioning.downsample if self.conditioning else 1
+        if settings.respect != "reconstruct" and coarse != trained:
+            raise InputError(
+                f"respect={settings.respect!r} cannot enlarge a video by {coarse}: this run was trained for {trained} "
+                "(config.known.downsample); take reconstruct"
+                if coarse > 1
+                else f"this run enlarges videos by {trained} (config.known.downsample), and needs one"
+            )
         return settings, check_sampling(settings, self.process, prompts, self.tokenize)
 
 
@@ -181,6 +204,7 @@ def _compile(
     mesh: Mesh,
     settings: Settings,
     with_guidance: bool,
+    coarse: int,
 ) -> Callable:
     """The jitted sampler at the given settings; parameters and the two weights stay arguments."""
     layout = ActivationLayout(mesh)
@@ -198,12 +222,23 @@ def _compile(
                 *(jnp.concatenate([jnp.broadcast_to(n, c.shape), c]) for n, c in zip(null_text, text, strict=True))
             )
 
+        seed, block = seed_and_block
+        key = jax.random.key(seed)
+        key = jnp.where(block == 0, key, jax.random.fold_in(key, block))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        told = None
+        if model.told:
+            told = jnp.zeros((batch, *shape[:-1], shape[-1] + 1))
+            if known is not None and settings.respect == "concat":
+                told = tell(known, gaussian(keys, TOLD, shape, jnp.float32), settings.known_noise)
+
         def predict(z, network_time, drop):
             condition = text if text is None or z.shape[0] == batch else both
+            heard = told if told is None or z.shape[0] == batch else jnp.concatenate([told, told])
             model = nnx.merge(graphdef, params)  # here, as rematerialisation inside a gradient needs it
             if known is not None and settings.respect == "reconstruct":
                 model.unet.remat = "full"  # the gradient of a call, on little more than the memory of a call
-            return model(z, network_time, condition, layout=layout)
+            return model(z, network_time, condition, known=heard, layout=layout)
 
         denoise = guided(
             predict,
@@ -213,23 +248,18 @@ def _compile(
             rescale=settings.rescale,
             interval=settings.interval,
         )
-        seed, block = seed_and_block
-        key = jax.random.key(seed)
-        key = jnp.where(block == 0, key, jax.random.fold_in(key, block))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         z = initial_noise(keys, shape, process, times[0])
-        if known is None:
-            denoise = clipped(denoise, process, settings.clip)
-        else:
-            if settings.respect == "reconstruct":
-                target = under(known.mask)(known.video)
-                denoise = reconstructed(denoise, target, under(known.mask), process, reconstruction)
-            denoise = replaced(clipped(denoise, process, settings.clip), known, process, keys)
-            if settings.strength < 1:
-                alpha, sigma = process.alpha_sigma(times[0])
-                z = alpha * known.video + sigma / jnp.hypot(alpha, sigma) * z
+        if known is not None and settings.respect == "reconstruct":
+            measure = under(known.mask) if coarse == 1 else functools.partial(coarsen, factor=coarse)
+            denoise = reconstructed(denoise, measure(known.video), measure, process, reconstruction)
+        denoise = clipped(denoise, process, settings.clip)
+        if known is not None and coarse == 1:
+            denoise = replaced(denoise, known, process, keys)
+        if known is not None and settings.strength < 1:
+            alpha, sigma = process.alpha_sigma(times[0])
+            z = alpha * known.video + sigma / jnp.hypot(alpha, sigma) * z
         video = jnp.clip(sample(denoise, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys), -1, 1)
-        return video if known is None else known.put(video)
+        return known.put(video) if known is not None and coarse == 1 else video
 
     # Whole on every process, for any of them to write.
     return jax.jit(draw, out_shardings=NamedSharding(mesh, P()))
@@ -240,11 +270,14 @@ def settings_of(config) -> Settings:
     values = {
         field.name: config.sample[field.name] for field in dataclasses.fields(Settings) if field.name in config.sample
     }
-    return Settings(**values | {"interval": tuple(values["interval"])})
+    respect = "concat" if configuration.conditioning_of(config) else "replace"
+    return Settings(**values | {"interval": tuple(values["interval"]), "respect": respect})
 
 
 def check_samples(config) -> None:
     """Raises InputError where the sheets of samples that a training config asks for could not be drawn."""
+    if (factor := config.known.downsample) > 1:
+        raise InputError(f"sample.prompts must be (): known.downsample={factor} enlarges videos, and draws none")
     tokenize = configuration.abstract_model(config).tokenize
     check_sampling(settings_of(config), configuration.process_of(config), config.sample.prompts, tokenize)
 
@@ -264,6 +297,7 @@ def make_pipeline(config, graphdef: nnx.GraphDef, params: Params, mesh: Mesh, st
         fps=config.sample.fps,
         settings=settings_of(config),
         step=step,
+        conditioning=configuration.conditioning_of(config),
     )
 
 

@@ -16,12 +16,31 @@ class Denoiser(nnx.Module):
         channels: of a pixel.
         unet: keyword arguments of `UNet`.
         text: keyword arguments of `ByteEncoder`, or None.
+        told: also sees what is known of the video, in `channels` + 1 more channels (`diffusion.conditioning`).
     """
 
-    def __init__(self, *, channels: int, unet: dict, text: dict | None, dtype: str = "float32", rngs: nnx.Rngs):
+    def __init__(
+        self,
+        *,
+        channels: int,
+        unet: dict,
+        text: dict | None,
+        told: bool = False,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ):
         self.text = ByteEncoder(**text, dtype=dtype, rngs=rngs) if text else None
         width = self.text.width if self.text else 0
-        self.unet = UNet(channels_in=channels, context_width=width, pooled_width=width, dtype=dtype, rngs=rngs, **unet)
+        self.told = told
+        self.unet = UNet(
+            channels_in=2 * channels + 1 if told else channels,
+            channels_out=channels,
+            context_width=width,
+            pooled_width=width,
+            dtype=dtype,
+            rngs=rngs,
+            **unet,
+        )
 
     def tokenize(self, text: str) -> np.ndarray:
         """Host side: a prompt's tokens, int32 [L]; nothing (L = 0) for an unconditional model."""
@@ -34,8 +53,21 @@ class Denoiser(nnx.Module):
             texts = jnp.concatenate([texts, image_tokens], axis=1)
         return self.text(texts)
 
-    def __call__(self, z: Float[Array, "B T H W C"], time: Float[Array, "B"], text: Encoded | None, **kwargs):
-        """Predicts from the noisy video; `text` comes from `encode`, other arguments are `UNet.__call__`'s."""
+    def __call__(
+        self,
+        z: Float[Array, "B T H W C"],
+        time: Float[Array, "B"],
+        text: Encoded | None,
+        *,
+        known: Float[Array, "B T H W C1"] | None = None,
+        **kwargs,
+    ) -> Float[Array, "B T H W C"]:
+        """Predicts from the noisy video; `text` comes from `encode`, other arguments are `UNet.__call__`'s.
+
+        A network that is `told` takes in `known` what is known, zeros for nothing.
+        """
+        if self.told:
+            z = jnp.concatenate([z, known], axis=-1)
         if text is None:
             return self.unet(z, time, **kwargs)
         groups = text.mask.shape[1]

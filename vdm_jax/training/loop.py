@@ -57,6 +57,7 @@ def train(
     if config.batch_size % parts:
         raise InputError(f"batch_size={config.batch_size} must be a multiple of accumulate × data × fsdp = {parts}")
     process, objective = configuration.process_of(config), configuration.objective_of(config)
+    conditioning = configuration.conditioning_of(config)
     tx, schedule = configuration.optimizer_of(config)
     schedule = jax.jit(schedule)
     model = configuration.abstract_model(config)
@@ -123,6 +124,7 @@ def train(
         mesh,
         seed=config.seed,
         null_tokens=model.tokenize("") if model.text is not None else None,
+        conditioning=conditioning,
         images=data.joint_images,
         accumulate=config.accumulate,
         ema=config.ema,

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from vdm_jax.diffusion.conditioning import Conditioning, draw_told
 from vdm_jax.diffusion.objective import Draws, Objective, draw, loss_at
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import InputError
@@ -19,7 +20,7 @@ from vdm_jax.training.state import TrainState, state_shardings
 from vdm_jax.typing import Array, Int, Key, Params, Scalar
 
 # What a step's key is used for; the objective folds its own purposes into DRAW.
-DRAW, DROPOUT = range(2)
+DRAW, DROPOUT, TOLD = range(3)
 
 Batch = dict[str, Array]
 
@@ -41,7 +42,8 @@ def make_loss(
     """The loss as a function of parameters, a batch, what was drawn for it, and the key of dropout.
 
     `null_tokens` is the tokenised null condition, None for an unconditional model. `batch` holds "video" (uint8,
-    B T H W C), "tokens" (B L) and, with K joint images, "image_tokens" (B K L).
+    B T H W C), "tokens" (B L), with K joint images "image_tokens" (B K L), and for a model that is told what is
+    known of the video, "told" (B T H W C+1).
     """
 
     def loss(params, batch, draws, dropout_key):
@@ -56,7 +58,8 @@ def make_loss(
             text = model.encode(tokens, image_tokens)
 
         def predict(z, network_time, drop):
-            return model(z, network_time, text, images=images, key=dropout_key, layout=layout)
+            told = batch.get("told")
+            return model(z, network_time, text, known=told, images=images, key=dropout_key, layout=layout)
 
         return loss_at(objective, process, predict, to_float(batch["video"]), draws)
 
@@ -72,6 +75,7 @@ def make_train_step(
     *,
     seed: int,
     null_tokens: Int[np.ndarray, "L"] | None,
+    conditioning: Conditioning | None = None,
     images: int = 0,
     accumulate: int = 1,
     ema: float | int = 0.999,
@@ -96,6 +100,9 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         draws = draw(objective, process, to_float(batch["video"]), jax.random.fold_in(key, DRAW))
         dropout_key = jax.random.fold_in(key, DROPOUT)
+        if conditioning is not None:
+            told = draw_told(conditioning, to_float(batch["video"]), jax.random.fold_in(key, TOLD), images)
+            batch = batch | {"told": told}
         if accumulate == 1:
             (_, metrics), grads = value_and_grad(state.params, batch, draws, dropout_key)
         else:
