@@ -13,6 +13,7 @@ def get_config():
     """Returns the config."""
     config = runpy.run_path(str(Path(__file__).with_name("moving_digits.py")))["get_config"]()
     config.known.mixture = dict(
-        nothing=2.0, first=1.5, first_k=1.5, last_k=1.0, every_nth=1.0, frames=1.0, inside=0.5, outside=0.5
+        nothing=1.0, first=2.0, first_k=2.0, last_k=1.0, every_nth=1.0, frames=1.0, inside=0.5, outside=0.5
     )
+    config.objective.null_probability = 0.2  # what is known can stand in for the caption
     return config

@@ -56,9 +56,9 @@ def main() -> None:
 
     import numpy as np
 
-    from vdm_jax.generation.modes import finer
+    from vdm_jax.generation.modes import finer, first_frames, windows_of
     from vdm_jax.generation.pipeline import load
-    from vdm_jax.generation.travel import read_travel
+    from vdm_jax.generation.travel import check_travel, read_travel
     from vdm_jax.video import WRITABLE, contact_sheet, write_image, write_video
 
     for suffix in FORMAT.value:
@@ -76,6 +76,11 @@ def main() -> None:
     asked = [text for travel in travels for text in travel.values()]
     about_task = {"strength": task.strength, "coarse": task.coarse}
     settings, _ = pipeline.check(asked, seed=SEED.value, **about_task, **first_changes)
+    check_travel(prompts, first_frames(task, windows_of(pipeline, task, CONTEXT.value)))
+    planned = task
+    for stage in later:  # before anything is drawn
+        planned = finer(stage, planned.video, planned.fps)
+        stage.check(asked, coarse=planned.coarse, **changes, **noise)
 
     out = Path(OUT.value) if OUT.value else Path(runs[-1]) / "samples" / f"seed{SEED.value}"
     try:

@@ -91,6 +91,7 @@ def test_measures_and_reports_a_config(benchmark, config):
     assert training["memory"]["bytes"] > 4 * training["parameters"]
     assert training["flops"] > sampling["flops"] > 0  # a step holds a call of the network and its gradient
     assert training["videos_per_second"] == pytest.approx(8 / training["seconds"]["median"])
+    assert sampling["ratio_with_known"].keys() == {"replace"}  # this network is not told
     assert sampling["step_seconds"] == pytest.approx(sampling["sampler_seconds"]["median"] / 2)
 
     for group in (training, sampling):

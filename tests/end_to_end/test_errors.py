@@ -78,7 +78,30 @@ CASES = {
         [*TRAIN, "--workdir={run}", "--config.ema=0.5"],
         "was started with config.ema=0.9, not 0.5: use another workdir, or that value",
     ),
-    "no run": (["experiments/sample.py"], "--run=runs/<name> is needed"),
+    "no run": (["experiments/sample.py"], "--run=runs/<name> is needed, or --cascade=<run>,<run>"),
+    "a run and a cascade": ([*SAMPLE, "--cascade={run}"], "--run=runs/<name> is needed, or --cascade=<run>,<run>"),
+    "a cascade of runs that are not for it": (
+        ["experiments/sample.py", "--cascade={run},{run}", "--out={new}"],
+        "a later stage of a cascade must have been trained to be told what is known (config.known)",
+    ),
+    "a run that was not trained for concat": (
+        [*SAMPLE, "--image={same}", "--respect=concat"],
+        "respect='concat' needs a run that was trained to be told what is known (config.known.mixture)",
+    ),
+    "a part of a prompt without its frame": ([*SAMPLE, "--prompt=0: a | b"], "must begin with its frame"),
+    "a prompt that changes within a window": (
+        [*SAMPLE, "--prompt=0: a | 3: b", "--frames=6"],
+        "changes at frame 3, but the windows draw from frames 0, 4 on",
+    ),
+    "enlarged by what does not divide": ([*SAMPLE, "--video={video}", "--enlarge=3"], "--enlarge=3 must divide the 8"),
+    "enlarged by a run that is not for it": (
+        [*SAMPLE, "--video={small}", "--enlarge=2"],
+        "cannot enlarge a video by 2: this run was trained for 1 (config.known.downsample); take reconstruct",
+    ),
+    "unknown kind of mask": (
+        ["experiments/train.py", "--config={masks}", "--workdir={new}"],
+        "known.mixture.middle must be one of nothing, everything",
+    ),
     "run that is not there": (["experiments/sample.py", "--run={none}"], "none is no run folder: it holds no conf"),
     "config.json of something else": (["experiments/sample.py", "--run={foreign}"], "is not the config of a run"),
     "config.json cut off": (["experiments/sample.py", "--run={cut}"], "config.json cannot be read"),
@@ -150,9 +173,15 @@ def folders(tmp_path_factory):
         "from vdm_jax.configuration import default_config\n"
         "def get_config():\n    config = default_config()\n    config.step = 3\n    return config\n"
     )
+    (root / "masks.py").write_text(
+        f"from runpy import run_path\ndef get_config():\n    config = run_path({str(ROOT / 'tests/tiny_config.py')!r})"
+        f"['get_config']()\n    config.data.data_dir = {str(root / 'videos')!r}\n"
+        "    config.known.mixture = dict(middle=1.0)\n    return config\n"
+    )
     noise = np.random.default_rng(0).integers(256, size=(6, 8, 8, 3)).astype(np.uint8)
     write_video(root / "video.gif", noise, 8)
     write_video(root / "short.gif", noise[:2], 8)
+    write_video(root / "small.gif", noise[:, :4, :4], 8)
     write_image(root / "picture.png", noise[0, :6, :6])
     write_image(root / "same.png", noise[0])
     tiny["write_videos"](root / "captions")

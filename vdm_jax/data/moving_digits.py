@@ -178,6 +178,7 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {"1.1.0": "16x8 and two_digits move by whole pixels."}  # noqa: RUF012
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS' own attribute)
         MovingDigitsConfig(name="16x8"),
+        MovingDigitsConfig(name="32x8", size=32, glyph=16, speed=(2.0, 2.0)),  # 16x8 at twice the size
         MovingDigitsConfig(name="32x16", size=32, frames=16, glyph=16, speed=(0.7, 1.05)),
         MovingDigitsConfig(name="two_digits", size=24, digits=2),
         MovingDigitsConfig(name="bouncing", speed=(1.4, 2.0), bounce=True),
