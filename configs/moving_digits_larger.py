@@ -19,6 +19,8 @@ def get_config():
     config.steps = 800
     config.data.update(builder_config="32x8", height=32, width=32)
     config.model.unet.patch = 4
+    # x: the noise of a patch's 32 pixels does not pass through 32 channels, and v-prediction would need it.
+    config.objective.prediction = "x"
     config.known.update(mixture=dict(everything=1.0), noise=0.3, downsample=2)
     config.sample.update(prompts=(), every=0)
     return config

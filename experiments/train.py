@@ -41,7 +41,8 @@ def main() -> None:
 
     state = train(config, workdir, draw_samples if config.sample.prompts else None)
     print(f"{workdir}: {int(state.step)} steps done. Metrics in metrics.jsonl, sheets of samples in samples/.")
-    print(f'Sample from it: python experiments/sample.py --run {workdir} --prompt "…"')
+    what = '--prompt "…"' if config.known.downsample == 1 else "--video small.mp4"
+    print(f"Sample from it: python experiments/sample.py --run {workdir} {what}")
 
 
 if __name__ == "__main__":

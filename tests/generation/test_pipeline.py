@@ -55,9 +55,14 @@ def pipeline(run):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def told_run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("told"), mixture={"first": 1.0})
+
+
+@pytest.fixture(scope="module")
+def told(told_run):
     """A network that is told what is known."""
-    return load_on_one(make_run(tmp_path_factory.mktemp("told"), mixture={"first": 1.0}))
+    return load_on_one(told_run)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +161,7 @@ def test_a_weak_strength_stays_near_the_video_and_each_block_has_its_noise(pipel
     assert np.abs(draw(block=1) - draw(block=0)).max((1, 2, 3, 4)).min() > 0.1
 
 
-def test_a_network_that_is_told_keeps_what_is_known_and_hears_it(told):
+def test_a_network_that_is_told_keeps_what_is_known_and_hears_it(told, told_run):
     assert told.settings.respect == "concat"
     known, options = half_known(0), {"seed": 3, "batch_size": 5}
     (drawn,) = told.batches(PROMPTS, known=known, **options)
@@ -169,6 +174,9 @@ def test_a_network_that_is_told_keeps_what_is_known_and_hears_it(told):
     np.testing.assert_allclose(
         np.concatenate(list(told.batches(PROMPTS, known=known, **options | {"batch_size": 2}))), drawn, atol=1e-3
     )
+    spread = vdm_jax.load(told_run, mesh=make_mesh(data=2, context=2, tensor=2))
+    (drawn8,) = spread.batches(PROMPTS, known=known, **options)
+    np.testing.assert_allclose(drawn8, drawn, atol=1e-3)
     # Nothing known is the same, said in either way.
     nothing = Known(known.video, np.zeros((1, 4, 8, 8, 1), bool))
     np.testing.assert_allclose(

@@ -81,12 +81,12 @@ def test_a_network_that_is_told_hears_something_new_in_every_step(make_step, toy
     assert (jax.random.key_data(seen[0]) != jax.random.key_data(seen[1])).any()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_eight_devices_take_the_step_of_one(make_step, toy, batch, on_devices, accumulate):
+@pytest.mark.parametrize(("accumulate", "told"), [(1, False), (2, False), (2, True)])
+def test_eight_devices_take_the_step_of_one(make_step, toy, batch, on_devices, accumulate, told):
     mesh = on_devices(8, data=2, fsdp=2, tensor=2)
-    one, metrics = make_step()(toy[1](), batch)
+    one, metrics = make_step(told=told)(toy[1](), batch)
     placed = jax.device_put(batch, batch_sharding(mesh))
-    eight, metrics_of_eight = make_step(mesh, accumulate=accumulate)(toy[1](mesh), placed)
+    eight, metrics_of_eight = make_step(mesh, accumulate=accumulate, told=told)(toy[1](mesh), placed)
     assert difference(one, eight) < 1e-5
     assert metrics["loss"] == pytest.approx(float(metrics_of_eight["loss"]), rel=1e-5)
 

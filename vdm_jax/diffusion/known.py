@@ -2,7 +2,7 @@
 
 Both wrap a denoiser `(z, t) -> (x̂, ε̂)`, so that they serve every solver, and each other: the paper's
 reconstruction guidance is `replaced(reconstructed(denoise))`. The third way, a network that was trained to be told
-what is known, needs nothing here.
+what is known, is in `conditioning`.
 """
 
 from collections.abc import Callable
