@@ -1,8 +1,12 @@
 """The moving digits of `moving_digits.py`, and a network that is told what is known of the video: one for every mode.
 
-python experiments/train.py --config=configs/moving_digits_known.py --workdir=runs/known
-python experiments/modes.py --run=runs/known --num=32 --seeds=0,1,2
-python experiments/sample.py --run=runs/known --video=in.mp4 --extend=8
+    python experiments/train.py --config=configs/moving_digits_known.py --workdir=runs/known
+    python experiments/modes.py --run=runs/known --num=32 --seeds=0,1,2 --reconstruction=
+    python experiments/sample.py --run=runs/known --video=in.mp4 --extend=8
+
+About 10 minutes on 2 CPU cores. On held-out clips (November 2026, one training seed) it keeps the digit in 96 to 97 %
+when half of the frames, the first, the first and last or every second one is known, 0.2 to 0.4 pixels from the true
+place: docs/modes.md. As text to video it is weaker than `moving_digits.py`: 49.5 % right digits at guidance 3.
 """
 
 import runpy

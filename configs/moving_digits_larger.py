@@ -6,7 +6,8 @@
     python experiments/sample.py --cascade=runs/moving_digits,runs/larger --prompt="a seven going up"
 
 The network of `moving_digits.py` with twice the patch, which is told the small video, its pixels repeated, with noise
-on it (noise augmentation, Ho et al. 2021, section 4.2).
+on it (noise augmentation, Ho et al. 2021, section 4.2). About 3 minutes on 2 CPU cores; 34.5 dB PSNR on held-out clips,
+where cubic interpolation has 28.1 (November 2026, one seed, docs/modes.md).
 """
 
 import runpy
