@@ -42,6 +42,9 @@ CONTEXT = flags.DEFINE_integer("context", None, "Frames that a window sees of th
 RESPECT = flags.DEFINE_string("respect", None, "How what is known is kept: replace, reconstruct, concat.")
 RECONSTRUCTION = flags.DEFINE_float("reconstruction", None, "Weight of reconstruct (default: 10).")
 KNOWN_NOISE = flags.DEFINE_float("known_noise", None, "Noise on what concat tells the network (default: none).")
+EXACT = flags.DEFINE_bool(
+    "exact", None, "--noexact: the network draws what is known, too, and blends it into the rest."
+)
 BATCH = flags.DEFINE_integer("batch_size", 16, "Videos drawn at a time.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Output folder (default: <run>/samples/seed<seed>).")
 FORMAT = flags.DEFINE_list("format", ["gif", "mp4", "png"], "Any of gif, mp4, webm, png (frames in a row), npy.")
@@ -69,7 +72,11 @@ def main() -> None:
     task, known = _task(pipeline)
     changes = _given({"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID, "guidance": GUIDANCE})
     noise = _given({"known_noise": KNOWN_NOISE})
-    first_changes = changes | _given({"respect": RESPECT, "reconstruction": RECONSTRUCTION}) | ({} if later else noise)
+    first_changes = (
+        changes
+        | _given({"respect": RESPECT, "reconstruction": RECONSTRUCTION, "exact": EXACT})
+        | ({} if later else noise)
+    )
     travels = [read_travel(prompt) for prompt in prompts]
     if later and any(len(travel) > 1 for travel in travels):
         raise InputError("--cascade takes prompts that hold for the whole video")

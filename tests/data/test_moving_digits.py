@@ -185,7 +185,7 @@ def test_feeds_grain(builder):
 
 
 def test_bad_input_names_itself(tmp_path):
-    with pytest.raises(InputError, match="config='17x8' must be one of 16x8, 32x16, two_digits, bouncing"):
+    with pytest.raises(InputError, match="config='17x8' must be one of 16x8, 32x8, 32x16, two_digits, bouncing"):
         md.prepare(tmp_path, "17x8")
     with pytest.raises(InputError, match="speed="):
         config("16x8", speed=(1.0, 2.0))

@@ -2,6 +2,7 @@
 
 import copy
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,7 +37,7 @@ class Counting(Pipeline):
 
     def __init__(self, shape=(FRAMES, *SIZE, 1), conditioning=None, breaks_at=None):
         about = {"shape": shape, "seen": [], "asked": [], "conditioning": conditioning, "breaks_at": breaks_at}
-        for name, value in (about | {"params": {"w": np.ones(3)}, "step": 5, "settings": None}).items():
+        for name, value in (about | {"params": {"w": jnp.ones(3)}, "step": 5, "settings": None}).items():
             object.__setattr__(self, name, value)
 
     def batches(self, prompts, *, known, block, strength, coarse, seed=0):

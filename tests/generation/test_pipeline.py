@@ -174,6 +174,9 @@ def test_a_network_that_is_told_keeps_what_is_known_and_hears_it(told, told_run)
     np.testing.assert_allclose(
         np.concatenate(list(told.batches(PROMPTS, known=known, **options | {"batch_size": 2}))), drawn, atol=1e-3
     )
+    (blended,) = told.batches(PROMPTS, known=known, exact=False, **options)
+    assert (blended != known.video)[..., :4, :].mean() > 0.9
+    np.testing.assert_allclose(blended[..., 4:, :], drawn[..., 4:, :], atol=1e-5)  # the rest is drawn as before
     spread = vdm_jax.load(told_run, mesh=make_mesh(data=2, context=2, tensor=2))
     (drawn8,) = spread.batches(PROMPTS, known=known, **options)
     np.testing.assert_allclose(drawn8, drawn, atol=1e-3)

@@ -70,7 +70,11 @@ def draw_told(
     mask = jax.vmap(lambda k: draw_mask(conditioning.mixture, k, clip))(jax.random.split(mask_key, x.shape[0]))
     mask = jnp.pad(mask, [(0, 0), (0, images), (0, 0), (0, 0), (0, 0)])
     level = jax.random.uniform(level_key, x.shape[:1], maxval=conditioning.noise) if conditioning.noise else 0.0
-    noise = jax.random.normal(noise_key, (x.shape[0], x[0].size)).reshape(x.shape) if conditioning.noise else x
+    noise = (
+        jax.random.normal(noise_key, (x.shape[0], x[0].size)).reshape(x.shape)
+        if conditioning.noise
+        else jnp.zeros_like(x)
+    )
     return tell(Known(coarsen(x, conditioning.downsample), mask), noise, level)
 
 

@@ -28,10 +28,13 @@ class Known(NamedTuple):
         return jnp.where(self.mask, self.video, x)
 
 
-def replaced(denoise: Callable, known: Known, process: Process, keys: Key[Array, "B"]) -> Callable:
+def replaced(
+    denoise: Callable, known: Known, process: Process, keys: Key[Array, "B"], *, exact: bool = True
+) -> Callable:
     """The denoiser that sees a sample of q(z_t | known) in the known part: the replacement method.
 
-    Its noise is drawn anew at each time. The known part of its answer is the known video itself.
+    Its noise is drawn anew at each time. The known part of its answer is the known video itself, or with `exact` false
+    what the network makes of it: no pixel is pasted, and no edge cut.
     """
 
     def denoise_with_known(z: Float[Array, "B *shape"], t: Float[Array, "B"]):
@@ -40,7 +43,7 @@ def replaced(denoise: Callable, known: Known, process: Process, keys: Key[Array,
         moment = jax.lax.bitcast_convert_type(t[0].astype(jnp.float32), jnp.int32)
         noise = gaussian(keys, KNOWN, z.shape[1:], z.dtype, moment)
         x_hat, eps_hat = denoise(jnp.where(known.mask, alpha * known.video + sigma * noise, z), t)
-        return known.put(x_hat), jnp.where(known.mask, noise, eps_hat)
+        return (known.put(x_hat) if exact else x_hat), jnp.where(known.mask, noise, eps_hat)
 
     return denoise_with_known
 

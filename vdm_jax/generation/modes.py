@@ -179,10 +179,10 @@ def generate(
 ) -> Iterator[Float[np.ndarray, "B L H W C"]]:
     """Draws the task once for each prompt: yields the videos after every window, until they are whole.
 
-    What is not yet drawn is black. Known pixels are those of the task, exactly. A prompt may change from window to
-    window (`travel`). `context` is how many frames a window sees of those before it (default: half of them); `settings`
-    are the other arguments of `Pipeline.batches`. With `partial`, what is drawn is kept in that file after every
-    window, and the same call goes on from it.
+    What is not yet drawn is black. Known pixels are those of the task, exactly, but for `exact=False`. A prompt may
+    change from window to window (`travel`). `context` is how many frames a window sees of those before it (default:
+    half of them); `settings` are the other arguments of `Pipeline.batches`. With `partial`, what is drawn is kept in
+    that file after every window, and the same call goes on from it.
 
     Raises:
         InputError: the task does not fit the pipeline.
@@ -195,7 +195,7 @@ def generate(
     check_travel(prompts, begins)
     done, drawing = -1, ""
     if partial is not None:
-        weights = np.asarray(jax.tree.leaves(pipeline.params)[-1])
+        weights = np.asarray(jax.tree.leaves(pipeline.params)[-1].addressable_data(0))
         choices = (pipeline.step, pipeline.settings, context, sorted(settings.items()))
         drawing = fingerprint(weights, choices, prompts, task, video, mask)
         done, videos, mask = load_partial(partial, drawing) or (done, videos, mask)

@@ -34,9 +34,9 @@ RESPECT = ("replace", "reconstruct", "concat")
 class Settings:
     """How a video is drawn; all but the values of the two weights are fixed when the sampler is compiled.
 
-    The last four matter where something is known: `strength`, the time to begin at; how to `respect` it; the weight of
-    `reconstruction` guidance (`diffusion.known`); and the noise put on what a network is told, `known_noise`
-    (`diffusion.conditioning`).
+    The last five matter where something is known: `strength`, the time to begin at; how to `respect` it; the weight of
+    `reconstruction` guidance (`diffusion.known`); the noise put on what a network is told, `known_noise`
+    (`diffusion.conditioning`); and whether the known part stays `exact`, or is drawn by the network, too.
     """
 
     steps: int = 32
@@ -51,6 +51,7 @@ class Settings:
     respect: str = "replace"
     reconstruction: float | int = 10.0
     known_noise: float | int = 0.0
+    exact: bool = True
 
     def __post_init__(self):
         if self.steps < 1:
@@ -112,8 +113,8 @@ class Pipeline:
         """The same, a batch at a time.
 
         `first` is the number of the first video (for a part of a longer list), `block` that of the window in a
-        longer video. `known` (host arrays, one for each prompt or one for all) is kept as it is. With `coarse` n it is
-        a video of an n-th of the rows and columns, each pixel repeated, which is followed instead.
+        longer video. `known` (host arrays, one for each prompt or one for all) is kept as it is, if `exact`. With
+        `coarse` n it is a video of an n-th of the rows and columns, each pixel repeated, which is followed instead.
         """
         settings, tokens = self.check(prompts, seed=seed, batch_size=batch_size, coarse=coarse, **changes)
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
@@ -254,12 +255,12 @@ def _compile(
             denoise = reconstructed(denoise, measure(known.video), measure, process, reconstruction)
         denoise = clipped(denoise, process, settings.clip)
         if known is not None and coarse == 1:
-            denoise = replaced(denoise, known, process, keys)
+            denoise = replaced(denoise, known, process, keys, exact=settings.exact)
         if known is not None and settings.strength < 1:
             alpha, sigma = process.alpha_sigma(times[0])
             z = alpha * known.video + sigma / jnp.hypot(alpha, sigma) * z
         video = jnp.clip(sample(denoise, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys), -1, 1)
-        return known.put(video) if known is not None and coarse == 1 else video
+        return known.put(video) if known is not None and coarse == 1 and settings.exact else video
 
     # Whole on every process, for any of them to write.
     return jax.jit(draw, out_shardings=NamedSharding(mesh, P()))
