@@ -9,6 +9,7 @@ super-resolution it measures how well held-out clips are enlarged.
 import json
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from vdm_jax import command
@@ -18,15 +19,22 @@ RUN = flags.DEFINE_string("run", None, "Run folder; it must be of moving digits.
 NUM = flags.DEFINE_integer("num", 64, "Clips for each row and seed.", lower_bound=2)
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the samples and of the choice of clips.")
 WEIGHTS = flags.DEFINE_list("reconstruction", ["1", "3", "10"], "Weights of reconstruction guidance; empty for none.")
+ONLY = flags.DEFINE_string("only", "", "Measure only modes with these letters in their name.")
 BATCH = flags.DEFINE_integer("batch_size", 32, "Videos drawn at a time.", lower_bound=1)
 
 
-# Which of so many frames a mode knows.
+# What a mode knows, of frame t of so many, row y and column x of so many.
 MODES = {
-    "extension, half known": lambda frames: range(frames // 2),
-    "image to video, with the caption": lambda frames: [0],
-    "first and last frame": lambda frames: [0, frames - 1],
-    "every second frame": lambda frames: range(0, frames, 2),
+    "extension, half known": lambda t, y, x, frames, size: t < frames // 2,
+    "extension backward, half known": lambda t, y, x, frames, size: t >= frames - frames // 2,
+    "image to video, with the caption": lambda t, y, x, frames, size: t == 0,
+    "first and last frame": lambda t, y, x, frames, size: t % (frames - 1) == 0,
+    "every second frame": lambda t, y, x, frames, size: t % 2 == 0,
+    "inpainting, left half": lambda t, y, x, frames, size: x >= size // 2,
+    "outpainting, a border of an eighth": lambda t, y, x, frames, size: (
+        np.maximum(abs(y + 0.5 - size / 2), abs(x + 0.5 - size / 2)) < size * 3 / 8
+    ),
+    "video to video, strength 0.6": None,  # nothing; it is drawn from the noised video
 }
 
 
@@ -35,7 +43,6 @@ def main() -> None:
     if not RUN.value:
         raise InputError("--run=runs/<name> is needed")
 
-    import numpy as np
     from tqdm import tqdm
 
     from vdm_jax.configuration import read_config
@@ -76,32 +83,52 @@ def main() -> None:
     }
     if pipeline.conditioning is not None:
         ways["concat"] = {"respect": "concat"}
+    modes = {mode: known_of for mode, known_of in MODES.items() if ONLY.value in mode}
+    if not modes:
+        raise InputError(f"--only={ONLY.value} must be letters of one of: {'; '.join(MODES)}")
+    t, y, x = np.ogrid[:frames, : data.height, : data.width]
     scores, sheet = {}, []
-    with tqdm(total=len(MODES) * len(ways) * len(seeds) * NUM.value, unit="video") as bar:
+    rounds = sum(len(ways) if known_of else 1 for known_of in modes.values())
+    with tqdm(total=rounds * len(seeds) * NUM.value, unit="video") as bar:
         for seed in seeds:
             rows = [test[int(i)] for i in np.random.default_rng(seed).permutation(len(test))[: NUM.value]]
             real = np.stack([row["video"] for row in rows]).astype(np.float32) / 127.5 - 1
             digits = np.array([row["digit"][0] for row in rows])
-            for mode, known_of in MODES.items():
-                at = list(known_of(frames))
-                new = np.setdiff1d(np.arange(frames), at)
-                mask = np.isin(np.arange(frames), at)[None, :, None, None, None]
+            for mode, known_of in modes.items():
+                if known_of:
+                    mask = np.broadcast_to(known_of(t, y, x, frames, data.width), real.shape[1:4])[None, ..., None]
+                    tried, start = ways, {}
+                else:
+                    mask = np.zeros((1, *real.shape[1:4], 1), bool)
+                    tried, start = {"from the noised video": {"respect": "replace"}}, {"strength": 0.6}
+                whole = mask[0].all((1, 2, 3))
                 captions = [row["caption"].decode() if "caption" in mode else "" for row in rows]
-                nearest = np.abs(np.subtract.outer(np.arange(frames), at)).argmin(-1)
-                copied = real[:, np.take(at, nearest)]
-                scores.setdefault((mode, "nearest known frame again"), []).append(measure(copied, real, digits, new))
+                copied = np.where(mask, real, -1)
+                if whole.any():
+                    at = np.flatnonzero(whole)
+                    copied = real[:, at[np.abs(np.subtract.outer(np.arange(frames), at)).argmin(-1)]]
+                new = np.flatnonzero(~whole)
+                if known_of:
+                    way = "nearest known frame again" if whole.any() else "black"
+                    scores.setdefault((mode, way), []).append(measure(copied, real, digits, new))
                 if seed == seeds[0]:
-                    sheet.append(np.where(mask[0], real[0], -1))
-                for way, settings in ways.items():
+                    sheet.append(np.where(mask[0], real[0], -1) if known_of else real[0])
+                for way, settings in tried.items():
                     drawn = []
-                    known = Known(real, np.broadcast_to(mask, (1, *real.shape[1:4], 1)))
                     for batch in pipeline.batches(
-                        captions, seed=seed, batch_size=BATCH.value, known=known, guidance=1.0, **settings
+                        captions,
+                        seed=seed,
+                        batch_size=BATCH.value,
+                        known=Known(real, mask),
+                        guidance=1.0,
+                        **start,
+                        **settings,
                     ):
                         drawn.append(batch)
                         bar.update(len(batch))
                     drawn = np.concatenate(drawn)
-                    np.testing.assert_array_equal(drawn[:, at], real[:, at])  # what is known is as it was
+                    kept = np.broadcast_to(mask, real.shape)
+                    np.testing.assert_array_equal(drawn[kept], real[kept])  # what is known is as it was
                     scores.setdefault((mode, way), []).append(measure(drawn, real, digits, new))
                     if seed == seeds[0]:
                         sheet.append(drawn[0])
@@ -121,7 +148,6 @@ def main() -> None:
 def _measure_enlarging(run, pipeline, test, seeds) -> None:
     """Prints the PSNR of clips that are made small and drawn at their size again, beside two ways without a network."""
     import jax
-    import numpy as np
     from tqdm import tqdm
 
     from vdm_jax.diffusion.conditioning import coarsen
@@ -152,14 +178,12 @@ def _measure_enlarging(run, pipeline, test, seeds) -> None:
 
 
 def _write(run: Path, result: dict, sheet: list) -> None:
-    import numpy as np
-
     from vdm_jax.video import contact_sheet, write_image
 
     temporary = run / "modes.tmp"
     temporary.write_text(json.dumps(result, indent=2) + "\n")
     temporary.replace(run / "modes.json")
-    write_image(run / "modes.png", contact_sheet(np.stack(sheet), scale=3), {"run": str(run), "rows": "as printed"})
+    write_image(run / "modes.png", contact_sheet(sheet, scale=3), {"run": str(run), "rows": "as printed"})
     print(
         f"written to {run / 'modes.json'}; the first clip, what is known or true and then each row: {run / 'modes.png'}"
     )

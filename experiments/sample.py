@@ -57,9 +57,8 @@ def main() -> None:
         raise InputError("--run=runs/<name> is needed, or --cascade=<run>,<run>,… in its place")
     prompts = _prompts()
 
-    import numpy as np
-
     from vdm_jax.generation.modes import finer, first_frames, windows_of
+    from vdm_jax.generation.partial import remove_partial
     from vdm_jax.generation.pipeline import load
     from vdm_jax.generation.travel import check_travel, read_travel
     from vdm_jax.video import WRITABLE, contact_sheet, write_image, write_video
@@ -110,10 +109,10 @@ def main() -> None:
         for suffix in FORMAT.value:
             file = stem.with_name(f"{stem.name}.{suffix}")
             write_video(file, video, fps, about | {"prompt": prompt, "number": number}, scale)
-    sheet = contact_sheet(np.stack(drawn[:40]), columns=32, scale=max(1, scale // 2))
+    sheet = contact_sheet(drawn[:40], columns=32, scale=max(1, scale // 2))
     write_image(out / "sheet.png", sheet, about | {"prompts": everything[:40]})
-    for partial in out.glob(".stage*.npz"):
-        partial.unlink()
+    for partial in out.glob(".stage*.npy"):
+        remove_partial(partial)
     print(f"{len(drawn)} videos in {out} ({', '.join(FORMAT.value)}); side by side in {out / 'sheet.png'}")
 
 
@@ -131,13 +130,11 @@ def _draw(pipeline, parts, changes, partial: Path) -> list:
     total = count * sum(len(prompts) for _, prompts, _ in parts)
     with tqdm(total=total, unit="window" if count > 1 else "video", desc="sampling") as bar:
         for first, prompts, task in parts:
-            where = {"first": first, "partial": partial.with_name(f"{partial.name}-{first}.npz")}
+            where = {"first": first, "partial": partial.with_name(f"{partial.name}-{first}.npy")}
             more = {"seed": SEED.value, "batch_size": BATCH.value, "context": CONTEXT.value}
-            blocks = []
             for videos in generate(pipeline, prompts, task, **where, **more, **changes):
-                bar.update(len(prompts))
-                blocks = [videos]
-            drawn += list(blocks[-1])
+                bar.update(len(videos))
+            drawn += list(videos)
     return drawn
 
 

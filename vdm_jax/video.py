@@ -5,9 +5,10 @@ under its name complete or not at all. PyAV decodes and encodes; Pillow writes g
 """
 
 import contextlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -159,20 +160,19 @@ def write_video(
     if not fps > 0 or scale < 1:
         raise InputError(f"fps={fps} must be positive and scale={scale} at least 1")
     if path.suffix == ".npy":
-        raw = video if video.dtype != np.uint8 else video / np.float32(127.5) - 1
+        raw = video.astype(np.float32, copy=False) if video.dtype != np.uint8 else video / np.float32(127.5) - 1
         if metadata is not None:
             text = json.dumps({"fps": fps, **metadata}, indent=2)
             _atomically(path.with_suffix(".json"), lambda part: part.write_text(text))
-        _atomically(path, lambda part: np.save(part, raw.astype(np.float32)))
+        _atomically(path, lambda part: np.save(part, raw))
         return
-    frames = to_uint8(video)
     if path.suffix == ".png":
-        write_image(path, contact_sheet(frames[None], scale=scale), metadata)
+        write_image(path, contact_sheet([video], scale=scale), metadata)
         return
-    frames = enlarge(frames, scale)
     write = _write_gif if path.suffix == ".gif" else _write_encoded
     comment = json.dumps(dict(metadata or {}))
-    _atomically(path, lambda part: write(part, frames, fps, comment))
+    # One at a time, as the encoder takes them: a long video that a file memory maps is never whole in memory.
+    _atomically(path, lambda part: write(part, (enlarge(to_uint8(frame), scale) for frame in video), fps, comment))
 
 
 def write_image(path: FilePath, image: UInt8[np.ndarray, "H W C"], metadata: Metadata | None = None) -> None:
@@ -186,18 +186,17 @@ def write_image(path: FilePath, image: UInt8[np.ndarray, "H W C"], metadata: Met
 
 
 def contact_sheet(
-    videos: UInt8[np.ndarray, "N T H W C"] | Float[np.ndarray, "N T H W C"],
+    videos: np.ndarray | Sequence[UInt8[np.ndarray, "T H W C"] | Float[np.ndarray, "T H W C"]],
     columns: int | None = None,
     scale: int = 1,
 ) -> UInt8[np.ndarray, "Y X C"]:
-    """One image with a row per video, thin grey lines between the frames.
+    """One image with a row per video, all of one shape; thin grey lines between the frames.
 
     `columns` shows that many frames of each video, evenly spaced from first to last; None shows all.
     """
-    frames = to_uint8(videos)
-    if columns is not None and columns < frames.shape[1]:
-        frames = frames[:, np.linspace(0, frames.shape[1] - 1, columns).round().astype(int)]
-    frames = enlarge(frames, scale)
+    length = len(videos[0])
+    shown = np.linspace(0, length - 1, min(columns or length, length)).round().astype(int)
+    frames = enlarge(np.stack([to_uint8(video[shown]) for video in videos]), scale)
     ruled = np.pad(frames, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=128)
     n, t, h, w, c = ruled.shape
     return ruled.transpose(0, 2, 1, 3, 4).reshape(n * h, t * w, c)[:-1, :-1]
@@ -208,7 +207,7 @@ def to_uint8(video: np.ndarray) -> UInt8[np.ndarray, "..."]:
     if video.dtype == np.uint8:
         return video
     if not np.isfinite(video).all():
-        raise InputError(f"the video holds {np.sum(~np.isfinite(video))} values that are not finite")
+        raise InputError("the video holds values that are not finite")
     return np.rint((np.clip(video, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
@@ -217,10 +216,10 @@ def enlarge(video: UInt8[np.ndarray, "*B H W C"], scale: int) -> UInt8[np.ndarra
     return video.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
-def _write_encoded(path: Path, frames: UInt8[np.ndarray, "T H W C"], fps: float | int, comment: str) -> None:
+def _write_encoded(path: Path, frames: Iterator[UInt8[np.ndarray, "H W C"]], fps: float | int, comment: str) -> None:
     """mp4 (H.264) or webm (VP9), in the pixel format that every player shows."""
-    _, h, w, _ = frames.shape
-    frames = np.pad(frames, [(0, 0), (0, h % 2), (0, w % 2), (0, 0)], mode="edge")
+    first = next(frames)
+    h, w, _ = first.shape
     mp4 = path.suffix == ".mp4"
     options = {"crf": "16"} if mp4 else {"crf": "20", "b:v": "0", "deadline": "good", "cpu-used": "4"}
     with av.open(os.fspath(path), "w") as container:
@@ -228,16 +227,17 @@ def _write_encoded(path: Path, frames: UInt8[np.ndarray, "T H W C"], fps: float 
         rate = Fraction(fps).limit_denominator(10_000)
         stream = container.add_stream("libx264" if mp4 else "libvpx-vp9", rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = h + h % 2, w + w % 2, "yuv420p"
-        for picture in frames:
-            rgb = np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+        for picture in itertools.chain([first], frames):
+            even = np.pad(picture, [(0, h % 2), (0, w % 2), (0, 0)], mode="edge")
+            rgb = np.ascontiguousarray(np.broadcast_to(even, (*even.shape[:2], 3)))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
         container.mux(stream.encode())
 
 
-def _write_gif(path: Path, frames: UInt8[np.ndarray, "T H W C"], fps: float | int, comment: str) -> None:
-    ends = np.rint(np.arange(len(frames) + 1) * 100 / fps)
+def _write_gif(path: Path, frames: Iterator[UInt8[np.ndarray, "H W C"]], fps: float | int, comment: str) -> None:
+    first, *others = map(_picture, frames)
+    ends = np.rint(np.arange(len(others) + 2) * 100 / fps)
     durations = (np.maximum(np.diff(ends), 1) * 10).astype(int).tolist()  # milliseconds
-    first, *others = [_picture(frame) for frame in frames]
     first.save(
         path,
         format="gif",

@@ -1,9 +1,6 @@
 """`make demo` in small: trained for a moment, all its commands run and say what they should."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,16 +19,6 @@ def get_config():
 """
 
 
-def run(folder, script, *arguments):
-    """What a command prints, stdout and stderr."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-    command = [sys.executable, str(ROOT / "experiments" / script), *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
@@ -42,7 +29,7 @@ def folder(tmp_path_factory):
 DEMO = ["demo.py", "--run=run", "--config=config.py", "--num=4"]
 
 
-def test_trains_samples_measures_and_sums_up_and_when_called_again_samples_only(folder):
+def test_trains_samples_measures_and_sums_up_and_when_called_again_samples_only(run, folder):
     out, _ = run(folder, *DEMO)
     scores = json.loads((folder / "run" / "evaluation.json").read_text())
     assert (scores["num"], scores["step"], scores["steps"]) == (4, 3, 2)
@@ -58,10 +45,10 @@ def test_trains_samples_measures_and_sums_up_and_when_called_again_samples_only(
     assert (folder / "run" / "metrics.jsonl").read_text() == before
 
 
-def test_modes_are_measured_beside_the_nearest_known_frame(folder):
+def test_modes_are_measured_beside_the_nearest_known_frame(run, folder):
     out, _ = run(folder, "modes.py", "--run=run", "--num=2", "--seeds=0", "--reconstruction=1")
     rows = [line for line in out.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + 4 * 3
+    assert len(rows) == 1 + 7 * 3 + 1
     scores = json.loads((folder / "run" / "modes.json").read_text())["scores"]
     copied = {score["known"]: score["seeds"][0] for score in scores if score["way"].startswith("nearest")}
     # A digit that moves by a pixel a frame: 1, 2, 3 and 4 pixels from the last known of eight.

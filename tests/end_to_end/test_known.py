@@ -1,8 +1,5 @@
 """Networks that are told what is known, from training to a cascade, as a user gives the commands."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from runpy import run_path
 
@@ -26,18 +23,8 @@ def get_config():
 """
 
 
-def run(folder, script, *arguments):
-    """What a command prints, stdout and stderr."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-    command = [sys.executable, str(ROOT / "experiments" / script), *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("known")
     tiny["write_videos"](folder / "videos")
     runs = {
@@ -51,7 +38,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_network_that_is_told_draws_what_is_new_and_keeps_the_rest(folder):
+def test_a_network_that_is_told_draws_what_is_new_and_keeps_the_rest(run, folder):
     video = folder / "videos" / "0.gif"
     out, _ = run(folder, "sample.py", "--run=told", f"--video={video}", "--extend=3", "--format=npy", "--out=extended")
     assert "1 videos in extended" in out
@@ -62,7 +49,7 @@ def test_a_network_that_is_told_draws_what_is_new_and_keeps_the_rest(folder):
     assert not list((folder / "extended").glob(".*"))  # what was kept between windows is gone
 
 
-def test_a_run_for_super_resolution_enlarges_a_video_of_any_length(folder):
+def test_a_run_for_super_resolution_enlarges_a_video_of_any_length(run, folder):
     how = ["--run=larger", f"--video={folder / 'videos' / '0.gif'}", "--scale=1", "--known-noise=0.1"]
     run(folder, "sample.py", *how, "--format=gif", "--out=enlarged")
     frames, fps = read_video(folder / "enlarged" / "000-unconditional.gif")
@@ -70,7 +57,7 @@ def test_a_run_for_super_resolution_enlarges_a_video_of_any_length(folder):
     assert fps == pytest.approx(10)
 
 
-def test_a_cascade_makes_finer_what_it_drew(folder):
+def test_a_cascade_makes_finer_what_it_drew(run, folder):
     runs = "--cascade=told,larger"
     out, said = run(folder, "sample.py", runs, "--prompt=clip 3", "--num=2", "--format=npy", "--out=cascade")
     assert "2 videos in cascade" in out

@@ -1,6 +1,8 @@
 """Every mode is a mask, and a long video the windows that fill it."""
 
+import collections
 import copy
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,9 @@ from vdm_jax.generation.modes import (
     vary,
     windows,
 )
+from vdm_jax.generation.partial import remove_partial
 from vdm_jax.generation.pipeline import Pipeline
+from vdm_jax.video import write_video
 
 FRAMES, SIZE = 4, (2, 3)
 
@@ -160,7 +164,7 @@ def test_a_prompt_may_change_from_window_to_window():
 
 
 def test_an_interrupted_drawing_goes_on_after_its_last_window(tmp_path):
-    task, file = text_to_video((9, *SIZE, 1), 8.0), tmp_path / "partial.npz"
+    task, file = text_to_video((9, *SIZE, 1), 8.0), tmp_path / "partial.npy"
     whole = list(generate(Counting(), ["a"], task, context=1))
     with pytest.raises(KeyboardInterrupt):
         list(generate(Counting(breaks_at=2), ["a"], task, context=1, partial=file))
@@ -168,15 +172,33 @@ def test_an_interrupted_drawing_goes_on_after_its_last_window(tmp_path):
     again = list(generate(resumed, ["a"], task, context=1, partial=file))
     assert [block for _, block, *_ in resumed.seen] == [2]
     assert len(again) == 3
+    assert isinstance(again[-1], np.memmap)
     np.testing.assert_array_equal(again[-1], whole[-1])
     for prompt, options in (("b", {}), ("a", {"seed": 1})):  # another drawing begins at its beginning
         other = Counting()
         list(generate(other, [prompt], task, context=1, partial=file, **options))
         assert len(other.seen) == 3
-    file.write_bytes(file.read_bytes()[:100])
-    damaged = Counting()
-    list(generate(damaged, ["a"], task, context=1, partial=file))
-    assert len(damaged.seen) == 3
+    for damaged in (file, file.with_suffix(".json")):
+        damaged.write_bytes(damaged.read_bytes()[:20])
+        anew = Counting()
+        list(generate(anew, ["a"], task, context=1, partial=file))
+        assert len(anew.seen) == 3
+    remove_partial(file)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_long_video_is_drawn_on_the_memory_of_a_window(tmp_path):
+    pipeline = Counting(shape=(FRAMES, 64, 64, 3))
+    pipeline.seen = collections.deque(maxlen=1)
+    task = text_to_video((1000, 64, 64, 3), 8.0)
+    tracemalloc.start()
+    drawing = generate(pipeline, ["a"], task, context=0, partial=tmp_path / "partial.npy")
+    (videos,) = collections.deque(drawing, maxlen=1)
+    write_video(tmp_path / "video.mp4", videos[0], task.fps)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(videos[0]) == 1000
+    assert most < task.video.nbytes / 5  # the mask is a twelfth
 
 
 def test_what_is_not_yet_drawn_is_black():

@@ -13,7 +13,7 @@ import numpy as np
 
 from vdm_jax.diffusion.known import Known
 from vdm_jax.errors import InputError
-from vdm_jax.generation.partial import fingerprint, load_partial, save_partial
+from vdm_jax.generation.partial import fingerprint, open_partial, save_partial
 from vdm_jax.generation.pipeline import Pipeline
 from vdm_jax.generation.travel import check_travel, prompts_at
 from vdm_jax.typing import Bool, Float
@@ -179,41 +179,52 @@ def generate(
 ) -> Iterator[Float[np.ndarray, "B L H W C"]]:
     """Draws the task once for each prompt: yields the videos after every window, until they are whole.
 
-    What is not yet drawn is black. Known pixels are those of the task, exactly, but for `exact=False`. A prompt may
-    change from window to window (`travel`). `context` is how many frames a window sees of those before it (default:
-    half of them); `settings` are the other arguments of `Pipeline.batches`. With `partial`, what is drawn is kept in
-    that file after every window, and the same call goes on from it.
+    It is the same array each time, with more drawn in it; what is not yet drawn is black. Known pixels are those of the
+    task, exactly, but for `exact=False`. A prompt may change from window to window (`travel`). `context` is how many
+    frames a window sees of those before it (default: half of them); `settings` are the other arguments of
+    `Pipeline.batches`. With `partial`, an .npy file, the videos lie in that file in place of memory, and the same call
+    goes on after the last window that is done.
 
     Raises:
         InputError: the task does not fit the pipeline.
     """
     frames = pipeline.shape[0]
     video, mask = _padded(task.video, frames, mode="edge"), _padded(task.mask, frames)
-    videos = np.repeat(video[None], len(prompts), 0)
     places = windows_of(pipeline, task, context)
     begins = first_frames(task, places)
     check_travel(prompts, begins)
-    done, drawing = -1, ""
-    if partial is not None:
+    shape, done, drawing = (len(prompts), *video.shape), 0, ""
+    if partial is None:
+        videos = np.empty(shape, np.float32)
+    else:
         weights = np.asarray(jax.tree.leaves(pipeline.params)[-1].addressable_data(0))
+        about = (task.fps, task.strength, task.backward, task.coarse)
         choices = (pipeline.step, pipeline.settings, context, sorted(settings.items()))
-        drawing = fingerprint(weights, choices, prompts, task, video, mask)
-        done, videos, mask = load_partial(partial, drawing) or (done, videos, mask)
+        drawing = fingerprint(weights, choices, prompts, about, video, mask)
+        videos, done = open_partial(partial, drawing, shape)
+    if done == 0:
+        for start in range(0, len(video), frames):
+            at = slice(start, start + frames)
+            videos[:, at] = np.where(mask[at], video[at], -1)
+    mask = mask.copy()
     for block, (at, begin) in enumerate(zip(places, begins, strict=True)):
-        if block > done:
+        if block >= done:
             known = None
             if task.coarse > 1:
                 known = Known(np.repeat(video[None, at], len(prompts), 0), np.ones_like(mask[None, at]))
             elif mask[at].any() or task.strength < 1:
-                known = Known(videos[:, at], mask[None, at])
+                known = Known(np.where(mask[at], videos[:, at], video[at]), mask[None, at])
             how = {"block": block, "coarse": task.coarse, "strength": task.strength}
             drawn = pipeline.batches(prompts_at(prompts, begin), known=known, **how, **settings)
-            videos[:, at], mask[at] = np.concatenate(list(drawn)), True
+            videos[:, at] = np.concatenate(list(drawn))
             if partial is not None:
-                save_partial(partial, drawing, block, videos, mask)
-        yield np.where(mask, videos, -1)[:, : len(task.video)]
+                save_partial(partial, drawing, block + 1, videos)
+        mask[at] = True
+        yield videos[:, : len(task.video)]
 
 
 def _padded(video: np.ndarray, frames: int, mode: str = "constant") -> np.ndarray:
     """A video or mask that is shorter than a window, made as long: with its last frame again, or with nothing known."""
-    return np.pad(video, [(0, max(0, frames - len(video))), (0, 0), (0, 0), (0, 0)], mode)
+    if len(video) >= frames:
+        return video
+    return np.pad(video, [(0, frames - len(video)), (0, 0), (0, 0), (0, 0)], mode)

@@ -1,39 +1,51 @@
-"""What has been drawn of a long video, kept on disk after every window: an interrupted command goes on from there."""
+"""What is being drawn, in a file that memory maps: a long video needs the host memory of a window, and can go on later.
+
+`x.npy` holds the videos, `x.json` beside it which drawing they are of and the last window that is done.
+"""
 
 import hashlib
-import zipfile
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vdm_jax.typing import Bool, Float
+from vdm_jax.typing import Float
 
 
 def fingerprint(*parts: Any) -> str:
     """A digest of everything that a drawing depends on: arrays by their bytes, other things by their words."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+        digest.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else repr(part).encode())
     return digest.hexdigest()
 
 
-def save_partial(
-    path: Path, of: str, block: int, videos: Float[np.ndarray, "B L H W C"], mask: Bool[np.ndarray, "L H W 1"]
-) -> None:
-    """Keeps what is drawn after window `block` of the drawing `of`; an older state stays until this one is whole."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, of=of, block=block, videos=videos, mask=mask)
-    temporary.replace(path)
+def open_partial(path: Path, of: str, shape: tuple[int, ...]) -> tuple[Float[np.ndarray, "B L H W C"], int]:
+    """The videos of the drawing `of`, and how many of its windows are done.
 
-
-def load_partial(path: Path, of: str) -> tuple[int, Float[np.ndarray, "B L H W C"], Bool[np.ndarray, "L H W 1"]] | None:
-    """(last window, videos, mask) of the same drawing; None where there is none, or one of other settings."""
+    A file that is missing, damaged or of another drawing gives way to a new one, of which nothing is done.
+    """
     try:
-        with path.open("rb") as opened, np.load(opened) as file:
-            if str(file["of"]) == of:
-                return int(file["block"]), file["videos"], file["mask"]
-    except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        note = json.loads(path.with_suffix(".json").read_text())
+        videos = np.load(path, mmap_mode="r+")
+        if note["of"] == of and videos.shape == shape:
+            return videos, note["done"]
+    except (OSError, ValueError, KeyError, TypeError):
         pass
-    return None
+    remove_partial(path)
+    return np.lib.format.open_memmap(path, "w+", np.float32, shape), 0
+
+
+def save_partial(path: Path, of: str, done: int, videos: np.memmap) -> None:
+    """Notes that `done` windows are drawn; what they hold is on disk before that is said."""
+    videos.flush()
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"of": of, "done": done}))
+    temporary.replace(path.with_suffix(".json"))
+
+
+def remove_partial(path: Path) -> None:
+    """Deletes the file and its note; who has the videos open keeps them."""
+    for suffix in (".json", ".tmp", ".npy"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
