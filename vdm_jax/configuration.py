@@ -17,6 +17,7 @@ from vdm_jax.diffusion.objective import Objective
 from vdm_jax.diffusion.process import Process, make_process
 from vdm_jax.errors import InputError
 from vdm_jax.models.denoiser import Denoiser
+from vdm_jax.models.keys import Keys
 from vdm_jax.training.optimizer import learning_rate, make_optimizer
 
 
@@ -158,7 +159,7 @@ def abstract_model(config: ml_collections.ConfigDict) -> Denoiser:
 
 @functools.lru_cache(maxsize=1)
 def _abstract_model(config: str) -> Denoiser:
-    return nnx.eval_shape(lambda: make_model(ml_collections.ConfigDict(json.loads(config)), nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: make_model(ml_collections.ConfigDict(json.loads(config)), Keys(0)))
 
 
 def process_of(config: ml_collections.ConfigDict) -> Process:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from vdm_jax.models.space import (
     Downsample,
-    FrameNorm,
+    GroupNorm,
     SpaceAttention,
     SpaceConv,
     Unpatch,
@@ -61,7 +61,7 @@ def text():
 @pytest.mark.parametrize("channels", [8, 48])  # one group, three groups
 def test_frame_norm_is_group_norm_of_each_frame(channels):
     x = 2 + 3 * normal(0, B, T, S, S, channels)
-    ours = randomised(lambda: FrameNorm(channels, "float32", nnx.Rngs(0)))
+    ours = randomised(lambda: GroupNorm(channels, "float32", nnx.Rngs(0)))
     theirs = nnx.GroupNorm(channels, num_groups=ours.groups, epsilon=1e-5, rngs=nnx.Rngs(0))
     theirs.scale[...], theirs.bias[...] = ours.scale[...], ours.bias[...]
     expected = theirs(x.reshape(B * T, S, S, channels)).reshape(x.shape)
@@ -70,8 +70,8 @@ def test_frame_norm_is_group_norm_of_each_frame(channels):
 
 
 def test_frame_norm_has_a_group_count_that_divides():
-    assert FrameNorm(40, "float32", nnx.Rngs(0)).groups == 2
-    assert FrameNorm(52, "float32", nnx.Rngs(0)).groups == 2  # three groups do not divide 52
+    assert GroupNorm(40, "float32", nnx.Rngs(0)).groups == 2
+    assert GroupNorm(52, "float32", nnx.Rngs(0)).groups == 2  # three groups do not divide 52
 
 
 def test_dropout_keeps_the_mean_and_needs_a_key():

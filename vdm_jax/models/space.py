@@ -34,33 +34,44 @@ class _OneDevice(Layout):
 ONE_DEVICE = _OneDevice()
 
 
-class FrameNorm(nnx.Module):
-    """Group normalisation (Wu & He 2018) with the statistics of each frame apart, so that stills stay independent.
+class GroupNorm(nnx.Module):
+    """Group normalisation (Wu & He 2018): of each frame apart, so that stills stay independent, or `across_frames`.
 
     Moments are taken per channel before channels are grouped: on CPU that is faster than a reshape to groups.
     Statistics are float32.
     """
 
-    def __init__(self, channels: int, dtype, rngs: nnx.Rngs, group_size: int = 16):
+    def __init__(
+        self,
+        channels: int,
+        dtype,
+        rngs: nnx.Rngs,
+        *,
+        groups: int | None = None,
+        epsilon: float = 1e-5,
+        across_frames: bool = False,
+    ):
+        """`groups` is by default so many that each has 16 channels, or more where that does not divide them."""
         del rngs
-        groups = max(1, channels // group_size)
-        while channels % groups:
-            groups -= 1
-        self.groups, self.dtype = groups, jnp.dtype(dtype)
+        if groups is None:
+            groups = max(1, channels // 16)
+            while channels % groups:
+                groups -= 1
+        self.groups, self.epsilon, self.dtype = groups, epsilon, jnp.dtype(dtype)
+        self.axes = (1, 2, 3) if across_frames else (2, 3)
         self.scale = nnx.Param(jnp.ones(channels, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
 
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-        """Normalises every frame over its pixels and the channels of a group; epsilon 1e-5."""
+        """Normalises over pixels and the channels of a group."""
         x32 = x.astype(jnp.float32)
-        mean, square = (self._grouped(moment.mean((-3, -2))) for moment in (x32, x32**2))
-        factor = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + 1e-5) * self.scale[...]
-        shift = self.bias[...] - mean * factor
-        return (x32 * factor[..., None, None, :] + shift[..., None, None, :]).astype(self.dtype)
+        mean, square = (self._grouped(moment.mean(self.axes, keepdims=True)) for moment in (x32, x32**2))
+        factor = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + self.epsilon) * self.scale[...]
+        return (x32 * factor + (self.bias[...] - mean * factor)).astype(self.dtype)
 
-    def _grouped(self, moment: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+    def _grouped(self, moment: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         """Every channel's moment replaced by its group's mean."""
-        groups = rearrange(moment, "b t (g c) -> b t g c", g=self.groups)
+        groups = rearrange(moment, "b t h w (g c) -> b t h w g c", g=self.groups)
         return jnp.broadcast_to(groups.mean(-1, keepdims=True), groups.shape).reshape(moment.shape)
 
 
@@ -79,10 +90,10 @@ class SpaceConv(nnx.Module):
     """
 
     def __init__(self, channels_in, channels, embedding, *, kernel, dropout, dtype, rngs):
-        self.norm1 = FrameNorm(channels_in, dtype, rngs)
+        self.norm1 = GroupNorm(channels_in, dtype, rngs)
         self.conv1 = _conv(channels_in, channels, kernel, dtype=dtype, rngs=rngs)
         self.modulation = nnx.Linear(embedding, 2 * channels, kernel_init=zeros, dtype=dtype, rngs=rngs)
-        self.norm2 = FrameNorm(channels, dtype, rngs)
+        self.norm2 = GroupNorm(channels, dtype, rngs)
         self.conv2 = _conv(channels, channels, kernel, kernel_init=zeros, dtype=dtype, rngs=rngs)
         self.shortcut = None if channels_in == channels else nnx.Linear(channels_in, channels, dtype=dtype, rngs=rngs)
         self.rate = dropout
@@ -122,13 +133,13 @@ class SpaceAttention(nnx.Module):
         self.heads = channels // head_size
         self.context = context if context_width and context != "none" else None
         self.implementation = implementation
-        self.norm = FrameNorm(channels, dtype, rngs)
+        self.norm = GroupNorm(channels, dtype, rngs)
         self.qkv = nnx.Linear(channels, 3 * channels, **linear)
         self.out = nnx.Linear(channels, channels, **out)
         if self.context:
             self.context_kv = nnx.Linear(context_width, 2 * channels, **linear)
         if self.context == "cross":
-            self.cross_norm = FrameNorm(channels, dtype, rngs)
+            self.cross_norm = GroupNorm(channels, dtype, rngs)
             self.cross_q = nnx.Linear(channels, channels, **linear)
             self.cross_out = nnx.Linear(channels, channels, **out)
 

@@ -6,7 +6,7 @@ from einops import rearrange
 from flax import nnx
 
 from vdm_jax.models.attention import attend_time, clip_mask, relative_positions, rotate, sinusoid
-from vdm_jax.models.space import FrameNorm, split_heads, zeros
+from vdm_jax.models.space import GroupNorm, split_heads, zeros
 from vdm_jax.typing import Array, Float
 
 POSITIONS = ("relative", "rotary", "sinusoidal", "none")
@@ -19,15 +19,22 @@ class TimeConv(nnx.Module):
     """
 
     def __init__(self, channels, *, dtype, rngs):
-        self.norm = FrameNorm(channels, dtype, rngs)
+        self.norm = GroupNorm(channels, dtype, rngs)
         self.project = nnx.Linear(3 * channels, channels, kernel_init=zeros, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T H W C"], images: int = 0) -> Float[Array, "B T H W C"]:
         """The last `images` frames are stills: their neighbours count as zero, and they are nobody's."""
-        hidden = jax.nn.silu(self.norm(x))
-        clip, stills = jnp.split(hidden, [x.shape[1] - images], axis=1)
-        before, after = (jnp.concatenate([_shift(clip, by), jnp.zeros_like(stills)], axis=1) for by in (1, -1))
-        return x + self.project(jnp.concatenate([before, hidden, after], axis=-1))
+        return x + self.project(with_neighbours(jax.nn.silu(self.norm(x)), images))
+
+
+def with_neighbours(x: Float[Array, "B T H W C"], images: int = 0) -> Float[Array, "B T H W C3"]:
+    """The frame before, the frame itself and the frame after, side by side in the channels; zeros where there is none.
+
+    A linear layer on it is a convolution over three frames.
+    """
+    clip, stills = jnp.split(x, [x.shape[1] - images], axis=1)
+    before, after = (jnp.concatenate([_shift(clip, by), jnp.zeros_like(stills)], axis=1) for by in (1, -1))
+    return jnp.concatenate([before, x, after], axis=-1)
 
 
 def _shift(x: Array, by: int) -> Array:
@@ -48,7 +55,7 @@ class TimeAttention(nnx.Module):
         self.heads = channels // head_size
         self.position = position
         self.max_distance = max_distance
-        self.norm = FrameNorm(channels, dtype, rngs)
+        self.norm = GroupNorm(channels, dtype, rngs)
         self.qkv = nnx.Linear(channels, 3 * channels, use_bias=False, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(channels, channels, kernel_init=zeros, dtype=dtype, rngs=rngs)
         if position == "relative":

@@ -15,7 +15,7 @@ from vdm_jax.models.attention import choose_implementation, grid_code, sinusoid
 from vdm_jax.models.space import (
     ONE_DEVICE,
     Downsample,
-    FrameNorm,
+    GroupNorm,
     Layout,
     SpaceAttention,
     SpaceConv,
@@ -23,13 +23,8 @@ from vdm_jax.models.space import (
     Upsample,
 )
 from vdm_jax.models.time import POSITIONS, TimeAttention, TimeConv
+from vdm_jax.models.trunk import REMAT, Trunk
 from vdm_jax.typing import Array, Bool, Float, Key
-
-REMAT = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 class Layer(nnx.Module):
@@ -54,7 +49,7 @@ class Layer(nnx.Module):
         return layout(x, "space")
 
 
-class UNet(nnx.Module):
+class UNet(Trunk):
     """Space-time U-Net: `z_t`, what it is told of t, and conditions → the prediction, shaped like `z_t`.
 
     Args:
@@ -142,7 +137,11 @@ class UNet(nnx.Module):
         embedding = embedding or 4 * channels
         common = dict(dtype=dtype, rngs=rngs)
 
-        def layer(channels_in, width, space, time):
+        slots = dict(enumerate(zip(space_at, time_at, strict=True)))
+        slots |= {"middle1": (any(space_at), any(time_at)), "middle2": (False, False)}
+
+        def layer(channels_in, width, where):
+            space, time = slots[where]
             return Layer(
                 SpaceConv(channels_in, width, embedding, kernel=kernel, dropout=dropout, **common),
                 TimeConv(width, **common) if time_conv else None,
@@ -167,34 +166,15 @@ class UNet(nnx.Module):
         self.stem = Downsample(channels_in, widths[0], self.patch, **common)
         self.space_position = space_position
 
-        skips, width = [widths[0]], widths[0]
-        self.down, self.downsample = nnx.List(), nnx.List()
-        for level in range(levels):
-            layers = nnx.List()
-            for _ in range(blocks):
-                layers.append(layer(width, widths[level], space_at[level], time_at[level]))
-                width = widths[level]
-                skips.append(width)
-            self.down.append(layers)
-            if level < levels - 1:
-                self.downsample.append(Downsample(width, width, self._factors(level), **common))
-                skips.append(width)
-
-        self.middle1 = layer(width, width, any(space_at), any(time_at))
-        self.middle2 = layer(width, width, False, False)
-
-        self.up, self.upsample = nnx.List(), nnx.List()
-        for level in reversed(range(levels)):
-            layers = nnx.List()
-            for _ in range(blocks + 1):
-                layers.append(layer(width + skips.pop(), widths[level], space_at[level], time_at[level]))
-                width = widths[level]
-            self.up.append(layers)
-            if level:
-                self.upsample.append(Upsample(width, width, self._factors(level - 1), **common))
-
-        self.norm = FrameNorm(width, dtype, rngs)
-        self.head = Unpatch(width, channels_out or channels_in, self.patch, **common)
+        self.build(
+            widths,
+            blocks,
+            layer=layer,
+            downsample=lambda width, boundary: Downsample(width, width, self._factors(boundary), **common),
+            upsample=lambda width, boundary: Upsample(width, width, self._factors(boundary), **common),
+        )
+        self.norm = GroupNorm(widths[0], dtype, rngs)
+        self.head = Unpatch(widths[0], channels_out or channels_in, self.patch, **common)
 
     def _factors(self, boundary: int) -> tuple[int, int]:
         return (2 if self.resample[boundary] == "space_time" else 1, 2)
@@ -251,20 +231,7 @@ class UNet(nnx.Module):
         x = self.stem(layout(z, "space"))
         if self.space_position:
             x = x + grid_code(*x.shape[2:]).astype(x.dtype)
-        skips = [x]
-        for level, layers in enumerate(self.down):
-            for layer in layers:
-                x = run(layer, x)
-                skips.append(x)
-            if level < len(self.downsample):
-                x = self.downsample[level](x)
-                skips.append(x)
-        x = run(self.middle2, run(self.middle1, x))
-        for level, layers in enumerate(self.up):
-            for layer in layers:
-                x = run(layer, jnp.concatenate([x, skips.pop()], axis=-1))
-            if level < len(self.upsample):
-                x = self.upsample[level](x)
+        x = self.walk(x, run, lambda down, x: down(x), lambda up, x, skip: up(x))
         return self.head(jax.nn.silu(self.norm(x))).astype(jnp.float32)
 
     def check_size(self, frames: int, height: int, width: int, images: int = 0) -> None:

@@ -18,7 +18,7 @@ BATCH = ("data", "fsdp")
 # splits the heads of an attention and the middle of a block (Shoeybi et al. 2019, section 3): what enters is cut
 # by columns, what leaves by rows, so that a block needs one sum at its end.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"(qkv|context_kv|cross_q|up|modulation)/kernel$", P("fsdp", "tensor")),
+    (r"(qkv|context_kv|cross_q|up|modulation|/[qkv])/kernel$", P("fsdp", "tensor")),
     (r"(modulation|up)/bias$", P("tensor")),
     (r"/(out|cross_out|down)/kernel$", P("tensor", "fsdp")),
     (r"conv1/kernel$", P(None, None, "fsdp", "tensor")),

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vdm_jax.models.keys import Keys
 from vdm_jax.parallel.mesh import on_cpu
 from vdm_jax.parallel.sharding import like_params, shardings
 from vdm_jax.typing import PyTree
@@ -49,7 +50,7 @@ def plan_state(
         return TrainState(zero, params, ema, tx.init(params), zero, zero)
 
     def initialise() -> TrainState:
-        return begin(nnx.to_pure_dict(nnx.split(make_model(nnx.Rngs(seed)))[1]))
+        return begin(nnx.to_pure_dict(nnx.split(make_model(Keys(seed)))[1]))
 
     shapes = jax.eval_shape(begin, nnx.to_pure_dict(nnx.split(model)[1]))
     sharding = state_shardings(shapes, mesh)
@@ -62,7 +63,7 @@ def create_state(
     make_model: Callable[[nnx.Rngs], nnx.Module], tx: optax.GradientTransformation, mesh: Mesh, seed: int
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The model's static half, and the state that `plan_state` plans."""
-    model = nnx.eval_shape(lambda: make_model(nnx.Rngs(seed)))
+    model = nnx.eval_shape(lambda: make_model(Keys(seed)))
     _, initialise = plan_state(model, make_model, tx, mesh, seed)
     return nnx.split(model)[0], initialise()
 

@@ -1,0 +1,212 @@
+"""The published U-Nets without PyTorch: against answers that were kept, and what folders are refused."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from tests.pretrained.networks import UNETS, inputs, module_of, tensor
+from vdm_jax.errors import InputError
+from vdm_jax.models.keys import Keys
+from vdm_jax.models.latent_unet import LatentUNet
+from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.pretrained.names import from_torch, to_torch, torch_shapes
+from vdm_jax.pretrained.unets import load_unet, save_unet, torch_tensors, translate, with_motion
+
+GOLDEN = Path(__file__).parent / "golden.npz"  # made by make_golden.py
+IMAGE, MOTION, SVD = (UNETS[name][0] for name in ("image", "animatediff", "svd"))
+
+
+@functools.cache
+def network(name, **options):
+    """The jitted network of the table with the weights of the names; compiled once for all tests."""
+    graphdef, params = nnx.split(module_of(UNETS[name][0], **options))
+    call = jax.jit(lambda params, given: nnx.merge(graphdef, params)(**given))
+    return functools.partial(call, nnx.to_pure_dict(params))
+
+
+def relative(found, kept):
+    return np.linalg.norm(found - kept) / np.linalg.norm(kept)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes a folder of a config, with changes to its tensors."""
+
+    def write(config, change=None, name="model"):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        _, table, pointwise = translate(config)
+        arguments = translate(config)[0]
+        abstract = nnx.split(nnx.eval_shape(lambda: LatentUNet(**arguments, rngs=Keys(0))))[1]
+        shapes = torch_shapes(nnx.to_pure_dict(abstract), table, pointwise)
+        tensors = {name: tensor(name, shape) for name, shape in shapes.items()}
+        tensors = change(tensors) if change else tensors
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["image, linear", "modelscope, odd sizes", "animatediff", "svd"])
+def test_answers_are_those_that_were_kept(name):
+    assert relative(network(name)(inputs(name)), np.load(GOLDEN)[name]) < 1e-5
+
+
+def test_layouts_come_back():
+    rng = np.random.default_rng(0)
+    for path, shape in {
+        "down/0/0/space_conv/conv1/kernel": (3, 3, 4, 8),
+        "down/0/0/space_conv/shortcut/kernel": (4, 8),
+        "down/0/0/time_conv/convs/2/kernel": (12, 8),
+        "down/0/0/time_conv/block/conv1/kernel": (12, 8),
+        "down/0/0/space_attention/project_in/kernel": (4, 8),
+        "down/0/0/space_attention/blocks/0/feed/up/kernel": (4, 8),
+        "norm/scale": (8,),
+    }.items():
+        ours = rng.normal(size=shape)
+        theirs = to_torch(path, ours, r"shortcut|space_attention/project")
+        np.testing.assert_array_equal(from_torch(path, theirs), ours)
+    assert to_torch("down/0/0/time_conv/convs/2/kernel", np.ones((12, 8)), "-").shape == (8, 4, 3, 1, 1)
+
+
+def test_a_folder_is_loaded_into_shards_and_saved_as_it_was(folder, tmp_path):
+    written = folder(SVD)
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    unet = load_unet(written, mesh=mesh)
+    kernel = unet.params["down"][0][0]["space_attention"]["blocks"][0]["attention1"]["q"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (16, 16)
+    save_unet(unet, tmp_path / "again")
+    saved, again = (load_file(f / "diffusion_pytorch_model.safetensors") for f in (written, tmp_path / "again"))
+    assert saved.keys() == again.keys()
+    assert all((saved[name] == again[name]).all() for name in saved)
+    given = inputs("svd")
+    placed = functools.partial(network("svd").func, unet.params)
+    np.testing.assert_allclose(placed(given), network("svd")(given), atol=1e-5)
+
+
+def test_a_sharded_index_and_a_pipeline_folder_are_read(folder, tmp_path):
+    whole = folder(IMAGE, name="unet")
+    (tmp_path / "model_index.json").write_text("{}")
+    tensors = torch_tensors(load_unet(whole))
+    (whole / "diffusion_pytorch_model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, held in parts.items():
+        save_file({name: tensors[name] for name in held}, whole / file)
+    index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
+    (whole / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    again = torch_tensors(load_unet(tmp_path))
+    assert again.keys() == tensors.keys()
+    assert all((again[name] == tensors[name]).all() for name in names)
+    (whole / "b.safetensors").unlink()
+    with pytest.raises(InputError, match=r"lists b\.safetensors, which is not there"):
+        load_unet(tmp_path)
+
+
+def test_half_precision_files_become_float32_parameters(folder):
+    halved = folder(IMAGE, lambda tensors: {name: t.astype(np.float16) for name, t in tensors.items()})
+    params = load_unet(halved).params
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+
+
+def test_motion_modules_are_told_the_frame_and_may_normalise_frames_apart():
+    given, motion = inputs("animatediff"), network("animatediff")
+    assert relative(motion(given | {"z": given["z"][:, ::-1]})[:, ::-1], motion(given)) > 0.01
+    assert 0.001 < relative(network("animatediff", per_frame_norm=True)(given), motion(given)) < 1
+    long = given | {"z": np.zeros((2, 9, 8, 8, 4), np.float32)}
+    with pytest.raises(InputError, match="frames=9 must be at most 8"):
+        motion(long)
+
+
+def test_other_positions_than_the_code_are_refused(folder):
+    name = "down_blocks.0.motion_modules.0.transformer_blocks.0.pos_embed.pe"
+    odd = folder(MOTION, lambda tensors: tensors | {name: np.ones((1, 8, 16), np.float32)})
+    with pytest.raises(InputError, match=r"pos_embed.pe is not the sinusoidal code"):
+        load_unet(odd)
+
+
+def without(tensors):
+    del tensors["conv_in.bias"]
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without, r"1 missing \(conv_in.bias\)"),
+        (lambda t: t | {f"more.{i}": np.ones(1) for i in range(5)}, r"5 unexpected \(more.0, more.1, more.2, …\)"),
+        (
+            lambda t: t | {"conv_in.bias": np.ones(3, np.float32)},
+            r"1 misshapen \(conv_in.bias \(3,\), not \(16,\)\)",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_the_config_are_named(folder, change, message):
+    with pytest.raises(InputError, match=message):
+        load_unet(folder(IMAGE, change))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (IMAGE | {"_class_name": "UNet1DModel"}, "_class_name='UNet1DModel' must be one of UNet2DConditionModel"),
+        (IMAGE | {"act_fn": "gelu"}, "act_fn='gelu' is not implemented; it must be 'silu'"),
+        (IMAGE | {"class_embed_type": "timestep"}, "class_embed_type='timestep' is not implemented"),
+        (IMAGE | {"something": 1}, "something=1 is not known"),
+        (IMAGE | {"layers_per_block": [1, 2]}, r"layers_per_block=\[1, 2\] is not implemented"),
+        (IMAGE | {"attention_head_dim": [1, 2, 3]}, "attention_head_dim=.* must be one number, or one for each of 2"),
+        (IMAGE | {"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "AttnDownBlock2D is not implemented"),
+        (IMAGE | {"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}, "must mirror the way down"),
+        (MOTION | {"mid_block_layers": 2}, "mid_block_layers=2 is not implemented; it must be 1"),
+    ],
+)
+def test_a_setting_that_is_not_implemented_is_refused(config, message):
+    with pytest.raises(InputError, match=message):
+        translate(config)
+
+
+def test_an_adapter_must_fit_its_network():
+    adapter = {
+        "_class_name": "MotionAdapter",
+        "block_out_channels": [16, 32],
+        "motion_layers_per_block": 1,
+        "motion_transformer_layers_per_block": 1,
+        "motion_num_attention_heads": 4,
+        "motion_norm_num_groups": 4,
+        "motion_max_seq_length": 8,
+        "use_motion_mid_block": True,
+    }
+    assert translate(with_motion(IMAGE, adapter))[0] == translate(MOTION)[0]
+    with pytest.raises(InputError, match=r"block_out_channels=.* is not implemented; it must be .16, 32"):
+        with_motion(IMAGE, adapter | {"block_out_channels": [32, 32]})
+    with pytest.raises(InputError, match="not UNetMotionModel and MotionAdapter"):
+        with_motion(MOTION, adapter)
+
+
+def test_what_is_no_model_is_refused(folder, tmp_path):
+    with pytest.raises(InputError, match="is not a folder"):
+        load_unet(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"config.json cannot be read"):
+        load_unet(tmp_path / "empty")
+    written = folder(IMAGE)
+    file = written / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(InputError, match="is not a whole safetensors file"):
+        load_unet(written)
+    file.unlink()
+    with pytest.raises(InputError, match=r"holds no diffusion_pytorch_model\.safetensors"):
+        load_unet(written)
+    (written / "diffusion_pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"\.bin is a pickle, which can run any code"):
+        load_unet(written)
+    (written / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="has no _class_name"):
+        load_unet(written)

@@ -1,0 +1,93 @@
+"""Folders in the diffusers format: config.json and safetensors, read tensor by tensor."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from vdm_jax.errors import InputError
+
+NAMES = ("diffusion_pytorch_model", "model")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The config.json of a folder, or of its subfolder `unet` where the folder is that of a whole pipeline."""
+    path = component(folder, "unet") / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict) or "_class_name" not in config:
+        raise InputError(f"{path} is not a diffusers config: it has no _class_name")
+    return config
+
+
+def component(folder: str | Path, name: str) -> Path:
+    """The folder of one part of a pipeline: its subfolder, or the folder itself where that is the part alone."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; download the model elsewhere and point at it")
+    return folder / name if (folder / "model_index.json").exists() else folder
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """The tensors of folders by name; one is read from disk when it is asked for."""
+
+    def __init__(self, *folders: Path):
+        """Raises InputError where there are none, or only pickles."""
+        self._files = {}
+        for file in (file for folder in folders for file in _files(folder)):
+            try:
+                opened = safe_open(file, framework="numpy")
+            except Exception as error:  # the library's own class, not exported
+                raise InputError(f"{file} is not a whole safetensors file: {error}") from error
+            self._files |= dict.fromkeys(opened.keys(), opened)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._files[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def take(self, name: str) -> np.ndarray:
+        """A tensor, which no longer counts as one of them."""
+        tensor = self[name]
+        del self._files[name]
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, which is not read for it."""
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+
+def _files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or those that an index lists; full precision before fp16."""
+    for name in NAMES:
+        for variant in ("", ".fp16"):
+            whole = folder / f"{name}{variant}.safetensors"
+            if whole.exists():
+                return [whole]
+            # An index of a variant has its name before or after "index", by the version that wrote it.
+            for index in folder.glob(f"{name}.safetensors.index{variant}.json"):
+                try:
+                    parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+                except (OSError, ValueError, KeyError, AttributeError) as error:
+                    raise InputError(f"{index} cannot be read: {error!r}") from error
+                missing = [part for part in parts if not (folder / part).exists()]
+                if missing:
+                    raise InputError(f"{index} lists {missing[0]}, which is not there")
+                return [folder / part for part in parts]
+    pickles = sorted(path for path in folder.glob("*") if path.suffix in PICKLES)
+    if pickles:
+        raise InputError(
+            f"{pickles[0]} is a pickle, which can run any code when it is read; convert it in a place where that does "
+            "no harm (diffusers: from_pretrained, then save_pretrained with safe_serialization=True)"
+        )
+    raise InputError(f"{folder} holds no {NAMES[0]}.safetensors")
