@@ -120,9 +120,9 @@ FULL = {
 
 
 def shapes(config):
-    arguments, table, pointwise = translate(config)
+    arguments, naming = translate(config)
     module = nnx.eval_shape(lambda: LatentUNet(**arguments, rngs=Keys(0)))
-    return torch_shapes(nnx.to_pure_dict(nnx.split(module)[1]), table, pointwise)
+    return torch_shapes(nnx.to_pure_dict(nnx.split(module)[1]), naming)
 
 
 def on_meta(make):

@@ -122,13 +122,13 @@ def inputs(name: str) -> dict[str, np.ndarray]:
 
 def module_of(config, **options):
     """The network of a config, each parameter with the weight of its name in the other format."""
-    arguments, table, pointwise = translate(config)
+    arguments, naming = translate(config)
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: LatentUNet(**arguments, **options, rngs=Keys(0))))
     abstract = nnx.to_pure_dict(abstract)
-    shapes = torch_shapes(abstract, table, pointwise)
+    shapes = torch_shapes(abstract, naming)
 
     def one(path, leaf):
-        name = torch_name(path_name(path), table)
-        return jnp.asarray(from_torch(path_name(path), tensor(name, shapes[name])))
+        name = torch_name(path_name(path), naming)
+        return jnp.asarray(from_torch(path_name(path), tensor(name, shapes[name]), naming))
 
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(one, abstract))

@@ -15,8 +15,8 @@ from vdm_jax.errors import InputError
 from vdm_jax.models.keys import Keys
 from vdm_jax.models.latent_unet import LatentUNet
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.pretrained.names import from_torch, to_torch, torch_shapes
-from vdm_jax.pretrained.unets import load_unet, save_unet, torch_tensors, translate, with_motion
+from vdm_jax.pretrained.names import Naming, from_torch, to_torch, torch_shapes
+from vdm_jax.pretrained.unets import load_unet, save_unet, tensors_of, translate, with_motion
 
 GOLDEN = Path(__file__).parent / "golden.npz"  # made by make_golden.py
 IMAGE, MOTION, SVD = (UNETS[name][0] for name in ("image", "animatediff", "svd"))
@@ -41,10 +41,9 @@ def folder(tmp_path):
     def write(config, change=None, name="model"):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        _, table, pointwise = translate(config)
-        arguments = translate(config)[0]
+        arguments, naming = translate(config)
         abstract = nnx.split(nnx.eval_shape(lambda: LatentUNet(**arguments, rngs=Keys(0))))[1]
-        shapes = torch_shapes(nnx.to_pure_dict(abstract), table, pointwise)
+        shapes = torch_shapes(nnx.to_pure_dict(abstract), naming)
         tensors = {name: tensor(name, shape) for name, shape in shapes.items()}
         tensors = change(tensors) if change else tensors
         (folder / "config.json").write_text(json.dumps(config))
@@ -71,9 +70,9 @@ def test_layouts_come_back():
         "norm/scale": (8,),
     }.items():
         ours = rng.normal(size=shape)
-        theirs = to_torch(path, ours, r"shortcut|space_attention/project")
-        np.testing.assert_array_equal(from_torch(path, theirs), ours)
-    assert to_torch("down/0/0/time_conv/convs/2/kernel", np.ones((12, 8)), "-").shape == (8, 4, 3, 1, 1)
+        naming = Naming((), pointwise=r"shortcut|space_attention/project")
+        np.testing.assert_array_equal(from_torch(path, to_torch(path, ours, naming), naming), ours)
+    assert to_torch("down/0/0/time_conv/convs/2/kernel", np.ones((12, 8)), naming).shape == (8, 4, 3, 1, 1)
 
 
 def test_a_folder_is_loaded_into_shards_and_saved_as_it_was(folder, tmp_path):
@@ -94,7 +93,7 @@ def test_a_folder_is_loaded_into_shards_and_saved_as_it_was(folder, tmp_path):
 def test_a_sharded_index_and_a_pipeline_folder_are_read(folder, tmp_path):
     whole = folder(IMAGE, name="unet")
     (tmp_path / "model_index.json").write_text("{}")
-    tensors = torch_tensors(load_unet(whole))
+    tensors = tensors_of(load_unet(whole))
     (whole / "diffusion_pytorch_model.safetensors").unlink()
     names = sorted(tensors)
     parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
@@ -102,7 +101,7 @@ def test_a_sharded_index_and_a_pipeline_folder_are_read(folder, tmp_path):
         save_file({name: tensors[name] for name in held}, whole / file)
     index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
     (whole / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    again = torch_tensors(load_unet(tmp_path))
+    again = tensors_of(load_unet(tmp_path))
     assert again.keys() == tensors.keys()
     assert all((again[name] == tensors[name]).all() for name in names)
     (whole / "b.safetensors").unlink()

@@ -6,7 +6,8 @@ fit applied. PyTorch has a matrix as (out, in), a convolution as (out, in, rows,
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,9 +16,23 @@ from jax.sharding import Mesh
 
 from vdm_jax.errors import InputError
 from vdm_jax.parallel.sharding import path_name, shardings
+from vdm_jax.pretrained.folder import Weights
 from vdm_jax.typing import Params, PyTree
 
 Table = Sequence[tuple[str, str]]
+
+
+class Naming(NamedTuple):
+    """How a module's parameters are called and laid out there.
+
+    `pointwise` and `over_time` find the paths of matrices that are convolutions there: of one pixel, and over three
+    frames, which lie side by side in the channels here.
+    """
+
+    table: Table
+    pointwise: str = r"shortcut/kernel$"
+    over_time: str = r"time_conv/.*conv(s/\d|1|2)/kernel$"
+
 
 # What blocks are made of has the same names in all families.
 BLOCKS: Table = (
@@ -68,55 +83,62 @@ def unet_names(**slots: str) -> Table:
     return (*table, *BLOCKS)
 
 
-def torch_name(path: str, table: Table) -> str:
+def torch_name(path: str, naming: Naming) -> str:
     """The name of a parameter in the other format."""
-    for pattern, replacement in table:
+    for pattern, replacement in naming.table:
         path = re.sub(pattern, replacement, path)
     return path.replace("/", ".")
 
 
-def to_torch(path: str, array: np.ndarray, pointwise: str) -> np.ndarray:
-    """A parameter in the other layout; `pointwise` finds paths of matrices that are convolutions of one pixel there."""
+def to_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
+    """A parameter in the other layout."""
     if not path.endswith("/kernel"):
         return array
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
-    if re.search(r"time_conv/.*conv(s/\d|1|2)/kernel$", path):  # over three frames, side by side in the channels
+    if re.search(naming.over_time, path):
         return array.reshape(3, -1, array.shape[1]).transpose(2, 1, 0)[..., None, None]
-    return array.T[..., None, None] if re.search(pointwise, path) else array.T
+    return array.T[..., None, None] if re.search(naming.pointwise, path) else array.T
 
 
-def from_torch(path: str, array: np.ndarray) -> np.ndarray:
+def from_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
     """The inverse of `to_torch`."""
     if not path.endswith("/kernel"):
         return array
     if array.ndim == 5:
         return array[..., 0, 0].transpose(2, 1, 0).reshape(-1, array.shape[0])
-    if array.ndim == 4 and re.search(r"(shortcut|project_(in|out))/kernel$", path):
-        return array[..., 0, 0].T
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+    if array.ndim == 2:
+        return array.T
+    return array[..., 0, 0].T if re.search(naming.pointwise, path) else array.transpose(2, 3, 1, 0)
 
 
-def torch_shapes(abstract: PyTree, table: Table, pointwise: str) -> dict[str, tuple[int, ...]]:
+def torch_shapes(abstract: PyTree, naming: Naming) -> dict[str, tuple[int, ...]]:
     """Name → shape in the other format, of parameters given as shapes."""
     shapes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         name = path_name(path)
         stand_in = np.broadcast_to(np.int8(0), leaf.shape)  # one byte, whatever its shape
-        shapes[torch_name(name, table)] = to_torch(name, stand_in, pointwise).shape
+        shapes[torch_name(name, naming)] = to_torch(name, stand_in, naming).shape
     return shapes
 
 
-def load_params(
-    weights: Mapping[str, np.ndarray], module: nnx.Module, table: Table, pointwise: str, *, mesh: Mesh, where: str
-) -> Params:
+def torch_tensors(params: Params, naming: Naming) -> dict[str, np.ndarray]:
+    """All parameters by their names and in the layouts of the other format."""
+    tensors = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        tensors[torch_name(name, naming)] = np.ascontiguousarray(to_torch(name, np.asarray(leaf), naming))
+    return tensors
+
+
+def load_params(weights: Weights, module: nnx.Module, naming: Naming, *, mesh: Mesh, where: str) -> Params:
     """The parameters of an abstract module from weights by their names, straight into their shards, one by one.
 
     Raises:
         InputError: names that are missing, that nobody asked for, or tensors of another shape; the first few of each.
     """
     abstract = nnx.to_pure_dict(nnx.split(module)[1])
-    expected = torch_shapes(abstract, table, pointwise)
+    expected = torch_shapes(abstract, naming)
     found = {name: weights.shape(name) for name in weights}
     problems = {
         "missing": sorted(expected.keys() - found.keys()),
@@ -137,7 +159,7 @@ def load_params(
 
     def one(path, leaf, sharding):
         name = path_name(path)
-        array = from_torch(name, weights[torch_name(name, table)]).astype(leaf.dtype)
+        array = from_torch(name, weights[torch_name(name, naming)], naming).astype(leaf.dtype)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: array[index])
 
     return jax.tree_util.tree_map_with_path(one, abstract, shardings(mesh, abstract))

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -20,9 +19,8 @@ from vdm_jax.models.keys import Keys
 from vdm_jax.models.latent_unet import LatentUNet
 from vdm_jax.models.transformer import interleaved_code
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import path_name
 from vdm_jax.pretrained.folder import NAMES, Weights, component, read_config
-from vdm_jax.pretrained.names import Table, load_params, to_torch, torch_name, unet_names
+from vdm_jax.pretrained.names import Naming, load_params, torch_tensors, unet_names
 from vdm_jax.typing import Params
 
 Config = dict[str, Any]
@@ -53,7 +51,7 @@ def load_unet(
     if motion_adapter is not None:
         config = with_motion(config, read_config(motion_adapter))
         folders.append(Path(motion_adapter))
-    arguments, table, pointwise = translate(config)
+    arguments, naming = translate(config)
     weights = Weights(*folders)
     module = nnx.eval_shape(lambda: LatentUNet(**arguments, **options, rngs=Keys(0)))
     positions = {name: weights.take(name) for name in list(weights) if name.endswith(POSITIONS)}
@@ -61,7 +59,7 @@ def load_unet(
         if not np.allclose(code[0], _positions(code.shape[1], code.shape[2]), atol=2e-3):
             raise InputError(f"{name} is not the sinusoidal code that is known; other positions are not implemented")
     mesh = make_mesh() if mesh is None else mesh
-    params = load_params(weights, module, table, pointwise, mesh=mesh, where=" and ".join(map(str, folders)))
+    params = load_params(weights, module, naming, mesh=mesh, where=" and ".join(map(str, folders)))
     return PublishedUNet(nnx.split(module)[0], params, config)
 
 
@@ -69,20 +67,16 @@ def save_unet(unet: PublishedUNet, folder: str | Path) -> None:
     """Writes config.json and safetensors that diffusers loads; a motion adapter is merged into its network."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = torch_tensors(unet)
+    tensors = tensors_of(unet)
     temporary = folder / f"{NAMES[0]}.tmp"
     save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.replace(folder / f"{NAMES[0]}.safetensors")
     (folder / "config.json").write_text(json.dumps(unet.config, indent=2) + "\n")
 
 
-def torch_tensors(unet: PublishedUNet) -> dict[str, np.ndarray]:
+def tensors_of(unet: PublishedUNet) -> dict[str, np.ndarray]:
     """All tensors of a network by their names and in the layouts of the other format."""
-    _, table, pointwise = translate(unet.config)
-    tensors = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(unet.params):
-        name = path_name(path)
-        tensors[torch_name(name, table)] = np.ascontiguousarray(to_torch(name, np.asarray(leaf), pointwise))
+    tensors = torch_tensors(unet.params, translate(unet.config)[1])
     if unet.config["_class_name"] == "UNetMotionModel":
         length = unet.config["motion_max_seq_length"]
         for name, tensor in list(tensors.items()):
@@ -95,8 +89,8 @@ def _positions(length: int, width: int) -> np.ndarray:
     return np.asarray(interleaved_code(length, width))
 
 
-def translate(config: Config) -> tuple[dict[str, Any], Table, str]:
-    """(arguments of `LatentUNet`, table of names, pattern of the pointwise convolutions) of a config.
+def translate(config: Config) -> tuple[dict[str, Any], Naming]:
+    """(arguments of `LatentUNet`, names and layouts of its parameters) of a config.
 
     Raises:
         InputError: an unknown family, or a setting that is not implemented.
@@ -107,7 +101,7 @@ def translate(config: Config) -> tuple[dict[str, Any], Table, str]:
     return FAMILIES[name](config)
 
 
-def _stable_diffusion(config: Config) -> tuple[dict[str, Any], Table, str]:
+def _stable_diffusion(config: Config) -> tuple[dict[str, Any], Naming]:
     """Stable Diffusion 1 and 2 (UNet2DConditionModel): an image network, whose frames do not see each other."""
     common = _common(config, "CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
     heads = _per_level(config, "attention_head_dim")  # it is the number of heads
@@ -115,10 +109,10 @@ def _stable_diffusion(config: Config) -> tuple[dict[str, Any], Table, str]:
     _check(config, known, _IMAGE_DEFAULTS)
     arguments = common.arguments | _attending(common, heads) | {"layers": _one(config, "transformer_layers_per_block")}
     table = unet_names(space_conv="resnets", space_attention="attentions")
-    return arguments, table, _pointwise(config)
+    return arguments, Naming(table, _pointwise(config))
 
 
-def _modelscope(config: Config) -> tuple[dict[str, Any], Table, str]:
+def _modelscope(config: Config) -> tuple[dict[str, Any], Naming]:
     """ModelScope's text-to-video network (UNet3DConditionModel; Wang et al. 2023, arXiv 2308.06571)."""
     common = _common(config, "CrossAttnDownBlock3D", "DownBlock3D", "CrossAttnUpBlock3D", "UpBlock3D")
     _check(config, {*common.keys, "attention_head_dim"}, {"num_attention_heads": None})
@@ -127,10 +121,10 @@ def _modelscope(config: Config) -> tuple[dict[str, Any], Table, str]:
     arguments = common.arguments | _attending(common, heads) | {"time": "stack", "head_size": size, "stem_heads": 8}
     slots = {"space_conv": "resnets", "time_conv": "temp_convs"}
     table = unet_names(**slots, space_attention="attentions", time_attention="temp_attentions")
-    return arguments, table, _SHORTCUT
+    return arguments, Naming(table)
 
 
-def _animatediff(config: Config) -> tuple[dict[str, Any], Table, str]:
+def _animatediff(config: Config) -> tuple[dict[str, Any], Naming]:
     """Stable Diffusion with AnimateDiff's motion modules (UNetMotionModel; Guo et al. 2024, arXiv 2307.04725)."""
     common = _common(config, "CrossAttnDownBlockMotion", "DownBlockMotion", "CrossAttnUpBlockMotion", "UpBlockMotion")
     layers, time_layers = "transformer_layers_per_block", "temporal_transformer_layers_per_block"
@@ -155,10 +149,10 @@ def _animatediff(config: Config) -> tuple[dict[str, Any], Table, str]:
         "max_frames": config["motion_max_seq_length"],
     }
     table = unet_names(space_conv="resnets", space_attention="attentions", time_attention="motion_modules")
-    return arguments, table, _pointwise(config)
+    return arguments, Naming(table, _pointwise(config))
 
 
-def _stable_video_diffusion(config: Config) -> tuple[dict[str, Any], Table, str]:
+def _stable_video_diffusion(config: Config) -> tuple[dict[str, Any], Naming]:
     """Stable Video Diffusion (UNetSpatioTemporalConditionModel; Blattmann et al. 2023, arXiv 2311.15127)."""
     kind = "BlockSpatioTemporal"
     common = _common(config, f"CrossAttnDown{kind}", f"Down{kind}", f"CrossAttnUp{kind}", f"Up{kind}")
@@ -179,10 +173,10 @@ def _stable_video_diffusion(config: Config) -> tuple[dict[str, Any], Table, str]
         (r"^((down|up)/\d+/\d+|middle\d)/space_conv/", r"\1/space_conv/spatial_res_block/"),
         (r"^((down|up)/\d+/\d+|middle\d)/time_conv/block/", r"\1/time_conv/temporal_res_block/"),
     )
-    return arguments, (*inside, *table), _SHORTCUT
+    return arguments, Naming((*inside, *table))
 
 
-FAMILIES: dict[str, Callable[[Config], tuple[dict[str, Any], Table, str]]] = {
+FAMILIES: dict[str, Callable[[Config], tuple[dict[str, Any], Naming]]] = {
     "UNet2DConditionModel": _stable_diffusion,
     "UNet3DConditionModel": _modelscope,
     "UNetMotionModel": _animatediff,
