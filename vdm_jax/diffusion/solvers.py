@@ -39,12 +39,30 @@ def ddim(times: Float[Array, "points"], process: Process, eta: float = 0.0) -> T
     Their σ² for general (α, σ) is η² σ_s² (1 − q²) with q² = SNR_t / SNR_s. At η = 0 on a flow this is
     Euler's method, and with α = 1 Karras et al.'s (2022) Euler step.
     """
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = _from_to(times, process)
+    return _first_order(times[:-1], times[1:], process, eta)
+
+
+def ddim_strided(times: Float[Array, "points"], process: Process, eta: float = 0.0) -> Table:
+    """DDIM whose every step is as long as N // n training steps, wherever the next one begins.
+
+    So diffusers steps on a linspace grid, and so AnimateDiff's samples were made: the network is called at the grid's
+    times, but what it is given has a little more or less noise than that.
+    """
+    if process.num_steps is None:
+        raise InputError("solver 'ddim_strided' needs a discrete process")
+    stride = process.num_steps // (len(times) - 1) / process.num_steps
+    beyond = times[:-1] - stride < 0.5 / process.num_steps  # before the first training step
+    return _first_order(times[:-1], jnp.where(beyond, times[-1], times[:-1] - stride), process, eta)
+
+
+def _first_order(t: Float[Array, "steps"], s: Float[Array, "steps"], process: Process, eta: float) -> Table:
+    """Steps from times t to times s."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = process.alpha_sigma(t), process.alpha_sigma(s)
     fresh = eta**2 * (1 - jnp.square(alpha_t * sigma_s / (sigma_t * alpha_s)))
     fresh = jnp.clip(fresh, 0, 1)
     zeros = jnp.zeros_like(fresh)
     return Table(
-        time=times[:-1],
+        time=t,
         keep=zeros,
         x=alpha_s,
         eps=sigma_s * jnp.sqrt(1 - fresh),
@@ -105,19 +123,19 @@ def heun(times: Float[Array, "points"], process: Process) -> Table:
     )
 
 
-SOLVERS = ("ddim", "heun", "dpmpp")
+SOLVERS = ("ddim", "heun", "dpmpp")  # and, of a discrete process alone, ddim_strided
 
 
 def make_table(solver: str, times: Float[Array, "points"], process: Process, eta: float = 0.0) -> Table:
     """The table of the named solver on the given grid."""
-    if solver not in SOLVERS:
+    if solver not in (*SOLVERS, "ddim_strided"):
         raise InputError(f"solver {solver!r} is unknown; known are {', '.join(SOLVERS)}")
     if not 0 <= eta <= 1:
         raise InputError(f"eta={eta} must be between 0 (DDIM) and 1 (ancestral)")
-    if eta > 0 and solver != "ddim":
+    if solver in ("ddim", "ddim_strided"):
+        return {"ddim": ddim, "ddim_strided": ddim_strided}[solver](times, process, eta)
+    if eta > 0:
         raise InputError(f"eta={eta} must be 0 with solver {solver!r}: only ddim adds noise")
-    if solver == "ddim":
-        return ddim(times, process, eta)
     return {"heun": heun, "dpmpp": dpmpp}[solver](times, process)
 
 
