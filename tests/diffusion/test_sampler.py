@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from vdm_jax.diffusion.grids import make_grid
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.diffusion.sampler import initial_noise, sample
-from vdm_jax.diffusion.solvers import SOLVERS
+from vdm_jax.diffusion.solvers import SOLVERS, make_table
 from vdm_jax.errors import InputError
 
 MEAN = np.array([0.5, -1.0, 0.2])
@@ -107,6 +107,19 @@ def test_few_steps_stay_finite_and_a_known_video_is_found(solver, process_name, 
     times = make_grid("uniform", num_steps, process)
     x = jax.jit(lambda: sample(denoise, z, times, process, solver=solver))()
     np.testing.assert_allclose(x, video, atol=3e-4)  # cosine ends at σ = 4.5e-5
+
+
+def test_steps_of_one_length_are_those_of_a_grid_that_has_them():
+    process = make_process("stable_diffusion")
+    for final in ("clean", "first"):
+        times = make_grid("leading", 10, process, final=final)
+        for ours, strided in zip(*(make_table(s, times, process, 0.5) for s in ("ddim", "ddim_strided")), strict=True):
+            np.testing.assert_allclose(strided, ours, atol=1e-6)
+    times = make_grid("linspace", 7, process)  # 999, 832, …, 0: longer than N // n = 142
+    table = make_table("ddim_strided", times, process)
+    np.testing.assert_allclose(table.x[0], process.alpha_sigma(jnp.float32(1 - 0.142))[0], rtol=1e-6)
+    with pytest.raises(InputError, match="'ddim_strided' needs a discrete process"):
+        make_table("ddim_strided", times, make_process("cosine"))
 
 
 def test_each_solver_calls_the_denoiser_as_often_as_it_says():

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -34,15 +36,17 @@ RESPECT = ("replace", "reconstruct", "concat")
 class Settings:
     """How a video is drawn; all but the values of the two weights are fixed when the sampler is compiled.
 
-    The last five matter where something is known: `strength`, the time to begin at; how to `respect` it; the weight of
-    `reconstruction` guidance (`diffusion.known`); the noise put on what a network is told, `known_noise`
-    (`diffusion.conditioning`); and whether the known part stays `exact`, or is drawn by the network, too.
+    `grid_options` are those of the grid (`diffusion.grids`), as pairs. The last five matter where something is known:
+    `strength`, the time to begin at; how to `respect` it; the weight of `reconstruction` guidance (`diffusion.known`);
+    the noise put on what a network is told, `known_noise` (`diffusion.conditioning`); and whether the known part stays
+    `exact`, or is drawn by the network, too.
     """
 
     steps: int = 32
     solver: str = "ddim"
     eta: float | int = 0.0
     grid: str = "uniform"
+    grid_options: tuple[tuple[str, Any], ...] = ()
     guidance: float | int = 3.0
     rescale: float | int = 0.0
     interval: tuple[float | int, float | int] = (0.0, 1.0)
@@ -69,11 +73,24 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Codec:
+    """From videos to the latents that a network draws, and back; both take and give whole batches on the device.
+
+    `shape` is that of the latents of one video (T, H, W, C).
+    """
+
+    shape: tuple[int, int, int, int]
+    encode: Callable[[Array], Array]
+    decode: Callable[[Array], Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pipeline:
     """A trained model, ready to sample.
 
     `shape` is that of one video (T, H, W, C); `tokenize` turns a prompt into the tokens of its text encoder;
-    `conditioning` is what the network was trained to be told of a video, None for nothing.
+    `conditioning` is what the network was trained to be told of a video, None for nothing; `codec` stands between
+    videos and what the network draws, None where it draws pixels.
     """
 
     graphdef: nnx.GraphDef
@@ -87,6 +104,7 @@ class Pipeline:
     settings: Settings
     step: int
     conditioning: Conditioning | None = None
+    codec: Codec | None = None
 
     def __call__(
         self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, **changes
@@ -108,13 +126,15 @@ class Pipeline:
         block: int = 0,
         known: Known | None = None,
         coarse: int = 1,
+        negative: str = "",
         **changes,
     ) -> Iterator[Float[np.ndarray, "B T H W C"]]:
         """The same, a batch at a time.
 
         `first` is the number of the first video (for a part of a longer list), `block` that of the window in a
-        longer video. `known` (host arrays, one for each prompt or one for all) is kept as it is, if `exact`. With
-        `coarse` n it is a video of an n-th of the rows and columns, each pixel repeated, which is followed instead.
+        longer video. `negative` is the prompt that guidance leads away from. `known` (host arrays, one for each prompt
+        or one for all) is kept as it is, if `exact`. With `coarse` n it is a video of an n-th of the rows and columns,
+        each pixel repeated, which is followed instead.
         """
         settings, tokens = self.check(prompts, seed=seed, batch_size=batch_size, coarse=coarse, **changes)
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
@@ -123,23 +143,35 @@ class Pipeline:
             self.graphdef,
             self.process,
             self.prediction,
-            self.shape,
+            self.codec.shape if self.codec else self.shape,
+            self.codec is None,
             self.mesh,
             dataclasses.replace(settings, guidance=0.0, reconstruction=0.0),
             settings.guidance != 1,
             coarse,
         )
         weights = float(settings.guidance), float(settings.reconstruction)
-        null = self.tokenize("")
+        null = self.tokenize(negative)
         if known is not None:
             known = Known(*(np.broadcast_to(array, (len(prompts), *array.shape[1:])) for array in known))
         for start in range(0, len(prompts), size):
             # The rows that fill up the last batch repeat its first.
             rows = start + np.arange(size) % min(size, len(prompts) - start)
             given = tokens[rows], first + start + np.arange(size), jax.tree.map(lambda x, rows=rows: x[rows], known)
-            given = jax.device_put(given, batch_sharding(self.mesh))
-            drawn = draw(self.params, *given, null, np.uint32([seed, block]), weights)
+            texts, numbers, pixels = jax.device_put(given, batch_sharding(self.mesh))
+            told = pixels if self.codec is None or pixels is None else self._latent(pixels)
+            drawn = draw(self.params, texts, numbers, told, null, np.uint32([seed, block]), weights)
+            if self.codec is not None:
+                drawn = jnp.clip(self.codec.decode(drawn), -1, 1)
+                drawn = pixels.put(drawn) if pixels is not None and settings.exact else drawn
             yield np.asarray(drawn)[: len(prompts) - start]
+
+    def _latent(self, known: Known) -> Known:
+        """What is known of the latents: those whose pixels all are."""
+        down = {name: self.shape[i] // self.codec.shape[i] for i, name in ((1, "i"), (2, "j"))}
+        mask = jnp.broadcast_to(known.mask, (*known.video.shape[:-1], 1))
+        mask = reduce(mask.astype(jnp.uint8), "b t (h i) (w j) c -> b t h w c", "min", **down).astype(bool)
+        return Known(self.codec.encode(known.video), mask)
 
     def check(
         self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, coarse: int = 1, **changes
@@ -153,6 +185,8 @@ class Pipeline:
             raise InputError(f"seed={seed} must be at least 0 and below 2**32")
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
+        if "grid" in changes:  # the options are of another grid
+            changes = {"grid_options": ()} | changes
         try:
             settings = dataclasses.replace(self.settings, **changes)
         except TypeError:
@@ -164,6 +198,8 @@ class Pipeline:
                 "respect='concat' needs a run that was trained to be told what is known (config.known.mixture); "
                 "this one takes replace or reconstruct"
             )
+        if self.codec is not None and coarse > 1:
+            raise InputError(f"enlarging a video by {coarse} needs a network that draws pixels; this one draws latents")
         trained = self.conditioning.downsample if self.conditioning else 1
         if settings.respect != "reconstruct" and coarse != trained:
             raise InputError(
@@ -190,7 +226,7 @@ def check_sampling(
 
 def grid_of(settings: Settings, process: Process) -> Float[Array, "points"]:
     """The times to sample at: of the grid those below the strength, and the strength itself before them."""
-    times = make_grid(settings.grid, settings.steps, process)
+    times = make_grid(settings.grid, settings.steps, process, **dict(settings.grid_options))
     if settings.strength == 1:
         return times
     return jnp.concatenate([jnp.float32([settings.strength]), times[times < settings.strength]])
@@ -202,6 +238,7 @@ def _compile(
     process: Process,
     prediction: str,
     shape: tuple[int, int, int, int],
+    in_pixels: bool,
     mesh: Mesh,
     settings: Settings,
     with_guidance: bool,
@@ -259,7 +296,8 @@ def _compile(
         if known is not None and settings.strength < 1:
             alpha, sigma = process.alpha_sigma(times[0])
             z = alpha * known.video + sigma / jnp.hypot(alpha, sigma) * z
-        video = jnp.clip(sample(denoise, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys), -1, 1)
+        video = sample(denoise, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys)
+        video = jnp.clip(video, -1, 1) if in_pixels else video
         return known.put(video) if known is not None and coarse == 1 and settings.exact else video
 
     # Whole on every process, for any of them to write.
