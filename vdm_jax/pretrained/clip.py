@@ -1,0 +1,177 @@
+"""The CLIP encoders of the published latent video models, of text and of images, in the format of transformers.
+
+A setting that is not implemented is an error, never ignored.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+from jax.sharding import Mesh
+from safetensors.numpy import save_file
+
+from vdm_jax.errors import InputError
+from vdm_jax.models.clip import ACTIVATIONS, ClipText, ClipVision
+from vdm_jax.models.keys import Keys
+from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.pretrained.folder import Weights, component
+from vdm_jax.pretrained.names import Naming, Table, load_params, torch_tensors
+from vdm_jax.typing import Params
+
+Config = dict[str, Any]
+
+_BLOCKS: Table = (
+    (r"^blocks/", "encoder/layers/"),
+    (r"/norm([12])/", r"/layer_norm\1/"),
+    (r"/([qkv]|out)/", r"/self_attn/\1_proj/"),
+    (r"/up/", "/mlp/fc1/"),
+    (r"/down/", "/mlp/fc2/"),
+    (r"^positions$", "embeddings/position_embedding/weight"),
+    (r"/(kernel|scale|embedding)$", "/weight"),
+)
+_TEXT: Table = ((r"^embed/", "embeddings/token_embedding/"), (r"^norm/", "final_layer_norm/"), *_BLOCKS)
+_HUB_TEXT: Table = (*_TEXT, (r"^", "text_model/"))
+_VISION: Table = (
+    (r"^class_token$", "embeddings/class_embedding"),
+    (r"^patches/", "embeddings/patch_embedding/"),
+    (r"^norm_in/", "pre_layrnorm/"),
+    (r"^norm/", "post_layernorm/"),
+    *_BLOCKS,
+    (r"^(?!projection/)", "vision_model/"),
+    (r"^projection/", "visual_projection/"),
+)
+_COMMON = {
+    "hidden_size": "width",
+    "intermediate_size": "middle",
+    "num_attention_heads": "heads",
+    "num_hidden_layers": "depth",
+    "hidden_act": "activation",
+    "layer_norm_eps": "epsilon",
+}
+_TEXT_KEYS = _COMMON | {"vocab_size": "vocabulary", "max_position_embeddings": "length", "eos_token_id": "end"}
+_VISION_KEYS = _COMMON | {"image_size": "size", "patch_size": "patch", "num_channels": "channels"}
+_VISION_KEYS |= {"projection_dim": "projection"}
+# What is for training, or another's business.
+_IGNORED = ("_name_or_path", "model_type", "transformers_version", "torch_dtype", "dtype", "dropout")
+_IGNORED += ("attention_dropout", "initializer_factor", "initializer_range")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """Of encoder: our module, its name there, the argument that each key of its config is, and its tensors' names."""
+
+    module: type[ClipText] | type[ClipVision]
+    architecture: str
+    keys: dict[str, str]
+    table: Table
+    ignored: tuple[str, ...] = _IGNORED
+
+
+_KINDS = {
+    "clip_text_model": _Kind(
+        ClipText,
+        "CLIPTextModel",
+        _TEXT_KEYS,
+        _HUB_TEXT,
+        (*_IGNORED, "bos_token_id", "pad_token_id", "projection_dim"),
+    ),
+    "clip_vision_model": _Kind(ClipVision, "CLIPVisionModelWithProjection", _VISION_KEYS, _VISION),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PublishedEncoder:
+    """A loaded encoder: `nnx.merge(graphdef, params)` is the module; `config` is that of its folder."""
+
+    graphdef: nnx.GraphDef
+    params: Params
+    config: Config
+
+
+def load_text_encoder(folder: str | Path, *, mesh: Mesh | None = None, dtype="float32") -> PublishedEncoder:
+    """Loads a `ClipText` from its folder, or from that of its pipeline.
+
+    Raises:
+        InputError: another model, an unknown setting, pickles, or tensors that the config does not say.
+    """
+    return _load(component(folder, "text_encoder"), "clip_text_model", mesh, dtype)
+
+
+def load_image_encoder(folder: str | Path, *, mesh: Mesh | None = None, dtype="float32") -> PublishedEncoder:
+    """Loads a `ClipVision`, as `load_text_encoder` does a `ClipText`."""
+    return _load(component(folder, "image_encoder"), "clip_vision_model", mesh, dtype)
+
+
+def _load(folder: Path, model_type: str, mesh: Mesh | None, dtype) -> PublishedEncoder:
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != model_type:
+        raise InputError(f"{folder}: model_type={config.get('model_type')!r} must be {model_type!r}")
+    module, arguments, naming = translate(config)
+    weights = Weights(folder)
+    for name in [name for name in weights if name.endswith(".position_ids")]:
+        weights.take(name)  # older files count the positions
+    if module is ClipText and not any(name.startswith("text_model.") for name in weights):
+        naming = Naming(_TEXT)  # transformers 5 leaves the prefix out
+    abstract = nnx.eval_shape(lambda: module(**arguments, dtype=dtype, rngs=Keys(0)))
+    mesh = make_mesh() if mesh is None else mesh
+    params = load_params(weights, abstract, naming, mesh=mesh, where=str(folder))
+    return PublishedEncoder(nnx.split(abstract)[0], params, config)
+
+
+def save_encoder(encoder: PublishedEncoder, folder: str | Path) -> None:
+    """Writes config.json and safetensors that transformers loads, under the names that the hub has."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "model.tmp"
+    save_file(torch_tensors(encoder.params, translate(encoder.config)[2]), temporary, metadata={"format": "pt"})
+    temporary.replace(folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(encoder.config, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Config:
+    """The object in a file."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} must hold an object, not {type(config).__name__}")
+    return config
+
+
+def translate(config: Config) -> tuple[type[ClipText] | type[ClipVision], dict[str, Any], Naming]:
+    """(module, its arguments, names of its parameters) of a config.
+
+    Raises:
+        InputError: another model, or a setting that is not implemented.
+    """
+    kind = _KINDS.get(config.get("model_type"))
+    if kind is None:
+        raise InputError(f"model_type={config.get('model_type')!r} must be one of {', '.join(_KINDS)}")
+    must = {"architectures": ([kind.architecture], None), "use_attention_mask": (False, None)}
+    for key, value in config.items():
+        if key not in must | kind.keys and key not in kind.ignored:
+            raise InputError(f"{kind.architecture}: {key}={value!r} is not known")
+        if key in must and value not in must[key]:
+            raise InputError(f"{kind.architecture}: {key}={value!r} is not implemented; it must be {must[key][0]!r}")
+    for key in kind.keys:
+        if key not in config:
+            raise InputError(f"{kind.architecture}: the config must have {key}")
+        value = config[key]
+        if key == "hidden_act":
+            fit, what = value in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"
+        elif key == "layer_norm_eps":
+            fit, what = isinstance(value, int | float) and 0 < value < 1, "a number between 0 and 1"
+        else:
+            fit, what = type(value) is int and value > 0, "a whole number above 0"
+        if not fit:
+            raise InputError(f"{kind.architecture}: {key}={value!r} is not implemented; it must be {what}")
+    if config["hidden_size"] % config["num_attention_heads"]:
+        size, heads = config["hidden_size"], config["num_attention_heads"]
+        raise InputError(f"{kind.architecture}: hidden_size={size} must be a multiple of num_attention_heads={heads}")
+    arguments = {ours: config[key] for key, ours in kind.keys.items()}
+    if arguments.get("end") == 2:
+        arguments["end"] = None  # configs of old say 2 by mistake, and the highest token is meant
+    return kind.module, arguments, Naming(kind.table)
