@@ -38,6 +38,8 @@ setup(
         "av>=14",
         "pillow>=11",
         "tqdm>=4.66",
+        "safetensors>=0.5",
+        "tokenizers>=0.21",
     ],
     extras_require={
         "cuda": ["jax[cuda13]>=0.10"],

@@ -1,7 +1,8 @@
-"""Draws videos from a trained run: from prompts alone, or with a part of the video known.
+"""Draws videos from a trained run or a published model: from prompts alone, or with a part of the video known.
 
 python experiments/sample.py --run runs/digits --prompt "the digit 3 moves left" --num 4 --format gif,mp4,png
 python experiments/sample.py --run runs/digits --video in.mp4 --extend 24
+python experiments/sample.py --pretrained text-to-video-ms-1.7b --prompt "a panda on a surfboard" --dtype bfloat16
 """
 
 import dataclasses
@@ -15,14 +16,19 @@ from vdm_jax.errors import InputError
 
 RUN = flags.DEFINE_string("run", None, "Run folder to sample from.")
 CASCADE = flags.DEFINE_list("cascade", None, "In its place several: each makes finer what the one before it drew.")
+PRETRAINED = flags.DEFINE_string("pretrained", None, "In its place a published model's folder (diffusers format).")
+ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of AnimateDiff's motion modules, for an image model.")
+SIZE = flags.DEFINE_list("size", None, "Rows,columns of a published model's videos (default: as published).")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of a published model's computation.")
 PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "A prompt; may be given several times. '0: one | 8: another' changes at frame 8."
 )
 PROMPTS = flags.DEFINE_string("prompts", None, "A text file with one prompt a line.")
+NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What guidance leads away from (default: the empty prompt).")
 NUM = flags.DEFINE_integer("num", 1, "Videos for each prompt.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same videos.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps (default: the run's config).")
-SOLVER = flags.DEFINE_string("solver", None, "ddim, heun or dpmpp (default: the run's config).")
+SOLVER = flags.DEFINE_string("solver", None, "ddim, heun or dpmpp (default: the run's config, or as published).")
 ETA = flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1 (ancestral sampling).")
 GRID = flags.DEFINE_string("grid", None, "Spacing of the steps: uniform, log_snr, karras …")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1 is none.")
@@ -46,15 +52,20 @@ EXACT = flags.DEFINE_bool(
     "exact", None, "--noexact: the network draws what is known, too, and blends it into the rest."
 )
 BATCH = flags.DEFINE_integer("batch_size", 16, "Videos drawn at a time.", lower_bound=1)
-OUT = flags.DEFINE_string("out", None, "Output folder (default: <run>/samples/seed<seed>).")
+OUT = flags.DEFINE_string("out", None, "Output folder (default: <run>/samples/seed<seed>, or samples/<model>/…).")
 FORMAT = flags.DEFINE_list("format", ["gif", "mp4", "png"], "Any of gif, mp4, webm, png (frames in a row), npy.")
 SCALE = flags.DEFINE_integer("scale", 0, "Enlargement of every pixel; 0: to about 128 pixels.", lower_bound=0)
 
 
 def main() -> None:
     """Checks the input, loads, draws with progress, writes, and says where."""
-    if bool(RUN.value) == bool(CASCADE.value):
-        raise InputError("--run=runs/<name> is needed, or --cascade=<run>,<run>,… in its place")
+    if [bool(flag.value) for flag in (RUN, CASCADE, PRETRAINED)].count(True) != 1:
+        raise InputError(
+            "--run=runs/<name> is needed, or in its place --cascade=<run>,<run>,… or --pretrained=<folder>"
+        )
+    if not PRETRAINED.value:
+        for name in _given({"motion_adapter": ADAPTER, "size": SIZE}):
+            raise InputError(f"--{name} needs --pretrained=<model>")
     prompts = _prompts()
 
     from vdm_jax.generation.modes import finer, first_frames, windows_of
@@ -66,8 +77,8 @@ def main() -> None:
     for suffix in FORMAT.value:
         if f".{suffix}" not in WRITABLE:
             raise InputError(f"--format={suffix} must be of {', '.join(s.lstrip('.') for s in WRITABLE)}")
-    runs = CASCADE.value or [RUN.value]
-    pipeline, *later = map(load, runs)
+    runs = CASCADE.value or [RUN.value or PRETRAINED.value]
+    pipeline, *later = map(load, runs) if not PRETRAINED.value else [_published()]
     task, known = _task(pipeline)
     changes = _given({"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID, "guidance": GUIDANCE})
     noise = _given({"known_noise": KNOWN_NOISE})
@@ -88,7 +99,8 @@ def main() -> None:
         planned = finer(stage, planned.video, planned.fps)
         stage.check(asked, coarse=planned.coarse, **changes, **noise)
 
-    out = Path(OUT.value) if OUT.value else Path(runs[-1]) / "samples" / f"seed{SEED.value}"
+    here = Path("samples") / Path(runs[-1]).name if PRETRAINED.value else Path(runs[-1]) / "samples"
+    out = Path(OUT.value) if OUT.value else here / f"seed{SEED.value}"
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -116,6 +128,17 @@ def main() -> None:
     print(f"{len(drawn)} videos in {out} ({', '.join(FORMAT.value)}); side by side in {out / 'sheet.png'}")
 
 
+def _published():
+    """The pipeline of --pretrained."""
+    from vdm_jax.generation.published import load_published
+
+    size = _whole_numbers("size", SIZE.value) if SIZE.value else None
+    if size is not None and len(size) != 2:
+        raise InputError(f"--size={','.join(SIZE.value)} must be rows,columns")
+    options = {"motion_adapter": ADAPTER.value, "size": size and tuple(size), "dtype": DTYPE.value}
+    return load_published(PRETRAINED.value, **options)
+
+
 def _given(chosen: dict[str, flags.FlagHolder]) -> dict:
     return {name: flag.value for name, flag in chosen.items() if flag.value is not None}
 
@@ -132,6 +155,7 @@ def _draw(pipeline, parts, changes, partial: Path) -> list:
         for first, prompts, task in parts:
             where = {"first": first, "partial": partial.with_name(f"{partial.name}-{first}.npy")}
             more = {"seed": SEED.value, "batch_size": BATCH.value, "context": CONTEXT.value}
+            more |= _given({"negative": NEGATIVE})
             for videos in generate(pipeline, prompts, task, **where, **more, **changes):
                 bar.update(len(videos))
             drawn += list(videos)

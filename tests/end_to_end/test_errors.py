@@ -78,8 +78,11 @@ CASES = {
         [*TRAIN, "--workdir={run}", "--config.ema=0.5"],
         "was started with config.ema=0.9, not 0.5: use another workdir, or that value",
     ),
-    "no run": (["experiments/sample.py"], "--run=runs/<name> is needed, or --cascade=<run>,<run>"),
-    "a run and a cascade": ([*SAMPLE, "--cascade={run}"], "--run=runs/<name> is needed, or --cascade=<run>,<run>"),
+    "no run": (["experiments/sample.py"], "--run=runs/<name> is needed, or in its place --cascade=<run>,<run>"),
+    "a run and a cascade": (
+        [*SAMPLE, "--cascade={run}"],
+        "--run=runs/<name> is needed, or in its place --cascade=<run>,<run>",
+    ),
     "a cascade of runs that are not for it": (
         ["experiments/sample.py", "--cascade={run},{run}", "--out={new}"],
         "a later stage of a cascade must have been trained to be told what is known (config.known)",
@@ -93,6 +96,12 @@ CASES = {
         [*SAMPLE, "--prompt=0: a | 3: b", "--frames=6"],
         "changes at frame 3, but the windows draw from frames 0, 4 on",
     ),
+    "an adapter without its model": ([*SAMPLE, "--motion_adapter=x"], "--motion_adapter needs --pretrained=<model>"),
+    "no folder of a model": (
+        ["experiments/sample.py", "--pretrained=nowhere"],
+        "nowhere is not a folder; download the model",
+    ),
+    "a run and a model": ([*SAMPLE, "--pretrained=x"], "--run=runs/<name> is needed, or in its place"),
     "enlarged by what does not divide": ([*SAMPLE, "--video={video}", "--enlarge=3"], "--enlarge=3 must divide the 8"),
     "enlarged by a run that is not for it": (
         [*SAMPLE, "--video={small}", "--enlarge=2"],

@@ -12,8 +12,9 @@ from flax import nnx
 from tests.pretrained.networks import UNETS, inputs, module_of, tensor
 from vdm_jax.models.keys import Keys
 from vdm_jax.models.latent_unet import LatentUNet
+from vdm_jax.pretrained.families import translate, with_motion
 from vdm_jax.pretrained.names import torch_shapes
-from vdm_jax.pretrained.unets import load_unet, save_unet, translate, with_motion
+from vdm_jax.pretrained.unets import load_unet, save_unet
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -14,8 +14,8 @@ from flax import nnx
 from vdm_jax.models.keys import Keys
 from vdm_jax.models.latent_unet import LatentUNet
 from vdm_jax.parallel.sharding import path_name
+from vdm_jax.pretrained.families import translate
 from vdm_jax.pretrained.names import from_torch, torch_name, torch_shapes
-from vdm_jax.pretrained.unets import translate
 
 _TWO = {"layers_per_block": 2}
 _IMAGE = {

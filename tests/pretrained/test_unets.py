@@ -15,8 +15,9 @@ from vdm_jax.errors import InputError
 from vdm_jax.models.keys import Keys
 from vdm_jax.models.latent_unet import LatentUNet
 from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.pretrained.families import translate, with_motion
 from vdm_jax.pretrained.names import Naming, from_torch, to_torch, torch_shapes
-from vdm_jax.pretrained.unets import load_unet, save_unet, tensors_of, translate, with_motion
+from vdm_jax.pretrained.unets import load_unet, save_unet, tensors_of
 
 GOLDEN = Path(__file__).parent / "golden.npz"  # made by make_golden.py
 IMAGE, MOTION, SVD = (UNETS[name][0] for name in ("image", "animatediff", "svd"))

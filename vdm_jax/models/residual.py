@@ -17,6 +17,7 @@ class ResidualBlock(nnx.Module):
     """x + conv(SiLU(GN(conv(SiLU(GN(x))) + Linear(SiLU(e))))): convolutions within frames, or between them.
 
     In time, statistics are over all frames, and a convolution is a matrix product with the three frames around.
+    `embedding` is the width of e, None for a block that is told nothing (autoencoders).
     """
 
     def __init__(self, channels_in, channels, embedding, *, groups, epsilon, across_frames=False, dtype, rngs):
@@ -31,17 +32,18 @@ class ResidualBlock(nnx.Module):
 
         self.norm1 = GroupNorm(channels_in, dtype, rngs, **norm)
         self.conv1 = conv(channels_in)
-        self.embedding = nnx.Linear(embedding, channels, **common)
+        self.embedding = None if embedding is None else nnx.Linear(embedding, channels, **common)
         self.norm2 = GroupNorm(channels, dtype, rngs, **norm)
         self.conv2 = conv(channels)
         self.shortcut = None if channels_in == channels else nnx.Linear(channels_in, channels, **common)
 
     def __call__(
-        self, x: Float[Array, "B T H W C"], embedding: Float[Array, "B G E"], layout: Layout
+        self, x: Float[Array, "B T H W C"], embedding: Float[Array, "B G E"] | None, layout: Layout
     ) -> Float[Array, "B T H W C2"]:
         """G is 1 (one embedding for the video) or T (one for each frame)."""
         hidden = self._convolve(self.conv1, jax.nn.silu(self.norm1(x)), layout)
-        hidden = hidden + self.embedding(jax.nn.silu(embedding))[:, :, None, None]
+        if self.embedding is not None:
+            hidden = hidden + self.embedding(jax.nn.silu(embedding))[:, :, None, None]
         hidden = self._convolve(self.conv2, jax.nn.silu(self.norm2(hidden)), layout)
         return (x if self.shortcut is None else self.shortcut(x)) + hidden
 
@@ -67,10 +69,14 @@ class TimeConvStack(nnx.Module):
 
 
 class Blend(nnx.Module):
-    """sigmoid(mix)·space + (1 − sigmoid(mix))·time; of frames that are stills, space alone (Blattmann et al. 2023)."""
+    """sigmoid(mix)·space + (1 − sigmoid(mix))·time; of frames that are stills, space alone (Blattmann et al. 2023).
 
-    def __init__(self):
-        self.mix = nnx.Param(jnp.full((1,), 0.5, jnp.float32))
+    `switched`: sigmoid(mix) is the share of time, as in the decoder; the mix then starts at 0.
+    """
+
+    def __init__(self, switched=False):
+        self.switched = switched
+        self.mix = nnx.Param(jnp.full((1,), 0.0 if switched else 0.5, jnp.float32))
 
     def __call__(
         self,
@@ -79,7 +85,7 @@ class Blend(nnx.Module):
         stills: Bool[Array, "B T"] | None,
     ) -> Float[Array, "B T H W C"]:
         """The blend of what was computed within frames and between them."""
-        share = jax.nn.sigmoid(self.mix[...])
+        share = jax.nn.sigmoid(-self.mix[...] if self.switched else self.mix[...])
         if stills is not None:
             share = jnp.where(stills[:, :, None, None, None], 1.0, share)
         share = share.astype(space.dtype)
@@ -89,14 +95,14 @@ class Blend(nnx.Module):
 class BlendedTimeBlock(nnx.Module):
     """A residual block in time, blended with its input."""
 
-    def __init__(self, channels, embedding, **options):
+    def __init__(self, channels, embedding, *, switched=False, **options):
         self.block = ResidualBlock(channels, channels, embedding, across_frames=True, **options)
-        self.blend = Blend()
+        self.blend = Blend(switched)
 
     def __call__(
         self,
         x: Float[Array, "B T H W C"],
-        embedding: Float[Array, "B G E"],
+        embedding: Float[Array, "B G E"] | None,
         stills: Bool[Array, "B T"] | None,
         layout: Layout,
     ) -> Float[Array, "B T H W C"]:
@@ -105,13 +111,14 @@ class BlendedTimeBlock(nnx.Module):
 
 
 class StridedConv(nnx.Module):
-    """Halves rows and columns: a convolution with stride 2 and a border of one pixel."""
+    """Halves rows and columns: a convolution with stride 2 and a border of one pixel, or only `border_after` them."""
 
-    def __init__(self, channels, *, dtype, rngs):
-        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs)
+    def __init__(self, channels, *, border_after=False, dtype, rngs):
+        padding = (0, 1) if border_after else (1, 1)
+        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=(padding,) * 2, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C"]:
-        """An odd number of rows or columns is rounded up."""
+        """An odd number of rows or columns is rounded up; down where the border is only below and to the right."""
         images = self.conv(x.reshape(-1, *x.shape[2:]))
         return images.reshape(*x.shape[:2], *images.shape[1:])
 

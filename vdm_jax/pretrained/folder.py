@@ -14,9 +14,9 @@ NAMES = ("diffusion_pytorch_model", "model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The config.json of a folder, or of its subfolder `unet` where the folder is that of a whole pipeline."""
-    path = component(folder, "unet") / "config.json"
+def read_config(folder: str | Path, name: str = "unet") -> dict[str, Any]:
+    """The config.json of a folder, or of its subfolder `name` where the folder is that of a whole pipeline."""
+    path = component(folder, name) / "config.json"
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:

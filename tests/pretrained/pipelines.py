@@ -1,0 +1,52 @@
+"""A tiny published pipeline as a folder: ModelScope, all its weights functions of their names."""
+
+import json
+from pathlib import Path
+
+from flax import nnx
+from safetensors.numpy import save_file
+
+from tests.pretrained.make_golden_clip import ENCODERS, write_vocabulary
+from tests.pretrained.networks import UNETS, tensor
+from tests.pretrained.tiny_autoencoders import AUTOENCODERS
+from vdm_jax.models.autoencoder import Autoencoder
+from vdm_jax.models.keys import Keys
+from vdm_jax.models.latent_unet import LatentUNet
+from vdm_jax.pretrained import autoencoders, clip, families
+from vdm_jax.pretrained.folder import NAMES
+from vdm_jax.pretrained.names import torch_shapes
+
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+TEXT = ENCODERS["text, quick"] | {"hidden_size": 8, "num_attention_heads": 2, "max_position_embeddings": 77}
+
+
+def write_pipeline(folder: Path) -> Path:
+    """Videos of 16×16 pixels from latents of 8×8."""
+    words = write_vocabulary(folder / "tokenizer")
+    count = len(json.loads((words / "vocab.json").read_text()))
+    text, unet = TEXT | {"vocab_size": count, "eos_token_id": count - 1}, UNETS["modelscope"][0] | {"sample_size": 8}
+    kind, arguments, naming = clip.translate(text)
+    _write(folder / "text_encoder", "model", text, kind, arguments, naming)
+    _write(folder / "unet", NAMES[0], unet, LatentUNet, *families.translate(unet))
+    autoencoder = AUTOENCODERS["image"][0]
+    _write(folder / "vae", NAMES[0], autoencoder, Autoencoder, *autoencoders.translate(autoencoder))
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "TextToVideoSDPipeline"}))
+    return folder
+
+
+def _write(folder, name, config, kind, arguments, naming):
+    folder.mkdir(parents=True)
+    abstract = nnx.split(nnx.eval_shape(lambda: kind(**arguments, rngs=Keys(0))))[1]
+    shapes = torch_shapes(nnx.to_pure_dict(abstract), naming)
+    save_file({name: tensor(name, shape) for name, shape in shapes.items()}, folder / f"{name}.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))

@@ -1,0 +1,123 @@
+"""Published text-to-video models as a `Pipeline`: ModelScope, and AnimateDiff in Stable Diffusion."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from vdm_jax.errors import InputError
+from vdm_jax.generation import pipeline
+from vdm_jax.generation.pipeline import Codec, Pipeline, Settings
+from vdm_jax.models.autoencoder import decode_in_chunks
+from vdm_jax.models.latent_denoiser import LatentDenoiser
+from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.pretrained.autoencoders import PublishedAutoencoder, load_autoencoder, translate
+from vdm_jax.pretrained.clip import load_text_encoder
+from vdm_jax.pretrained.scheduler import ANIMATEDIFF, read_scheduler, schedule_of
+from vdm_jax.pretrained.tokenizer import load_tokenizer
+from vdm_jax.pretrained.unets import load_unet
+
+# As published: (frames, latent rows and columns, steps, guidance, frames a second).
+DEFAULTS = {
+    "UNet3DConditionModel": (16, 32, 50, 9.0, 8.0),
+    "UNetMotionModel": (16, 64, 50, 7.5, 8.0),
+}
+CHUNK = 4  # frames that the autoencoder works on at a time, at most
+
+
+def load(path: str | Path, **options) -> Pipeline:
+    """The pipeline of a run's folder (`pipeline.load`), or of a published model's (`load_published`)."""
+    published = (Path(path) / "model_index.json").exists()
+    return load_published(path, **options) if published else pipeline.load(path, **options)
+
+
+def load_published(
+    folder: str | Path,
+    *,
+    motion_adapter: str | Path | None = None,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+) -> Pipeline:
+    """Loads a pipeline's folder in the diffusers format: `load_published("ms-1.7b")(["a panda"], seed=0)`.
+
+    Args:
+        folder: of ModelScope, of AnimateDiff as a pipeline, or of Stable Diffusion with a `motion_adapter`.
+        frames, size: of a video, (rows, columns) in pixels (default: as published).
+        dtype: of the computation.
+        mesh: default: all devices along data.
+
+    Raises:
+        InputError: a family that has no pipeline here, or what the parts of it refuse.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    unet = load_unet(folder, motion_adapter=motion_adapter, mesh=mesh, dtype=dtype)
+    kind = unet.config["_class_name"]
+    if kind == "UNet2DConditionModel":
+        raise InputError(f"{folder} draws images; a motion adapter makes them move (motion_adapter)")
+    if kind not in DEFAULTS:
+        raise InputError(f"{kind} has no pipeline here yet, only its network (pretrained.unets.load_unet)")
+    schedule = schedule_of(ANIMATEDIFF) if motion_adapter else read_scheduler(folder)
+    text = load_text_encoder(folder, mesh=mesh, dtype=dtype)
+    autoencoder = load_autoencoder(folder, mesh=mesh, dtype=dtype)
+    usual, side, steps, guidance, fps = DEFAULTS[kind]
+    frames = usual if frames is None else frames
+    longest = unet.config.get("motion_max_seq_length", frames)
+    if not 1 <= frames <= longest:
+        raise InputError(f"frames={frames} must be at least 1 and at most {longest}")
+    images, _ = translate(autoencoder.config)
+    factor = 2 ** (len(images["widths"]) - 1)
+    side = unet.config.get("sample_size") or side
+    rows, columns = size or [factor * n for n in ([side] * 2 if isinstance(side, int) else side)]
+    if rows % factor or columns % factor or min(rows, columns) < factor:
+        raise InputError(f"size={rows},{columns} must be multiples of {factor}")
+
+    denoiser = LatentDenoiser(nnx.merge(text.graphdef, text.params), nnx.merge(unet.graphdef, unet.params))
+    graphdef, params = nnx.split(denoiser)
+    latents = (frames, rows // factor, columns // factor, unet.config["in_channels"])
+    return Pipeline(
+        graphdef=graphdef,
+        params=nnx.to_pure_dict(params),
+        process=schedule.process,
+        prediction=schedule.prediction,
+        shape=(frames, rows, columns, images["channels_out"]),
+        tokenize=load_tokenizer(folder),
+        mesh=mesh,
+        fps=fps,
+        settings=Settings(
+            steps=steps,
+            solver=schedule.solver,
+            grid=schedule.grid,
+            grid_options=schedule.grid_options,
+            guidance=guidance,
+            clip=None,
+        ),
+        step=0,
+        codec=make_codec(autoencoder, latents),
+    )
+
+
+def make_codec(autoencoder: PublishedAutoencoder, shape: tuple[int, int, int, int]) -> Codec:
+    """The autoencoder of images on the frames of a video, a few at a time; latents are scaled for the network."""
+    scale, params = autoencoder.scaling_factor, autoencoder.params
+    frames = max(n for n in range(1, CHUNK + 1) if shape[0] % n == 0)  # one shape for all chunks
+
+    @jax.jit
+    def encode(params, video):
+        mean, _ = nnx.merge(autoencoder.graphdef, params).encode(video)
+        return scale * mean
+
+    @jax.jit
+    def decode(params, latents):
+        return nnx.merge(autoencoder.graphdef, params).decode(latents / scale)
+
+    return Codec(
+        shape,
+        lambda video: jnp.concatenate(
+            [encode(params, video[:, start : start + frames]) for start in range(0, video.shape[1], frames)], axis=1
+        ),
+        lambda latents: decode_in_chunks(lambda chunk: decode(params, chunk), latents, frames),
+    )

@@ -1,0 +1,250 @@
+"""The autoencoders of the published latent models: Stable Diffusion's, and that with a decoder in time.
+
+An image autoencoder (Rombach et al. 2022) takes each frame apart. Stable Video Diffusion (Blattmann et al. 2023) keeps
+its encoder and gives every layer of the decoder a residual block in time.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from vdm_jax.errors import InputError
+from vdm_jax.models.attention import Source, attend_space
+from vdm_jax.models.residual import BlendedTimeBlock, ResidualBlock, StridedConv, UpsampleConv
+from vdm_jax.models.space import ONE_DEVICE, GroupNorm, Layout, split_heads
+from vdm_jax.models.time import with_neighbours
+from vdm_jax.typing import Array, Float
+
+EPSILON = 1e-6  # of all norms but those in time (1e-5)
+
+Decode = Callable[[Array], Array]
+
+
+class MiddleAttention(nnx.Module):
+    """Group norm, attention over the pixels of each frame, added to the input; q, k, v and out have biases."""
+
+    def __init__(self, channels, *, heads=1, groups, dtype, rngs):
+        common = dict(dtype=dtype, rngs=rngs)
+        self.heads = heads
+        self.norm = GroupNorm(channels, dtype, rngs, groups=groups, epsilon=EPSILON)
+        self.q, self.k, self.v, self.out = (nnx.Linear(channels, channels, **common) for _ in range(4))
+
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+        """Its input and what the attention makes of it."""
+        pixels = rearrange(self.norm(x), "b t h w c -> b t (h w) c")
+        q, k, v = (split_heads(linear(pixels), 1, self.heads)[0] for linear in (self.q, self.k, self.v))
+        out = attend_space(q, Source(k, v))  # a head as wide as the level is too wide for the fused kernel
+        return x + self.out(rearrange(out, "b t p n d -> b t p (n d)")).reshape(x.shape)
+
+
+class Layer(nnx.Module):
+    """A residual block in space, and one in time where the decoder is `in_time`."""
+
+    def __init__(self, channels_in, channels, *, in_time=False, **common):
+        self.space_conv = ResidualBlock(channels_in, channels, None, epsilon=EPSILON, **common)
+        self.time_conv = BlendedTimeBlock(channels, None, switched=True, epsilon=1e-5, **common) if in_time else None
+
+    def __call__(self, x: Float[Array, "B T H W C"], layout: Layout) -> Float[Array, "B T H W C2"]:
+        x = layout(self.space_conv(layout(x, "space"), None, layout), "space")
+        if self.time_conv is not None:
+            x = layout(self.time_conv(layout(x, "time"), None, None, layout), "time")
+        return layout(x, "space")
+
+
+class Middle(nnx.Module):
+    """Layer, attention, layer. With one layer there is no attention, as published, though it has parameters."""
+
+    def __init__(self, channels, *, layers=2, in_time=False, **common):
+        self.layers = nnx.List(Layer(channels, channels, in_time=in_time, **common) for _ in range(layers))
+        self.attention = MiddleAttention(channels, **common)
+
+    def __call__(self, x: Float[Array, "B T H W C"], layout: Layout) -> Float[Array, "B T H W C"]:
+        x = self.layers[0](x, layout)
+        for layer in self.layers[1:]:
+            x = layer(self.attention(x), layout)
+        return x
+
+
+class Encoder(nnx.Module):
+    """From frames to mean and log variance of their latents, side by side in the channels; each frame apart."""
+
+    def __init__(self, channels_in, channels_out, *, widths, blocks, groups, dtype, rngs):
+        common = dict(dtype=dtype, rngs=rngs)
+        self.conv_in = nnx.Conv(channels_in, widths[0], (3, 3), **common)
+        self.down, self.downsample, width = nnx.List(), nnx.List(), widths[0]
+        for level, wide in enumerate(widths):
+            before = [width, *[wide] * (blocks - 1)]
+            self.down.append(nnx.List(Layer(channels, wide, groups=groups, **common) for channels in before))
+            width = wide
+            if level < len(widths) - 1:
+                self.downsample.append(StridedConv(width, border_after=True, **common))
+        self.middle = Middle(width, groups=groups, **common)
+        self.norm = GroupNorm(width, dtype, rngs, groups=groups, epsilon=EPSILON)
+        self.conv_out = nnx.Conv(width, channels_out, (3, 3), **common)
+
+    def __call__(self, x: Float[Array, "B T H W C"], layout: Layout = ONE_DEVICE) -> Float[Array, "B T H2 W2 C2"]:
+        """Rows and columns are halved between levels, odd ones rounded down."""
+        x = layout.per_frame(self.conv_in, layout(x, "space"))
+        for level, layers in enumerate(self.down):
+            for layer in layers:
+                x = layer(x, layout)
+            if level < len(self.downsample):
+                x = self.downsample[level](x)
+        return layout.per_frame(self.conv_out, jax.nn.silu(self.norm(self.middle(x, layout))))
+
+
+class Decoder(nnx.Module):
+    """From latents to frames; `in_time`, frames see each other, and a convolution over three of them ends it."""
+
+    def __init__(self, channels_in, channels_out, *, widths, blocks, in_time, groups, dtype, rngs):
+        common = dict(dtype=dtype, rngs=rngs)
+        layer, width = dict(in_time=in_time, groups=groups) | common, widths[-1]
+        self.conv_in = nnx.Conv(channels_in, width, (3, 3), **common)
+        self.middle = Middle(width, layers=blocks if in_time else 2, **layer)
+        self.up, self.upsample = nnx.List(), nnx.List()
+        for level, wide in enumerate(reversed(widths)):
+            self.up.append(nnx.List(Layer(before, wide, **layer) for before in [width, *[wide] * blocks]))
+            width = wide
+            if level < len(widths) - 1:
+                self.upsample.append(UpsampleConv(width, **common))
+        self.norm = GroupNorm(width, dtype, rngs, groups=groups, epsilon=EPSILON)
+        self.conv_out = nnx.Conv(width, channels_out, (3, 3), **common)
+        self.time_out = nnx.Linear(3 * channels_out, channels_out, **common) if in_time else None
+
+    def __call__(self, z: Float[Array, "B T H W C"], layout: Layout = ONE_DEVICE) -> Float[Array, "B T H2 W2 C2"]:
+        """Rows and columns are doubled between levels."""
+        x = self.middle(layout.per_frame(self.conv_in, layout(z, "space")), layout)
+        for level, layers in enumerate(self.up):
+            for layer in layers:
+                x = layer(x, layout)
+            if level < len(self.upsample):
+                x = self.upsample[level](x, (2 * x.shape[2], 2 * x.shape[3]), layout)
+        x = layout.per_frame(self.conv_out, jax.nn.silu(self.norm(x)))
+        return x if self.time_out is None else layout(self.time_out(with_neighbours(layout(x, "time"))), "space")
+
+
+class Autoencoder(nnx.Module):
+    """Autoencoder of frames with normal latents, as published.
+
+    Args:
+        channels_in, channels_out: of a frame. latent_channels: of a latent.
+        widths: channels of each level; between two levels, rows and columns are halved.
+        blocks: layers per level in the encoder (one more in the decoder).
+        in_time: the decoder has residual blocks in time (Stable Video Diffusion). Its middle has `blocks` layers.
+        quant, post_quant: a linear layer after the encoder, and before the decoder. groups: of every group norm.
+        dtype: of the computation; parameters are float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels_in: int = 3,
+        channels_out: int = 3,
+        latent_channels: int = 4,
+        widths: Sequence[int],
+        blocks: int,
+        in_time: bool = False,
+        quant: bool = True,
+        post_quant: bool = True,
+        groups: int = 32,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        for width in widths:
+            if width % groups:
+                raise InputError(f"groups={groups} must divide every width, not {width}")
+        if in_time and blocks > 2:
+            raise InputError(f"blocks={blocks} must be 1 or 2 with a decoder in time: no more are run in its middle")
+        common, moments = dict(dtype=dtype, rngs=rngs), 2 * latent_channels
+        shape = dict(widths=widths, blocks=blocks, groups=groups) | common
+        self.encoder = Encoder(channels_in, moments, **shape)
+        self.quant = nnx.Linear(moments, moments, **common) if quant else None
+        self.post_quant = nnx.Linear(latent_channels, latent_channels, **common) if post_quant else None
+        self.decoder = Decoder(latent_channels, channels_out, in_time=in_time, **shape)
+
+    def encode(
+        self, video: Float[Array, "B T H W C"], layout: Layout = ONE_DEVICE
+    ) -> tuple[Float[Array, "B T H2 W2 C2"], Float[Array, "B T H2 W2 C2"]]:
+        """Mean (the mode) and log variance of the latents of a video in [-1, 1], not scaled."""
+        moments = self.encoder(video, layout)
+        if self.quant is not None:
+            moments = self.quant(moments)
+        mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        return mean, jnp.clip(log_variance, -30.0, 20.0)
+
+    def decode(self, latents: Float[Array, "B T H W C"], layout: Layout = ONE_DEVICE) -> Float[Array, "B T H2 W2 C2"]:
+        """The video of latents as `encode` gives them: those of a diffusion model are first to be unscaled."""
+        latents = latents if self.post_quant is None else self.post_quant(latents)
+        return self.decoder(latents, layout).astype(jnp.float32)
+
+
+def sample_latents(
+    mean: Float[Array, "B T H W C"], log_variance: Float[Array, "B T H W C"], noise: Float[Array, "B T H W C"]
+) -> Float[Array, "B T H W C"]:
+    """Latents drawn by standard normal noise."""
+    return mean + jnp.exp(0.5 * log_variance) * noise
+
+
+def decode_in_chunks(
+    decode: Decode, latents: Float[Array, "B T H W C"], frames: int, overlap: int = 0
+) -> Float[Array, "B T H2 W2 C2"]:
+    """Decodes so many frames at a time, on the memory of one chunk where `decode` is compiled by itself.
+
+    A decoder in time sees no frame of another chunk, so that its answer depends on `frames`. As published, chunks do
+    not overlap, and the last may be shorter: it is a shape of its own, for frames added to it would be seen. With an
+    `overlap`, so many frames are cross-faded linearly, and the last chunk begins earlier instead: one shape for all.
+    """
+    if not 0 <= overlap < frames:
+        raise InputError(f"frames={frames} must be at least 1, and overlap={overlap} less, at least 0")
+    length = latents.shape[1]
+    starts = list(range(0, max(1, length - overlap), frames - overlap))
+    if overlap:
+        starts[-1] = max(0, length - frames)
+    done, last = [], decode(latents[:, :frames])
+    for before, start in itertools.pairwise(starts):
+        chunk = decode(latents[:, start : start + frames])
+        shared = before + frames - start
+        done.append(last[:, : start - before])
+        last = _fade(last, chunk, jnp.arange(1, shared + 1) / (shared + 1), axis=1)
+    return jnp.concatenate([*done, last], axis=1)
+
+
+def decode_in_tiles(
+    decode: Decode, latents: Float[Array, "B T H W C"], tile: int, overlap: float = 0.25
+) -> Float[Array, "B T H2 W2 C2"]:
+    """Decodes square tiles of the latents, a fraction `overlap` of each shared with its neighbours and cross-faded.
+
+    As published, tiles at the lower and right edges are smaller, of up to eight shapes more: what is added to a tile
+    would count in its norms and attention.
+    """
+    if tile < 1 or not 0 <= overlap < 1 or tile * overlap % 1:
+        raise InputError(f"tile={tile} times overlap={overlap} must be a whole number of latents, less than the tile")
+    step, (rows, columns) = tile - int(tile * overlap), latents.shape[2:4]
+    strips, above = [], []
+    for top in range(0, rows, step):
+        strip = []
+        for left in range(0, columns, step):
+            part = latents[:, :, top : top + tile, left : left + tile]
+            pixels = decode(part)
+            factor = pixels.shape[2] // part.shape[2]
+            for neighbour, axis in ((above[len(strip) :], 2), (strip[-1:], 3)):
+                if neighbour:
+                    shared = min((tile - step) * factor, pixels.shape[axis])
+                    pixels = _fade(neighbour[0], pixels, jnp.arange(shared) / shared, axis)
+            strip.append(pixels)
+        strips.append(jnp.concatenate([pixels[:, :, : step * factor, : step * factor] for pixels in strip], axis=3))
+        above = strip
+    return jnp.concatenate(strips, axis=2)
+
+
+def _fade(before: Array, after: Array, weights: Float[Array, "N"], axis: int) -> Array:
+    """`after`, its first N places cross-faded with the last N before it."""
+    n = len(weights)
+    weights = weights.reshape([-1 if i == axis else 1 for i in range(after.ndim)])
+    old = jax.lax.slice_in_dim(before, before.shape[axis] - n, None, axis=axis)
+    new, rest = jnp.split(after, [n], axis=axis)
+    return jnp.concatenate([old * (1 - weights) + new * weights, rest], axis=axis)

@@ -1,0 +1,34 @@
+"""A published U-Net and its text encoder as one module, with the face of `Denoiser`."""
+
+from flax import nnx
+
+from vdm_jax.models.clip import ClipText
+from vdm_jax.models.latent_unet import LatentUNet
+from vdm_jax.models.space import ONE_DEVICE, Layout
+from vdm_jax.models.text import Encoded
+from vdm_jax.typing import Array, Float, Int
+
+
+class LatentDenoiser(nnx.Module):
+    """Predicts latents from noisy latents and a text; it is told nothing of the video in channels of their own."""
+
+    told = False
+
+    def __init__(self, text: ClipText, unet: LatentUNet):
+        self.text, self.unet = text, unet
+
+    def encode(self, tokens: Int[Array, "B L"]) -> Encoded:
+        """Encodes the texts, one for all frames."""
+        return self.text(tokens[:, None])
+
+    def __call__(
+        self,
+        z: Float[Array, "B T H W C"],
+        time: Float[Array, "B"],
+        text: Encoded,
+        *,
+        known: None = None,
+        layout: Layout = ONE_DEVICE,
+    ) -> Float[Array, "B T H W C"]:
+        """`text` comes from `encode`."""
+        return self.unet(z, time, context=text.tokens, layout=layout)
