@@ -20,6 +20,8 @@ PRETRAINED = flags.DEFINE_string("pretrained", None, "In its place a published m
 ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of AnimateDiff's motion modules, for an image model.")
 SIZE = flags.DEFINE_list("size", None, "Rows,columns of a published model's videos (default: as published).")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of a published model's computation.")
+MOTION = flags.DEFINE_float("motion", None, "Stable Video Diffusion's motion bucket (default: 127).")
+CHUNK = flags.DEFINE_integer("chunk", None, "Frames that it decodes at a time (default: all).", lower_bound=1)
 PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "A prompt; may be given several times. '0: one | 8: another' changes at frame 8."
 )
@@ -64,7 +66,7 @@ def main() -> None:
             "--run=runs/<name> is needed, or in its place --cascade=<run>,<run>,… or --pretrained=<folder>"
         )
     if not PRETRAINED.value:
-        for name in _given({"motion_adapter": ADAPTER, "size": SIZE}):
+        for name in _given({"motion_adapter": ADAPTER, "size": SIZE, "motion": MOTION, "chunk": CHUNK}):
             raise InputError(f"--{name} needs --pretrained=<model>")
     prompts = _prompts()
 
@@ -135,8 +137,8 @@ def _published():
     size = _whole_numbers("size", SIZE.value) if SIZE.value else None
     if size is not None and len(size) != 2:
         raise InputError(f"--size={','.join(SIZE.value)} must be rows,columns")
-    options = {"motion_adapter": ADAPTER.value, "size": size and tuple(size), "dtype": DTYPE.value}
-    return load_published(PRETRAINED.value, **options)
+    options = _given({"motion_adapter": ADAPTER, "dtype": DTYPE, "motion": MOTION, "chunk": CHUNK})
+    return load_published(PRETRAINED.value, size=size and tuple(size), **options)
 
 
 def _given(chosen: dict[str, flags.FlagHolder]) -> dict:

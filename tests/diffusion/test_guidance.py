@@ -62,6 +62,15 @@ def test_formula_and_interval():
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_every_frame_may_have_its_weight():
+    weights = jnp.array([1.0, 2.0, 3.0, 4.0])
+    together = guided(predict, PROCESS, "v", weight=weights)(Z, T)
+    for frame, weight in enumerate(weights):
+        alone = guided(predict, PROCESS, "v", weight=weight)(Z, T)
+        for ours, expected in zip(together, alone, strict=True):
+            np.testing.assert_allclose(ours[:, frame], expected[:, frame], rtol=1e-5, atol=1e-6)
+
+
 def test_rescale_restores_the_standard_deviation():
     unconditional, conditional = outputs()
     weight = jnp.full(3, 5.0)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import vdm_jax
-from tests.pretrained.pipelines import write_pipeline
+from tests.pretrained.pipelines import write_image_to_video, write_pipeline
 from vdm_jax.diffusion.known import Known
 from vdm_jax.errors import InputError
-from vdm_jax.generation.modes import extend, generate
+from vdm_jax.generation.modes import extend, generate, keyframes
 from vdm_jax.generation.published import load_published
 from vdm_jax.parallel.mesh import make_mesh
 
@@ -58,6 +58,50 @@ def test_what_is_known_of_the_pixels_is_kept(pipeline):
     latents = pipeline._latent(Known(jax.numpy.asarray(known[None, :4]), jax.numpy.asarray(mask)))
     assert np.asarray(latents.mask)[0, 0, :, 0, 0].tolist() == [True] * 2 + [False] * 6
     assert latents.video.shape == (1, 4, 8, 8, 4)
+
+
+@pytest.fixture(scope="module")
+def animator(tmp_path_factory):
+    written = write_image_to_video(tmp_path_factory.mktemp("svd") / "pipeline")
+    return load_published(written, frames=3, size=(8, 16), chunk=2, mesh=make_mesh(devices=jax.devices()[:1]))
+
+
+def test_a_picture_begins_the_video_and_decides_the_rest(animator):
+    assert (animator.shape, animator.fps, animator.settings.guidance) == ((3, 8, 16, 3), 7.0, 3.0)
+    one, other = np.random.default_rng(0).uniform(-1, 1, (2, 8, 16, 3)).astype(np.float32)
+
+    def draw(picture, **changes):
+        *_, (video,) = generate(animator, [""], keyframes({0: picture}, 3, animator.fps), steps=2, **changes)
+        return video
+
+    video = draw(one)
+    np.testing.assert_array_equal(video[0], one)
+    assert np.isfinite(video).all()
+    assert np.abs(video).max() <= 1
+    for changed in (draw(other), draw(one, known_noise=0.5), draw(one, guidance=6.0), draw(one, seed=1)):
+        assert np.abs(video - changed)[1:].max() > 1e-3
+    assert np.abs(draw(one, exact=False)[0] - one).max() > 1e-3
+
+
+def test_a_video_goes_on_from_its_last_frame(animator):
+    known = np.random.default_rng(1).uniform(-1, 1, (2, 8, 16, 3)).astype(np.float32)
+    *_, (video,) = generate(animator, [""], extend(known, 4, 7.0), context=1, steps=2)
+    np.testing.assert_array_equal(video[:2], known)
+    assert video.shape == (6, 8, 16, 3)
+    with pytest.raises(InputError, match="--extend by a multiple of 2 with --context 1"):
+        list(generate(animator, [""], extend(known, 3, 7.0), context=1, steps=2))
+
+
+def test_what_an_animator_of_pictures_cannot_do(animator):
+    picture = np.zeros((8, 16, 3), np.float32)
+    with pytest.raises(InputError, match="its first frame is to be known, and no other"):
+        list(generate(animator, [""], keyframes({1: picture}, 3, 7.0), steps=2))
+    with pytest.raises(InputError, match="its first frame is to be known, and no other"):
+        animator([""], steps=2)
+    with pytest.raises(InputError, match="prompt='a cat': this model animates a picture, and takes no text"):
+        animator(["a cat"], steps=2)
+    with pytest.raises(InputError, match="strength and respect are not for this model"):
+        animator.check([""], strength=0.5)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ import warnings
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from tests.parity.test_unets import theirs, with_weights
 from tests.pretrained.make_golden_clip import write_vocabulary
 from tests.pretrained.networks import UNETS
+from tests.pretrained.tiny_autoencoders import AUTOENCODERS
 from vdm_jax.diffusion.sampler import INITIAL, gaussian
+from vdm_jax.generation.modes import generate, keyframes
 from vdm_jax.generation.published import load_published
 from vdm_jax.parallel.mesh import make_mesh
 
@@ -84,6 +87,56 @@ def test_five_steps_from_the_same_noise(name, tmp_path):
     asked |= {"height": 16, "width": 16, "output_type": "np", "latents": noise(3, ours.codec.shape)}
     expected = np.asarray(pipe(PROMPT, **asked).frames).reshape(drawn.shape)
     assert expected.std() > 0.1
+    assert relative((drawn + 1) / 2, expected) < 1e-4
+
+
+def test_a_picture_comes_to_life_as_in_stable_video_diffusion(tmp_path):
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        patch_size=32,
+        hidden_act="gelu",
+        projection_dim=16,
+    )
+    parts = {
+        "unet": theirs(UNETS["svd"][0]),
+        "vae": theirs(AUTOENCODERS["in time"][0]),
+        "image_encoder": with_weights(transformers.CLIPVisionModelWithProjection(vision)),
+        "feature_extractor": transformers.CLIPImageProcessor(),
+        "scheduler": diffusers.EulerDiscreteScheduler(
+            **BETAS,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction",
+            timestep_type="continuous",
+            timestep_spacing="leading",
+            steps_offset=1,
+            use_karras_sigmas=True,
+            sigma_min=0.002,
+            sigma_max=700.0,
+        ),
+    }
+    pipe = diffusers.StableVideoDiffusionPipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(tmp_path / "svd")
+    size, frames = (16, 32), 4
+    picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    ours = load_published(tmp_path / "svd", frames=frames, size=size, chunk=3, motion=40, mesh=mesh)
+    task = keyframes({0: np.asarray(picture, np.float32) / 127.5 - 1}, frames, ours.fps)
+    *_, drawn = generate(ours, [""], task, seed=2, steps=5, known_noise=0.0, exact=False)
+    latents = noise(2, ours.codec.shape).permute(0, 2, 1, 3, 4)
+    asked = {
+        "height": size[0],
+        "width": size[1],
+        "num_frames": frames,
+        "num_inference_steps": 5,
+        "decode_chunk_size": 3,
+    }
+    asked |= {"motion_bucket_id": 40, "noise_aug_strength": 0.0, "output_type": "np", "latents": latents}
+    expected = np.asarray(pipe(picture, **asked).frames)
+    assert expected.std() > 0.05
     assert relative((drawn + 1) / 2, expected) < 1e-4
 
 

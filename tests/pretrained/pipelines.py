@@ -1,4 +1,4 @@
-"""A tiny published pipeline as a folder: ModelScope, all its weights functions of their names."""
+"""Tiny published pipelines as folders, all their weights functions of their names."""
 
 import json
 from pathlib import Path
@@ -28,8 +28,30 @@ SCHEDULER = {
 TEXT = ENCODERS["text, quick"] | {"hidden_size": 8, "num_attention_heads": 2, "max_position_embeddings": 77}
 
 
+KARRAS = SCHEDULER | {
+    "_class_name": "EulerDiscreteScheduler",
+    "prediction_type": "v_prediction",
+    "timestep_type": "continuous",
+    "timestep_spacing": "leading",
+    "use_karras_sigmas": True,
+    "sigma_min": 0.002,
+    "sigma_max": 700.0,
+}
+PICTURE = ENCODERS["image, exact"] | {"projection_dim": UNETS["svd"][0]["cross_attention_dim"]}
+
+
+def write_image_to_video(folder: Path) -> Path:
+    """Stable Video Diffusion, of videos of any size."""
+    kind, arguments, naming = clip.translate(PICTURE)
+    _write(folder / "image_encoder", "model", PICTURE, kind, arguments, naming)
+    unet, autoencoder = UNETS["svd"][0], AUTOENCODERS["in time"][0]
+    _write(folder / "unet", NAMES[0], unet, LatentUNet, *families.translate(unet))
+    _write(folder / "vae", NAMES[0], autoencoder, Autoencoder, *autoencoders.translate(autoencoder))
+    return _finish(folder, KARRAS, "StableVideoDiffusionPipeline")
+
+
 def write_pipeline(folder: Path) -> Path:
-    """Videos of 16×16 pixels from latents of 8×8."""
+    """ModelScope: videos of 16×16 pixels from latents of 8×8."""
     words = write_vocabulary(folder / "tokenizer")
     count = len(json.loads((words / "vocab.json").read_text()))
     text, unet = TEXT | {"vocab_size": count, "eos_token_id": count - 1}, UNETS["modelscope"][0] | {"sample_size": 8}
@@ -38,9 +60,13 @@ def write_pipeline(folder: Path) -> Path:
     _write(folder / "unet", NAMES[0], unet, LatentUNet, *families.translate(unet))
     autoencoder = AUTOENCODERS["image"][0]
     _write(folder / "vae", NAMES[0], autoencoder, Autoencoder, *autoencoders.translate(autoencoder))
+    return _finish(folder, SCHEDULER, "TextToVideoSDPipeline")
+
+
+def _finish(folder, scheduler, name):
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "TextToVideoSDPipeline"}))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": name}))
     return folder
 
 

@@ -17,7 +17,7 @@ def guided(
     process: Process,
     prediction: str,
     *,
-    weight: float | int | Scalar = 1.0,
+    weight: float | int | Scalar | Float[Array, "T"] = 1.0,
     rescale: float = 0.0,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Callable:
@@ -26,7 +26,8 @@ def guided(
     - `weight` w: u + w (c − u) of the unconditional u and the conditional c; 1 is no guidance (Ho &
       Salimans 2022, in the convention of Saharia et al. 2022, eq. 3). Both come from one doubled batch
       [unconditional, conditional], `drop` true in the first half: `predict` repeats its condition to
-      match. At w = 1 (a Python number) the batch is not doubled and `drop` is false.
+      match. At w = 1 (a Python number) the batch is not doubled and `drop` is false. Several are for
+      the frames of a video, B T ….
     - `interval`: outside these times w = 1 (Kynkäänniemi et al. 2024).
     - `rescale` φ: brings the output's standard deviation back to the conditional's, in part (Lin et al.
       2023, eq. 15-16).
@@ -45,8 +46,9 @@ def guided(
         else:
             drop = jnp.repeat(jnp.array([True, False]), t.shape[0])
             both = predict(jnp.concatenate([scaled, scaled]), jnp.concatenate([told, told]), drop).astype(z.dtype)
-            active = (interval[0] <= t) & (t <= interval[1])
-            output = combine(*jnp.split(both, 2), jnp.where(active, weight, 1.0), rescale)
+            active = ((interval[0] <= t) & (t <= interval[1])).reshape(-1, *[1] * (z.ndim - 1))
+            weights = jnp.asarray(weight).reshape(-1, *[1] * max(z.ndim - 2, 0))  # against B T …
+            output = combine(*jnp.split(both, 2), jnp.where(active, weights, 1.0).astype(z.dtype), rescale)
         return to_x_eps(prediction, output, z, *process.alpha_sigma(t))
 
     return denoise
@@ -76,11 +78,15 @@ def clipped(denoise: Callable, process: Process, clip: str | None, *, percentile
 def combine(
     unconditional: Float[Array, "B *shape"],
     conditional: Float[Array, "B *shape"],
-    weight: Float[Array, "B"],
+    weight: Float[Array, "..."],
     rescale: float = 0.0,
 ) -> Float[Array, "B *shape"]:
-    """u + w (c − u) per sample, then (1 − φ) of it and φ of it scaled to the standard deviation of c."""
-    output = unconditional + per_sample(weight, conditional) * (conditional - unconditional)
+    """u + w (c − u), then (1 − φ) of it and φ of it scaled to the standard deviation of c.
+
+    The weights are one a sample, or shaped to broadcast.
+    """
+    weight = per_sample(weight, conditional) if weight.ndim == 1 else weight
+    output = unconditional + weight * (conditional - unconditional)
     if rescale == 0:
         return output
     axes = tuple(range(1, output.ndim))

@@ -1,5 +1,7 @@
-"""Published text-to-video models as a `Pipeline`: ModelScope, and AnimateDiff in Stable Diffusion."""
+"""Published models as a `Pipeline`: ModelScope, AnimateDiff in Stable Diffusion, and Stable Video Diffusion."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -9,20 +11,24 @@ from jax.sharding import Mesh
 
 from vdm_jax.errors import InputError
 from vdm_jax.generation import pipeline
+from vdm_jax.generation.image_to_video import ImageToVideo, no_words
 from vdm_jax.generation.pipeline import Codec, Pipeline, Settings
 from vdm_jax.models.autoencoder import decode_in_chunks
+from vdm_jax.models.clip import clip_image_input
 from vdm_jax.models.latent_denoiser import LatentDenoiser
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.autoencoders import PublishedAutoencoder, load_autoencoder, translate
-from vdm_jax.pretrained.clip import load_text_encoder
+from vdm_jax.pretrained.clip import PublishedEncoder, load_image_encoder, load_text_encoder
 from vdm_jax.pretrained.scheduler import ANIMATEDIFF, read_scheduler, schedule_of
 from vdm_jax.pretrained.tokenizer import load_tokenizer
 from vdm_jax.pretrained.unets import load_unet
 
+SVD = "UNetSpatioTemporalConditionModel"
 # As published: (frames, latent rows and columns, steps, guidance, frames a second).
 DEFAULTS = {
     "UNet3DConditionModel": (16, 32, 50, 9.0, 8.0),
     "UNetMotionModel": (16, 64, 50, 7.5, 8.0),
+    SVD: (14, (72, 128), 25, 3.0, 7.0),
 }
 CHUNK = 4  # frames that the autoencoder works on at a time, at most
 
@@ -40,14 +46,19 @@ def load_published(
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     dtype: str = "float32",
+    chunk: int | None = None,
+    motion: float | int = 127,
     mesh: Mesh | None = None,
 ) -> Pipeline:
     """Loads a pipeline's folder in the diffusers format: `load_published("ms-1.7b")(["a panda"], seed=0)`.
 
     Args:
-        folder: of ModelScope, of AnimateDiff as a pipeline, or of Stable Diffusion with a `motion_adapter`.
+        folder: of ModelScope, of AnimateDiff as a pipeline, of Stable Diffusion with a `motion_adapter`, or of Stable
+            Video Diffusion.
         frames, size: of a video, (rows, columns) in pixels (default: as published).
         dtype: of the computation.
+        chunk: frames that Stable Video Diffusion decodes at a time, which changes them (default: all, as published).
+        motion: Stable Video Diffusion's motion bucket.
         mesh: default: all devices along data.
 
     Raises:
@@ -59,32 +70,29 @@ def load_published(
     if kind == "UNet2DConditionModel":
         raise InputError(f"{folder} draws images; a motion adapter makes them move (motion_adapter)")
     if kind not in DEFAULTS:
-        raise InputError(f"{kind} has no pipeline here yet, only its network (pretrained.unets.load_unet)")
+        raise InputError(f"{kind} has no pipeline here; {', '.join(DEFAULTS)} have")
     schedule = schedule_of(ANIMATEDIFF) if motion_adapter else read_scheduler(folder)
-    text = load_text_encoder(folder, mesh=mesh, dtype=dtype)
     autoencoder = load_autoencoder(folder, mesh=mesh, dtype=dtype)
     usual, side, steps, guidance, fps = DEFAULTS[kind]
+    usual = unet.config.get("num_frames") or usual
     frames = usual if frames is None else frames
     longest = unet.config.get("motion_max_seq_length", frames)
     if not 1 <= frames <= longest:
         raise InputError(f"frames={frames} must be at least 1 and at most {longest}")
     images, _ = translate(autoencoder.config)
     factor = 2 ** (len(images["widths"]) - 1)
-    side = unet.config.get("sample_size") or side
+    if kind != SVD:  # whose config says the size of its first training
+        side = unet.config.get("sample_size") or side
     rows, columns = size or [factor * n for n in ([side] * 2 if isinstance(side, int) else side)]
     if rows % factor or columns % factor or min(rows, columns) < factor:
         raise InputError(f"size={rows},{columns} must be multiples of {factor}")
 
-    denoiser = LatentDenoiser(nnx.merge(text.graphdef, text.params), nnx.merge(unet.graphdef, unet.params))
-    graphdef, params = nnx.split(denoiser)
-    latents = (frames, rows // factor, columns // factor, unet.config["in_channels"])
-    return Pipeline(
-        graphdef=graphdef,
-        params=nnx.to_pure_dict(params),
+    in_time = kind == SVD
+    latents = (frames, rows // factor, columns // factor, unet.config["out_channels"])
+    common = dict(
         process=schedule.process,
         prediction=schedule.prediction,
         shape=(frames, rows, columns, images["channels_out"]),
-        tokenize=load_tokenizer(folder),
         mesh=mesh,
         fps=fps,
         settings=Settings(
@@ -94,14 +102,39 @@ def load_published(
             grid_options=schedule.grid_options,
             guidance=guidance,
             clip=None,
+            known_noise=0.02 if in_time else 0.0,
         ),
         step=0,
-        codec=make_codec(autoencoder, latents),
+        codec=make_codec(autoencoder, latents, chunk or frames if in_time else None),
     )
+    if in_time:
+        look = make_look(load_image_encoder(folder, mesh=mesh, dtype=dtype), autoencoder)
+        network = dict(graphdef=unet.graphdef, params=unet.params, tokenize=no_words)
+        return ImageToVideo(**network, **common, look=look, motion=motion)
+    text = load_text_encoder(folder, mesh=mesh, dtype=dtype)
+    denoiser = LatentDenoiser(nnx.merge(text.graphdef, text.params), nnx.merge(unet.graphdef, unet.params))
+    graphdef, params = nnx.split(denoiser)
+    return Pipeline(graphdef=graphdef, params=nnx.to_pure_dict(params), tokenize=load_tokenizer(folder), **common)
 
 
-def make_codec(autoencoder: PublishedAutoencoder, shape: tuple[int, int, int, int]) -> Codec:
-    """The autoencoder of images on the frames of a video, a few at a time; latents are scaled for the network."""
+def make_look(encoder: PublishedEncoder, autoencoder: PublishedAutoencoder) -> Callable:
+    """What `ImageToVideo` sees of pictures: CLIP embeddings, and latents that are not scaled."""
+    size = encoder.config["image_size"]
+
+    @jax.jit
+    def look(encoder_params, params, pictures, noisy):
+        embedding = nnx.merge(encoder.graphdef, encoder_params)(clip_image_input(pictures, size))
+        mean, _ = nnx.merge(autoencoder.graphdef, params).encode(noisy[:, None])
+        return embedding, mean[:, 0]
+
+    return functools.partial(look, encoder.params, autoencoder.params)
+
+
+def make_codec(autoencoder: PublishedAutoencoder, shape: tuple[int, int, int, int], chunk: int | None = None) -> Codec:
+    """An autoencoder on the frames of a video, a few at a time; latents are scaled for the network.
+
+    `chunk` is how many frames a decoder in time takes at a time, None for an autoencoder of images.
+    """
     scale, params = autoencoder.scaling_factor, autoencoder.params
     frames = max(n for n in range(1, CHUNK + 1) if shape[0] % n == 0)  # one shape for all chunks
 
@@ -119,5 +152,5 @@ def make_codec(autoencoder: PublishedAutoencoder, shape: tuple[int, int, int, in
         lambda video: jnp.concatenate(
             [encode(params, video[:, start : start + frames]) for start in range(0, video.shape[1], frames)], axis=1
         ),
-        lambda latents: decode_in_chunks(lambda chunk: decode(params, chunk), latents, frames),
+        lambda latents: decode_in_chunks(lambda part: decode(params, part), latents, chunk or frames),
     )

@@ -1,0 +1,142 @@
+"""Stable Video Diffusion as a pipeline: a video that begins with a picture (Blattmann et al. 2023, arXiv 2311.15127).
+
+The network is told the picture twice: its latents beside the noisy ones, and its CLIP embedding in the place of a text.
+Guidance grows over the frames from 1 to `guidance`. In the words of the modes: the first frame is known, and no other.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vdm_jax.diffusion.guidance import guided
+from vdm_jax.diffusion.known import Known
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.sampler import TOLD, gaussian, initial_noise, sample
+from vdm_jax.errors import InputError
+from vdm_jax.generation.pipeline import Pipeline, Settings, grid_of
+from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding
+from vdm_jax.typing import Array, Float, Int
+
+
+def no_words(prompt: str) -> np.ndarray:
+    """The tokens of a model that takes no text. Raises InputError for any but the empty prompt."""
+    if prompt:
+        raise InputError(f"prompt={prompt[:40]!r}: this model animates a picture, and takes no text")
+    return np.zeros(0, np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageToVideo(Pipeline):
+    """A pipeline whose videos begin with a picture; `graphdef` and `params` are of the U-Net alone.
+
+    `look` takes pictures in [-1, 1] and the same with noise, both B H W C, to the embeddings of the first and the
+    latents of the second. `motion` is the motion bucket, more for more motion; `known_noise` of the settings is the
+    noise on the picture.
+    """
+
+    look: Callable[[Array, Array], tuple[Array, Array]] | None = None
+    motion: float | int = 127
+
+    def check(
+        self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, coarse: int = 1, **changes
+    ) -> tuple[Settings, Int[np.ndarray, "B L"]]:
+        """As `Pipeline.check`; there is no other strength than 1."""
+        settings, tokens = super().check(prompts, seed=seed, batch_size=batch_size, coarse=coarse, **changes)
+        if settings.strength != 1 or settings.respect != "replace":
+            raise InputError("strength and respect are not for this model, which is told its first frame")
+        return settings, tokens
+
+    def batches(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        batch_size: int = 16,
+        first: int = 0,
+        block: int = 0,
+        known: Known | None = None,
+        coarse: int = 1,
+        negative: str = "",
+        **changes,
+    ) -> Iterator[Float[np.ndarray, "B T H W C"]]:
+        """As `Pipeline.batches`, with empty prompts and the first frame known.
+
+        Raises:
+            InputError: more or less is known, or a setting does not fit.
+        """
+        self.tokenize(negative)
+        settings, _ = self.check(prompts, seed=seed, batch_size=batch_size, coarse=coarse, **changes)
+        first_alone = (np.arange(self.shape[0]) == 0)[None, :, None, None, None]
+        if known is None or (known.mask != first_alone).any():
+            raise InputError(
+                "this model animates a picture: its first frame is to be known, and no other (--image; or --extend by "
+                f"a multiple of {self.shape[0] - 1} with --context 1)"
+            )
+        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        size = -(-min(batch_size, len(prompts)) // ways) * ways  # every batch is full: one compilation
+        fixed = dataclasses.replace(settings, guidance=0.0, known_noise=0.0)
+        how = (fixed, settings.guidance != 1)
+        draw = _compile(self.graphdef, self.process, self.prediction, self.codec.shape, self.mesh, *how)
+        pictures = np.broadcast_to(known.video[:, 0], (len(prompts), *self.shape[1:]))
+        added = np.float32([self.fps - 1, self.motion, settings.known_noise])  # trained on frames a second − 1
+        for start in range(0, len(prompts), size):
+            # The rows that fill up the last batch repeat its first.
+            rows = start + np.arange(size) % min(size, len(prompts) - start)
+            given = pictures[rows], np.uint32(first + start + np.arange(size)), np.tile(added, (size, 1))
+            pixels, index, numbers = jax.device_put(given, batch_sharding(self.mesh))
+            keys = _keys(np.uint32([seed, block]), index)
+            noise = settings.known_noise * gaussian(keys, TOLD, self.shape[1:], jnp.float32)
+            embedding, latents = self.look(pixels, pixels + noise)
+            drawn = draw(self.params, keys, embedding, latents, numbers, float(settings.guidance))
+            drawn = jnp.clip(self.codec.decode(drawn), -1, 1)
+            drawn = drawn.at[:, 0].set(pixels) if settings.exact else drawn
+            yield np.asarray(drawn)[: len(prompts) - start]
+
+
+def _keys(seed_and_block, index) -> Array:
+    seed, block = seed_and_block
+    key = jax.random.key(seed)
+    key = key if block == 0 else jax.random.fold_in(key, block)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(
+    graphdef: nnx.GraphDef,
+    process: Process,
+    prediction: str,
+    shape: tuple[int, int, int, int],
+    mesh: Mesh,
+    settings: Settings,
+    with_guidance: bool,
+) -> Callable:
+    """The jitted sampler at the given settings; parameters, pictures and the weight of guidance stay arguments."""
+    layout, times, frames = ActivationLayout(mesh), grid_of(settings, process), shape[0]
+
+    def draw(params, keys, embedding, latents, added, guidance) -> Array:
+        model = nnx.merge(graphdef, params)
+
+        def predict(z, network_time, drop):
+            parts = len(z) // len(embedding)
+            told, picture, numbers = (jnp.concatenate([x] * parts) for x in (embedding, latents, added))
+            # Without its condition the network is told zeros.
+            told, picture = (jnp.where(drop.reshape(-1, *[1] * (x.ndim - 1)), 0, x) for x in (told, picture))
+            picture = jnp.repeat(picture[:, None], frames, axis=1)
+            z = jnp.concatenate([z, picture], axis=-1)
+            return model(z, network_time, context=told[:, None, None], added=numbers, layout=layout)
+
+        weight = jnp.linspace(1.0, guidance, frames) if with_guidance else 1.0
+        denoise = guided(
+            predict, process, prediction, weight=weight, rescale=settings.rescale, interval=settings.interval
+        )
+        z = initial_noise(keys, shape, process, times[0])
+        return sample(denoise, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys)
+
+    return jax.jit(draw, out_shardings=NamedSharding(mesh, P()))
