@@ -118,6 +118,7 @@ def main() -> None:
 
     scale = SCALE.value or max(1, 128 // min(pipeline.shape[1:3]))
     about = {"run": ",".join(runs), "step": pipeline.step, "seed": SEED.value, **dataclasses.asdict(settings), **known}
+    about |= _given({"negative": NEGATIVE, "motion_adapter": ADAPTER, "motion": MOTION, "chunk": CHUNK})
     for number, (prompt, video) in enumerate(zip(everything, drawn, strict=True)):
         stem = out / f"{number:03}-{_slug(prompt)}"
         for suffix in FORMAT.value:

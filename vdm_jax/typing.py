@@ -5,9 +5,9 @@ Axis letters: `B` batch, `T` frames, `H` `W` rows and columns, `C` channels, `N`
 """
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt, UInt8
 
 Scalar = Float[Array, ""]
 Params = PyTree[jax.Array]
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "Params", "PyTree", "Scalar", "UInt8"]
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "Params", "PyTree", "Scalar", "UInt", "UInt8"]

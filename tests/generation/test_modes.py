@@ -41,7 +41,9 @@ class Counting(Pipeline):
 
     def __init__(self, shape=(FRAMES, *SIZE, 1), conditioning=None, breaks_at=None):
         about = {"shape": shape, "seen": [], "asked": [], "conditioning": conditioning, "breaks_at": breaks_at}
-        for name, value in (about | {"params": {"w": jnp.ones(3)}, "step": 5, "settings": None}).items():
+        for name, value in (
+            about | {"params": {"w": jnp.ones(3)}, "step": 5, "settings": None, "origin": "here"}
+        ).items():
             object.__setattr__(self, name, value)
 
     def batches(self, prompts, *, known, block, strength, coarse, seed=0):

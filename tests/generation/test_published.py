@@ -53,6 +53,8 @@ def test_what_is_known_of_the_pixels_is_kept(pipeline):
     *_, videos = generate(pipeline, ["the cat"], extend(known, 2, 8.0), steps=2)
     assert videos.shape == (1, 8, 16, 16, 3)
     np.testing.assert_array_equal(videos[0, :6], known)
+    *_, others = generate(pipeline, ["the cat"], extend(-known, 2, 8.0), steps=2)
+    assert np.abs(others[0, 6:] - videos[0, 6:]).max() > 1e-3  # the rest follows from it
     mask = np.zeros((1, 4, 16, 16, 1), bool)
     mask[:, :, :5] = True  # two rows of latents and a half
     latents = pipeline._latent(Known(jax.numpy.asarray(known[None, :4]), jax.numpy.asarray(mask)))
@@ -92,10 +94,11 @@ def test_a_video_goes_on_from_its_last_frame(animator):
         list(generate(animator, [""], extend(known, 3, 7.0), context=1, steps=2))
 
 
-def test_what_an_animator_of_pictures_cannot_do(animator):
+def test_what_an_animator_of_pictures_cannot_do(animator, tmp_path):
     picture = np.zeros((8, 16, 3), np.float32)
     with pytest.raises(InputError, match="its first frame is to be known, and no other"):
-        list(generate(animator, [""], keyframes({1: picture}, 3, 7.0), steps=2))
+        list(generate(animator, [""], keyframes({1: picture}, 3, 7.0), steps=2, partial=tmp_path / "x.npy"))
+    assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="its first frame is to be known, and no other"):
         animator([""], steps=2)
     with pytest.raises(InputError, match="prompt='a cat': this model animates a picture, and takes no text"):

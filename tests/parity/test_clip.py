@@ -11,7 +11,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from tests.pretrained.make_golden_clip import ENCODERS, image, tokens, write_vocabulary
-from tests.pretrained.networks import numbers, tensor
+from tests.pretrained.networks import numbers, relative, tensor
 from vdm_jax.models.clip import clip_image_input
 from vdm_jax.models.keys import Keys
 from vdm_jax.pretrained.clip import load_image_encoder, load_text_encoder, save_encoder, translate
@@ -53,10 +53,6 @@ def ours(loaded, given):
     graphdef = loaded.graphdef
     out = jax.jit(lambda params, given: nnx.merge(graphdef, params)(given))(loaded.params, given)
     return np.concatenate([out.tokens, out.pooled[:, None]], 1) if isinstance(out, tuple) else np.asarray(out)
-
-
-def relative(ours, theirs):
-    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize("length", [12, 7, 3])

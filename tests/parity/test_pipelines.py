@@ -10,7 +10,7 @@ import pytest
 
 from tests.parity.test_unets import theirs, with_weights
 from tests.pretrained.make_golden_clip import write_vocabulary
-from tests.pretrained.networks import UNETS
+from tests.pretrained.networks import UNETS, relative
 from tests.pretrained.tiny_autoencoders import AUTOENCODERS
 from vdm_jax.diffusion.sampler import INITIAL, gaussian
 from vdm_jax.generation.modes import generate, keyframes
@@ -58,10 +58,6 @@ def noise(seed, shape):
     """The noise that our pipeline begins with, as diffusers wants it."""
     key = jax.random.fold_in(jax.random.key(seed), 0)
     return torch.from_numpy(np.array(gaussian(key[None], INITIAL, shape, np.float32))).permute(0, 4, 1, 2, 3)
-
-
-def relative(ours, theirs):
-    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize("name", ["modelscope", "animatediff"])

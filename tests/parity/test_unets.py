@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.pretrained.networks import UNETS, inputs, module_of, tensor
+from tests.pretrained.networks import UNETS, inputs, module_of, relative, tensor
 from vdm_jax.models.keys import Keys
 from vdm_jax.models.latent_unet import LatentUNet
 from vdm_jax.pretrained.families import translate, with_motion
@@ -54,10 +54,6 @@ def call(module, given, stills=None):
     if kind == "UNetMotionModel":
         context = context.repeat_interleave(frames, 0)
     return module(z, time, context).sample.permute(0, 2, 3, 4, 1).numpy()
-
-
-def relative(ours, theirs):
-    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
 def ours(unet, given):

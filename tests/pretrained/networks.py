@@ -132,3 +132,8 @@ def module_of(config, **options):
         return jnp.asarray(from_torch(path_name(path), tensor(name, shapes[name]), naming))
 
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(one, abstract))
+
+
+def relative(found: np.ndarray, kept: np.ndarray) -> float:
+    """The L2 error of an answer, relative to the right one."""
+    return float(np.linalg.norm(found - kept) / np.linalg.norm(kept))

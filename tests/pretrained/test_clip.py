@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 
 from tests.pretrained.make_golden_clip import ENCODERS, GOLDEN, image, tokens, write_vocabulary
-from tests.pretrained.networks import numbers, tensor
+from tests.pretrained.networks import numbers, relative, tensor
 from vdm_jax.errors import InputError
 from vdm_jax.models.clip import clip_image_input
 from vdm_jax.models.keys import Keys
@@ -42,10 +42,6 @@ def answers(encoder, given):
     graphdef = encoder.graphdef
     out = jax.jit(lambda params, given: nnx.merge(graphdef, params)(given))(encoder.params, given)
     return np.concatenate([out.tokens, out.pooled[:, None]], 1) if isinstance(out, tuple) else np.asarray(out)
-
-
-def relative(found, kept):
-    return np.linalg.norm(found - kept) / np.linalg.norm(kept)
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from tests.pretrained.networks import UNETS, inputs, module_of, tensor
+from tests.pretrained.networks import UNETS, inputs, module_of, relative, tensor
 from vdm_jax.errors import InputError
 from vdm_jax.models.keys import Keys
 from vdm_jax.models.latent_unet import LatentUNet
@@ -29,10 +29,6 @@ def network(name, **options):
     graphdef, params = nnx.split(module_of(UNETS[name][0], **options))
     call = jax.jit(lambda params, given: nnx.merge(graphdef, params)(**given))
     return functools.partial(call, nnx.to_pure_dict(params))
-
-
-def relative(found, kept):
-    return np.linalg.norm(found - kept) / np.linalg.norm(kept)
 
 
 @pytest.fixture

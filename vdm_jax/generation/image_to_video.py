@@ -20,9 +20,10 @@ from vdm_jax.diffusion.known import Known
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sampler import TOLD, gaussian, initial_noise, sample
 from vdm_jax.errors import InputError
-from vdm_jax.generation.pipeline import Pipeline, Settings, grid_of
+from vdm_jax.generation.pipeline import Pipeline, full_batches, sample_keys
+from vdm_jax.generation.settings import Settings, grid_of
 from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding
-from vdm_jax.typing import Array, Float, Int
+from vdm_jax.typing import Array, Bool, Float, Int
 
 
 def no_words(prompt: str) -> np.ndarray:
@@ -53,6 +54,14 @@ class ImageToVideo(Pipeline):
             raise InputError("strength and respect are not for this model, which is told its first frame")
         return settings, tokens
 
+    def check_window(self, known: Bool[np.ndarray, "T H W 1"]) -> None:
+        """Raises InputError where anything but the first frame is known."""
+        if (known != (np.arange(self.shape[0]) == 0)[:, None, None, None]).any():
+            raise InputError(
+                "this model animates a picture: its first frame is to be known, and no other (--image; or --extend by "
+                f"a multiple of {self.shape[0] - 1} with --context 1)"
+            )
+
     def batches(
         self,
         prompts: Sequence[str],
@@ -73,38 +82,24 @@ class ImageToVideo(Pipeline):
         """
         self.tokenize(negative)
         settings, _ = self.check(prompts, seed=seed, batch_size=batch_size, coarse=coarse, **changes)
-        first_alone = (np.arange(self.shape[0]) == 0)[None, :, None, None, None]
-        if known is None or (known.mask != first_alone).any():
-            raise InputError(
-                "this model animates a picture: its first frame is to be known, and no other (--image; or --extend by "
-                f"a multiple of {self.shape[0] - 1} with --context 1)"
-            )
-        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        size = -(-min(batch_size, len(prompts)) // ways) * ways  # every batch is full: one compilation
+        if known is None:
+            known = Known(np.zeros((1, *self.shape), np.float32), np.zeros((1, *self.shape[:3], 1), bool))
+        self.check_window(known.mask[0])
         fixed = dataclasses.replace(settings, guidance=0.0, known_noise=0.0)
         how = (fixed, settings.guidance != 1)
         draw = _compile(self.graphdef, self.process, self.prediction, self.codec.shape, self.mesh, *how)
         pictures = np.broadcast_to(known.video[:, 0], (len(prompts), *self.shape[1:]))
         added = np.float32([self.fps - 1, self.motion, settings.known_noise])  # trained on frames a second − 1
-        for start in range(0, len(prompts), size):
-            # The rows that fill up the last batch repeat its first.
-            rows = start + np.arange(size) % min(size, len(prompts) - start)
-            given = pictures[rows], np.uint32(first + start + np.arange(size)), np.tile(added, (size, 1))
+        for start, rows in full_batches(len(prompts), batch_size, self.mesh):
+            given = pictures[rows], np.uint32(first + start + np.arange(len(rows))), np.tile(added, (len(rows), 1))
             pixels, index, numbers = jax.device_put(given, batch_sharding(self.mesh))
-            keys = _keys(np.uint32([seed, block]), index)
+            keys = sample_keys(jnp.uint32([seed, block]), index)
             noise = settings.known_noise * gaussian(keys, TOLD, self.shape[1:], jnp.float32)
             embedding, latents = self.look(pixels, pixels + noise)
             drawn = draw(self.params, keys, embedding, latents, numbers, float(settings.guidance))
             drawn = jnp.clip(self.codec.decode(drawn), -1, 1)
             drawn = drawn.at[:, 0].set(pixels) if settings.exact else drawn
             yield np.asarray(drawn)[: len(prompts) - start]
-
-
-def _keys(seed_and_block, index) -> Array:
-    seed, block = seed_and_block
-    key = jax.random.key(seed)
-    key = key if block == 0 else jax.random.fold_in(key, block)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 @functools.lru_cache(maxsize=16)

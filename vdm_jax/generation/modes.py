@@ -153,10 +153,14 @@ def windows_of(pipeline: Pipeline, task: Task, context: int | None) -> list[slic
     known = _padded(task.mask, frames).all((1, 2, 3))
     if context is None:  # a coarse video holds the windows together
         context = frames // 2 if task.coarse == 1 else 0
-    if not task.backward:
-        return [slice(start, start + frames) for start in windows(known, frames, context)]
     length = len(known)
-    return [slice(length - start - frames, length - start) for start in windows(known[::-1], frames, context)]
+    starts = windows(known[::-1] if task.backward else known, frames, context)
+    places = [slice(length - n - frames, length - n) if task.backward else slice(n, n + frames) for n in starts]
+    mask = _padded(task.mask, frames).copy()
+    for at in places:
+        pipeline.check_window(mask[at])
+        mask[at] = True
+    return places
 
 
 def first_frames(task: Task, windows: Sequence[slice]) -> list[int]:
@@ -199,7 +203,7 @@ def generate(
     else:
         weights = np.asarray(jax.tree.leaves(pipeline.params)[-1].addressable_data(0))
         about = (task.fps, task.strength, task.backward, task.coarse)
-        choices = (pipeline.step, pipeline.settings, context, sorted(settings.items()))
+        choices = (pipeline.origin, pipeline.step, pipeline.settings, context, sorted(settings.items()))
         drawing = fingerprint(weights, choices, prompts, about, video, mask)
         videos, done = open_partial(partial, drawing, shape)
     if done == 0:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,60 +15,17 @@ from jax.sharding import PartitionSpec as P
 
 from vdm_jax import configuration
 from vdm_jax.diffusion.conditioning import Conditioning, coarsen, tell
-from vdm_jax.diffusion.grids import make_grid
 from vdm_jax.diffusion.guidance import clipped, guided
 from vdm_jax.diffusion.known import Known, reconstructed, replaced, under
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sampler import TOLD, gaussian, initial_noise, sample
-from vdm_jax.diffusion.solvers import make_table
 from vdm_jax.errors import InputError
+from vdm_jax.generation.settings import Settings, check_sampling, grid_of
 from vdm_jax.models.text import Encoded
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, shardings
 from vdm_jax.training.checkpoints import restore_ema
-from vdm_jax.typing import Array, Float, Int, Params
-
-RESPECT = ("replace", "reconstruct", "concat")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a video is drawn; all but the values of the two weights are fixed when the sampler is compiled.
-
-    `grid_options` are those of the grid (`diffusion.grids`), as pairs. The last five matter where something is known:
-    `strength`, the time to begin at; how to `respect` it; the weight of `reconstruction` guidance (`diffusion.known`);
-    the noise put on what a network is told, `known_noise` (`diffusion.conditioning`); and whether the known part stays
-    `exact`, or is drawn by the network, too.
-    """
-
-    steps: int = 32
-    solver: str = "ddim"
-    eta: float | int = 0.0
-    grid: str = "uniform"
-    grid_options: tuple[tuple[str, Any], ...] = ()
-    guidance: float | int = 3.0
-    rescale: float | int = 0.0
-    interval: tuple[float | int, float | int] = (0.0, 1.0)
-    clip: str | None = "static"
-    strength: float | int = 1.0
-    respect: str = "replace"
-    reconstruction: float | int = 10.0
-    known_noise: float | int = 0.0
-    exact: bool = True
-
-    def __post_init__(self):
-        if self.steps < 1:
-            raise InputError(f"steps={self.steps} must be at least 1")
-        if not 0 <= self.guidance < float("inf"):
-            raise InputError(f"guidance={self.guidance} must not be negative (1 is none)")
-        if not 0 < self.strength <= 1:
-            raise InputError(f"strength={self.strength} must be above 0 and at most 1 (noise alone)")
-        if self.respect not in RESPECT:
-            raise InputError(f"respect={self.respect!r} must be one of {', '.join(RESPECT)}")
-        if not 0 <= self.reconstruction < float("inf"):
-            raise InputError(f"reconstruction={self.reconstruction} must not be negative")
-        if not 0 <= self.known_noise < 1:
-            raise InputError(f"known_noise={self.known_noise} must be at least 0 and below 1")
+from vdm_jax.typing import Array, Bool, Float, Int, Key, Params, UInt
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +46,7 @@ class Pipeline:
 
     `shape` is that of one video (T, H, W, C); `tokenize` turns a prompt into the tokens of its text encoder;
     `conditioning` is what the network was trained to be told of a video, None for nothing; `codec` stands between
-    videos and what the network draws, None where it draws pixels.
+    videos and what the network draws, None where it draws pixels; `origin` says where and how all this was loaded.
     """
 
     graphdef: nnx.GraphDef
@@ -105,6 +61,7 @@ class Pipeline:
     step: int
     conditioning: Conditioning | None = None
     codec: Codec | None = None
+    origin: str = ""
 
     def __call__(
         self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, **changes
@@ -137,8 +94,6 @@ class Pipeline:
         each pixel repeated, which is followed instead.
         """
         settings, tokens = self.check(prompts, seed=seed, batch_size=batch_size, coarse=coarse, **changes)
-        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        size = -(-min(batch_size, len(prompts)) // ways) * ways  # every batch is full: one compilation
         draw = _compile(
             self.graphdef,
             self.process,
@@ -154,10 +109,9 @@ class Pipeline:
         null = self.tokenize(negative)
         if known is not None:
             known = Known(*(np.broadcast_to(array, (len(prompts), *array.shape[1:])) for array in known))
-        for start in range(0, len(prompts), size):
-            # The rows that fill up the last batch repeat its first.
-            rows = start + np.arange(size) % min(size, len(prompts) - start)
-            given = tokens[rows], first + start + np.arange(size), jax.tree.map(lambda x, rows=rows: x[rows], known)
+        for start, rows in full_batches(len(prompts), batch_size, self.mesh):
+            known_rows = jax.tree.map(lambda x, rows=rows: x[rows], known)
+            given = tokens[rows], np.uint32(first + start + np.arange(len(rows))), known_rows
             texts, numbers, pixels = jax.device_put(given, batch_sharding(self.mesh))
             told = pixels if self.codec is None or pixels is None else self._latent(pixels)
             drawn = draw(self.params, texts, numbers, told, null, np.uint32([seed, block]), weights)
@@ -165,6 +119,9 @@ class Pipeline:
                 drawn = jnp.clip(self.codec.decode(drawn), -1, 1)
                 drawn = pixels.put(drawn) if pixels is not None and settings.exact else drawn
             yield np.asarray(drawn)[: len(prompts) - start]
+
+    def check_window(self, known: Bool[np.ndarray, "T H W 1"]) -> None:
+        """Raises InputError where a window of which so much is known could not be drawn; this pipeline draws any."""
 
     def _latent(self, known: Known) -> Known:
         """What is known of the latents: those whose pixels all are."""
@@ -211,25 +168,23 @@ class Pipeline:
         return settings, check_sampling(settings, self.process, prompts, self.tokenize)
 
 
-def check_sampling(
-    settings: Settings, process: Process, prompts: Sequence[str], tokenize: Callable[[str], np.ndarray]
-) -> Int[np.ndarray, "B L"]:
-    """The prompts' tokens. Raises InputError where a setting does not fit the process, or a prompt the encoder."""
-    if not prompts:
-        raise InputError('prompts=[] must hold at least one prompt ("" is unconditional)')
-    times = grid_of(settings, process)
-    jax.eval_shape(lambda: make_table(settings.solver, times, process, float(settings.eta)))  # for its checks alone
-    guided(lambda *_: None, process, "v", rescale=settings.rescale, interval=settings.interval)
-    clipped(lambda *_: None, process, settings.clip)
-    return np.stack([tokenize(prompt) for prompt in prompts])
+def full_batches(count: int, batch_size: int, mesh: Mesh) -> Iterator[tuple[int, Int[np.ndarray, "B"]]]:
+    """(number of the first, rows) of every batch of `count` videos. All are full: one compilation.
+
+    The rows that fill up the last batch repeat its first.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    size = -(-min(batch_size, count) // ways) * ways
+    for start in range(0, count, size):
+        yield start, start + np.arange(size) % min(size, count - start)
 
 
-def grid_of(settings: Settings, process: Process) -> Float[Array, "points"]:
-    """The times to sample at: of the grid those below the strength, and the strength itself before them."""
-    times = make_grid(settings.grid, settings.steps, process, **dict(settings.grid_options))
-    if settings.strength == 1:
-        return times
-    return jnp.concatenate([jnp.float32([settings.strength]), times[times < settings.strength]])
+def sample_keys(seed_and_block: UInt[Array, "2"], index: UInt[Array, "B"]) -> Key[Array, "B"]:
+    """The key of every video: a function of the seed, the window and the video's number."""
+    seed, block = seed_and_block
+    key = jax.random.key(seed)
+    key = jnp.where(block == 0, key, jax.random.fold_in(key, block))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 @functools.lru_cache(maxsize=16)
@@ -260,10 +215,7 @@ def _compile(
                 *(jnp.concatenate([jnp.broadcast_to(n, c.shape), c]) for n, c in zip(null_text, text, strict=True))
             )
 
-        seed, block = seed_and_block
-        key = jax.random.key(seed)
-        key = jnp.where(block == 0, key, jax.random.fold_in(key, block))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        keys = sample_keys(seed_and_block, index)
         told = None
         if model.told:
             told = jnp.zeros((batch, *shape[:-1], shape[-1] + 1))
@@ -354,4 +306,4 @@ def load(run: str | Path, *, mesh: Mesh | None = None) -> Pipeline:
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings(mesh, abstract)
     )
     step, params = restore_ema(Path(run) / "checkpoints", sharded)
-    return make_pipeline(config, graphdef, params, mesh, step)
+    return dataclasses.replace(make_pipeline(config, graphdef, params, mesh, step), origin=str(run))

@@ -12,13 +12,15 @@ from jax.sharding import Mesh
 from vdm_jax.errors import InputError
 from vdm_jax.generation import pipeline
 from vdm_jax.generation.image_to_video import ImageToVideo, no_words
-from vdm_jax.generation.pipeline import Codec, Pipeline, Settings
+from vdm_jax.generation.pipeline import Codec, Pipeline
+from vdm_jax.generation.settings import Settings
 from vdm_jax.models.autoencoder import decode_in_chunks
 from vdm_jax.models.clip import clip_image_input
 from vdm_jax.models.latent_denoiser import LatentDenoiser
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.autoencoders import PublishedAutoencoder, load_autoencoder, translate
 from vdm_jax.pretrained.clip import PublishedEncoder, load_image_encoder, load_text_encoder
+from vdm_jax.pretrained.folder import read_config
 from vdm_jax.pretrained.scheduler import ANIMATEDIFF, read_scheduler, schedule_of
 from vdm_jax.pretrained.tokenizer import load_tokenizer
 from vdm_jax.pretrained.unets import load_unet
@@ -65,12 +67,12 @@ def load_published(
         InputError: a family that has no pipeline here, or what the parts of it refuse.
     """
     mesh = make_mesh() if mesh is None else mesh
-    unet = load_unet(folder, motion_adapter=motion_adapter, mesh=mesh, dtype=dtype)
-    kind = unet.config["_class_name"]
+    kind = read_config(folder)["_class_name"] if motion_adapter is None else "UNetMotionModel"
     if kind == "UNet2DConditionModel":
         raise InputError(f"{folder} draws images; a motion adapter makes them move (motion_adapter)")
     if kind not in DEFAULTS:
         raise InputError(f"{kind} has no pipeline here; {', '.join(DEFAULTS)} have")
+    unet = load_unet(folder, motion_adapter=motion_adapter, mesh=mesh, dtype=dtype)
     schedule = schedule_of(ANIMATEDIFF) if motion_adapter else read_scheduler(folder)
     autoencoder = load_autoencoder(folder, mesh=mesh, dtype=dtype)
     usual, side, steps, guidance, fps = DEFAULTS[kind]
@@ -106,6 +108,7 @@ def load_published(
         ),
         step=0,
         codec=make_codec(autoencoder, latents, chunk or frames if in_time else None),
+        origin=repr((str(folder), str(motion_adapter), dtype, chunk, motion)),
     )
     if in_time:
         look = make_look(load_image_encoder(folder, mesh=mesh, dtype=dtype), autoencoder)

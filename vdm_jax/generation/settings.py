@@ -1,0 +1,79 @@
+"""How a video is drawn: the settings of a sampler, and what they must fit."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax.diffusion.grids import make_grid
+from vdm_jax.diffusion.guidance import clipped, guided
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.solvers import make_table
+from vdm_jax.errors import InputError
+from vdm_jax.typing import Array, Float, Int
+
+RESPECT = ("replace", "reconstruct", "concat")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a video is drawn; all but the values of the two weights are fixed when the sampler is compiled.
+
+    `grid_options` are those of the grid (`diffusion.grids`), as pairs. The last five matter where something is known:
+    `strength`, the time to begin at; how to `respect` it; the weight of `reconstruction` guidance (`diffusion.known`);
+    the noise put on what a network is told, `known_noise` (`diffusion.conditioning`); and whether the known part stays
+    `exact`, or is drawn by the network, too.
+    """
+
+    steps: int = 32
+    solver: str = "ddim"
+    eta: float | int = 0.0
+    grid: str = "uniform"
+    grid_options: tuple[tuple[str, Any], ...] = ()
+    guidance: float | int = 3.0
+    rescale: float | int = 0.0
+    interval: tuple[float | int, float | int] = (0.0, 1.0)
+    clip: str | None = "static"
+    strength: float | int = 1.0
+    respect: str = "replace"
+    reconstruction: float | int = 10.0
+    known_noise: float | int = 0.0
+    exact: bool = True
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise InputError(f"steps={self.steps} must be at least 1")
+        if not 0 <= self.guidance < float("inf"):
+            raise InputError(f"guidance={self.guidance} must not be negative (1 is none)")
+        if not 0 < self.strength <= 1:
+            raise InputError(f"strength={self.strength} must be above 0 and at most 1 (noise alone)")
+        if self.respect not in RESPECT:
+            raise InputError(f"respect={self.respect!r} must be one of {', '.join(RESPECT)}")
+        if not 0 <= self.reconstruction < float("inf"):
+            raise InputError(f"reconstruction={self.reconstruction} must not be negative")
+        if not 0 <= self.known_noise < 1:
+            raise InputError(f"known_noise={self.known_noise} must be at least 0 and below 1")
+
+
+def check_sampling(
+    settings: Settings, process: Process, prompts: Sequence[str], tokenize: Callable[[str], np.ndarray]
+) -> Int[np.ndarray, "B L"]:
+    """The prompts' tokens. Raises InputError where a setting does not fit the process, or a prompt the encoder."""
+    if not prompts:
+        raise InputError('prompts=[] must hold at least one prompt ("" is unconditional)')
+    times = grid_of(settings, process)
+    jax.eval_shape(lambda: make_table(settings.solver, times, process, float(settings.eta)))  # for its checks alone
+    guided(lambda *_: None, process, "v", rescale=settings.rescale, interval=settings.interval)
+    clipped(lambda *_: None, process, settings.clip)
+    return np.stack([tokenize(prompt) for prompt in prompts])
+
+
+def grid_of(settings: Settings, process: Process) -> Float[Array, "points"]:
+    """The times to sample at: of the grid those below the strength, and the strength itself before them."""
+    times = make_grid(settings.grid, settings.steps, process, **dict(settings.grid_options))
+    if settings.strength == 1:
+        return times
+    return jnp.concatenate([jnp.float32([settings.strength]), times[times < settings.strength]])
