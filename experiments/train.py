@@ -23,23 +23,31 @@ def main() -> None:
 
     import jax
 
+    from vdm_jax.generation.finetune import load_trainee, trained_pipeline
     from vdm_jax.generation.pipeline import check_samples, make_pipeline
-    from vdm_jax.parallel.mesh import start_processes
+    from vdm_jax.parallel.mesh import make_mesh, start_processes
     from vdm_jax.training.loop import train
     from vdm_jax.video import contact_sheet, write_image
 
     start_processes()
+    trainee = base = None
+    if config.pretrained.folder:
+        trainee, base = load_trainee(config, make_mesh(**config.mesh.to_dict()))
     if config.sample.prompts:
-        check_samples(config)
+        base.check(config.sample.prompts, seed=config.sample.seed) if base else check_samples(config)
 
     def draw_samples(graphdef, params, mesh, step):
-        pipeline = make_pipeline(config, graphdef, params, mesh, step)
+        pipeline = (
+            trained_pipeline(trainee, base, params, step)
+            if base
+            else make_pipeline(config, graphdef, params, mesh, step)
+        )
         videos = pipeline(config.sample.prompts, seed=config.sample.seed)
         about = {"step": step, "seed": config.sample.seed, "prompts": list(config.sample.prompts)}
         if jax.process_index() == 0:
             write_image(workdir / "samples" / f"{step:07}.png", contact_sheet(videos), about)
 
-    state = train(config, workdir, draw_samples if config.sample.prompts else None)
+    state = train(config, workdir, draw_samples if config.sample.prompts else None, trainee)
     print(f"{workdir}: {int(state.step)} steps done. Metrics in metrics.jsonl, sheets of samples in samples/.")
     what = '--prompt "…"' if config.known.downsample == 1 else "--video small.mp4"
     print(f"Sample from it: python experiments/sample.py --run {workdir} {what}")

@@ -58,6 +58,15 @@ def default_config() -> ml_collections.ConfigDict:
             text=dict(width=64, depth=2, length=64),  # * models.text.ByteEncoder; length 0: no text
         )
     )
+    # A published model in the place of `model`, `process` and `objective.prediction`: its folder says all that.
+    config.pretrained = dict(
+        folder="",
+        motion_adapter="",  # "": an image model gets new motion modules, which do nothing yet
+        new_motion=dict(),  # * pretrained.unets.NEW_MOTION
+        train="all",  # of its U-Net; "time": its time slots; "lora": low-rank changes of its attention
+        rank=8,  # of these
+        unet=dict(),  # * pretrained.unets.load_unet: remat, attention, per_frame_norm
+    )
     config.process = dict(name="cosine")  # * diffusion.process.make_process
     config.objective = dict(prediction="v")  # * diffusion.objective.Objective
     config.known = dict(mixture=dict(), noise=0.0, downsample=1)  # * diffusion.conditioning.Conditioning; {}: not told
@@ -88,8 +97,8 @@ def default_config() -> ml_collections.ConfigDict:
     for group in ("model", "process", "objective"):
         _open(config[group])
     _open(config.optimizer.options)
-    _open(config.known.mixture)
-    config.known.mixture.unlock()
+    for group in (config.known.mixture, config.pretrained.new_motion, config.pretrained.unet):
+        _open(group)
     return config
 
 
@@ -137,7 +146,9 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
 
 
 def make_model(config: ml_collections.ConfigDict, rngs: nnx.Rngs) -> Denoiser:
-    """Text encoder and trunk of a config."""
+    """Text encoder and trunk of a config. Raises InputError for a network that is loaded, or that cannot be."""
+    if config.pretrained.folder:
+        raise InputError(f"pretrained.folder={config.pretrained.folder}: this needs a network that a config describes")
     text = config.model.text.to_dict()
     try:
         return Denoiser(
@@ -230,6 +241,8 @@ FREE_KEYS = (
     "mesh",
     "max_skipped",
     "data.data_dir",
+    "pretrained.folder",
+    "pretrained.motion_adapter",
     "data.num_workers",
     "data.prefetch",
 )
@@ -274,9 +287,10 @@ def read_config(run: str | Path) -> ml_collections.ConfigDict:
         raise InputError(f"{run} is no run folder: it holds no config.json (train with --workdir={run})") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    missing = [key for key in default_config() if not isinstance(values, dict) or key not in values]
-    if missing == ["known"]:  # a run of before there was this group
-        values["known"] = default_config().known.to_dict()
+    default = default_config()
+    missing = [key for key in default if not isinstance(values, dict) or key not in values]
+    if missing and set(missing) <= {"known", "pretrained"}:  # a run of before there were these groups
+        values |= {key: default[key].to_dict() for key in missing}
     elif missing:
         raise InputError(f"{path} is not the config of a run: it lacks {', '.join(missing)}")
     return ml_collections.ConfigDict(values)

@@ -1,9 +1,14 @@
 """A published model's folder, from the command line."""
 
+import json
+
 import numpy as np
 import pytest
 
+from tests.end_to_end.conftest import ROOT
 from tests.pretrained.pipelines import write_pipeline
+from tests.tiny_config import write_videos
+from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.video import read_metadata, read_video
 
 
@@ -11,6 +16,8 @@ from vdm_jax.video import read_metadata, read_video
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
     write_pipeline(folder / "model")
+    write_pipeline(folder / "image", "image")
+    write_videos(folder / "videos")
     return folder
 
 
@@ -25,3 +32,35 @@ def test_draws_what_is_asked_for(run, folder):
     assert fps == pytest.approx(8, rel=0.05)
     about = read_metadata(stem.with_suffix(".gif"))
     assert (about["run"], about["prompt"], about["guidance"]) == ("model", "the cat", 9.0)
+
+
+def test_an_image_model_learns_to_move_from_a_folder_of_videos(run, folder):
+    config = [f"--config={ROOT / 'configs' / 'finetune_motion_module.py'}", "--workdir=run", "--config.batch_size=2"]
+    config += ["--config.pretrained.folder=image", "--config.model.dtype=float32", "--config.data.frames=4"]
+    config += ["--config.data.height=16", "--config.data.width=16", "--config.data.num_workers=0"]
+    config += ["--config.optimizer.warmup=0", "--config.log_every=1", "--config.sample.steps=2"]
+    small = json.dumps({"motion_num_attention_heads": 2, "motion_max_seq_length": 4})
+    (folder / "config.py").write_text(
+        f"import runpy\ndef get_config():\n    config = runpy.run_path({config[0].split('=')[1]!r})['get_config']()\n"
+        f"    config.pretrained.new_motion = {small}\n    config.checkpoint.every = 2\n    config.sample.every = 2\n"
+        "    return config\n"
+    )
+    train = ["train.py", "--config=config.py", *config[1:]]
+    out, _ = run(folder, *train, "--config.steps=2")
+    assert "2 steps done" in out
+    assert (folder / "run" / "samples" / "0000002.png").exists()
+    _, err = run(folder, *train, "--config.steps=4")
+    assert "going on from step 2" in err
+    losses = [json.loads(line)["loss"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 4
+    assert all(np.isfinite(losses))
+    out, _ = run(folder, "sample.py", "--run=run", "--prompt=clip 3", "--format=npy")
+    assert "1 videos" in out
+    assert np.load(folder / "run" / "samples" / "seed0" / "000-clip-3.npy").shape == (4, 16, 16, 3)
+
+    out, _ = run(folder, "export.py", "--run=run", "--out=exported/unet")
+    assert "UNetMotionModel of step 4" in out
+    exported, image = load_unet(folder / "exported" / "unet"), load_unet(folder / "image")
+    np.testing.assert_array_equal(exported.params["conv_in"]["kernel"], image.params["conv_in"]["kernel"])
+    motion = exported.params["middle1"]["time_attention"]["project_out"]["kernel"]
+    assert np.abs(motion).max() > 0

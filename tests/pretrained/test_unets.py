@@ -206,3 +206,34 @@ def test_what_is_no_model_is_refused(folder, tmp_path):
     (written / "config.json").write_text("{}")
     with pytest.raises(InputError, match="has no _class_name"):
         load_unet(written)
+
+
+def test_an_image_network_with_new_motion_modules_draws_the_same_frames(folder, tmp_path):
+    where = folder(IMAGE)
+    image, video = load_unet(where), load_unet(where, new_motion={"motion_max_seq_length": 8}, seed=1)
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(2, 5, 8, 8, 4)).astype(np.float32)
+    context = rng.normal(size=(2, 1, 6, IMAGE["cross_attention_dim"])).astype(np.float32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def draw(graphdef, params, z):
+        return nnx.merge(graphdef, params)(z, jax.numpy.float32([500, 20]), context=jax.numpy.asarray(context))
+
+    frames = [draw(image.graphdef, image.params, z[:, [t]]) for t in range(5)]
+    np.testing.assert_allclose(draw(video.graphdef, video.params, z), np.concatenate(frames, 1), atol=1e-5)
+    modules = [x for path, x in jax.tree_util.tree_leaves_with_path(video.params) if "time_attention" in str(path)]
+    assert sum(bool(np.abs(x).max() > 0) for x in modules) > len(modules) / 2  # only the last matrices are 0
+    save_unet(video, tmp_path / "video")
+    jax.tree.map(np.testing.assert_array_equal, load_unet(tmp_path / "video").params, video.params)
+    with pytest.raises(InputError, match="motion_heads is no setting"):
+        load_unet(where, new_motion={"motion_heads": 2})
+
+
+def test_parameters_take_the_type_that_is_asked_for(folder):
+    where = folder(IMAGE)
+    whole, half = load_unet(where), load_unet(where, params_dtype="bfloat16", dtype="bfloat16")
+    assert {x.dtype.name for x in jax.tree.leaves(half.params)} == {"bfloat16"}
+    given = jax.tree.map(jax.numpy.asarray, inputs("image"))
+    answers = [nnx.merge(unet.graphdef, unet.params)(**given) for unet in (whole, half)]
+    assert answers[1].dtype == np.float32
+    assert relative(np.asarray(answers[1]), np.asarray(answers[0])) < 0.05

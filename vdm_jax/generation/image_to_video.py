@@ -97,7 +97,7 @@ class ImageToVideo(Pipeline):
             noise = settings.known_noise * gaussian(keys, TOLD, self.shape[1:], jnp.float32)
             embedding, latents = self.look(pixels, pixels + noise)
             drawn = draw(self.params, keys, embedding, latents, numbers, float(settings.guidance))
-            drawn = jnp.clip(self.codec.decode(drawn), -1, 1)
+            drawn = jnp.clip(self.codec.decode(self.codec.params, drawn), -1, 1)
             drawn = drawn.at[:, 0].set(pixels) if settings.exact else drawn
             yield np.asarray(drawn)[: len(prompts) - start]
 

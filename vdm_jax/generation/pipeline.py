@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +33,13 @@ from vdm_jax.typing import Array, Bool, Float, Int, Key, Params, UInt
 class Codec:
     """From videos to the latents that a network draws, and back; both take and give whole batches on the device.
 
-    `shape` is that of the latents of one video (T, H, W, C).
+    `encode(params, videos)` and `decode(params, latents)`; `shape` is that of the latents of one video (T, H, W, C).
     """
 
     shape: tuple[int, int, int, int]
-    encode: Callable[[Array], Array]
-    decode: Callable[[Array], Array]
+    params: Params
+    encode: Callable[[Params, Array], Array]
+    decode: Callable[[Params, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +48,8 @@ class Pipeline:
 
     `shape` is that of one video (T, H, W, C); `tokenize` turns a prompt into the tokens of its text encoder;
     `conditioning` is what the network was trained to be told of a video, None for nothing; `codec` stands between
-    videos and what the network draws, None where it draws pixels; `origin` says where and how all this was loaded.
+    videos and what the network draws, None where it draws pixels; `unet_config` is the config.json of a published
+    U-Net; `origin` says where and how all this was loaded.
     """
 
     graphdef: nnx.GraphDef
@@ -61,6 +64,7 @@ class Pipeline:
     step: int
     conditioning: Conditioning | None = None
     codec: Codec | None = None
+    unet_config: Mapping[str, Any] | None = None
     origin: str = ""
 
     def __call__(
@@ -116,7 +120,7 @@ class Pipeline:
             told = pixels if self.codec is None or pixels is None else self._latent(pixels)
             drawn = draw(self.params, texts, numbers, told, null, np.uint32([seed, block]), weights)
             if self.codec is not None:
-                drawn = jnp.clip(self.codec.decode(drawn), -1, 1)
+                drawn = jnp.clip(self.codec.decode(self.codec.params, drawn), -1, 1)
                 drawn = pixels.put(drawn) if pixels is not None and settings.exact else drawn
             yield np.asarray(drawn)[: len(prompts) - start]
 
@@ -128,7 +132,7 @@ class Pipeline:
         down = {name: self.shape[i] // self.codec.shape[i] for i, name in ((1, "i"), (2, "j"))}
         mask = jnp.broadcast_to(known.mask, (*known.video.shape[:-1], 1))
         mask = reduce(mask.astype(jnp.uint8), "b t (h i) (w j) c -> b t h w c", "min", **down).astype(bool)
-        return Known(self.codec.encode(known.video), mask)
+        return Known(self.codec.encode(self.codec.params, known.video), mask)
 
     def check(
         self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, coarse: int = 1, **changes
@@ -300,6 +304,10 @@ def load(run: str | Path, *, mesh: Mesh | None = None) -> Pipeline:
     """
     config = configuration.read_config(run)
     mesh = make_mesh() if mesh is None else mesh
+    if config.pretrained.folder:
+        from vdm_jax.generation.finetune import load_finetuned  # which builds on this file
+
+        return load_finetuned(run, config, mesh)
     graphdef, abstract = nnx.split(configuration.abstract_model(config))
     abstract = nnx.to_pure_dict(abstract)
     sharded = jax.tree.map(

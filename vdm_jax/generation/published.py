@@ -1,11 +1,12 @@
 """Published models as a `Pipeline`: ModelScope, AnimateDiff in Stable Diffusion, and Stable Video Diffusion."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -48,9 +49,13 @@ def load_published(
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     dtype: str = "float32",
+    params_dtype: str | None = None,
     chunk: int | None = None,
     motion: float | int = 127,
+    new_motion: Mapping[str, Any] | None = None,
+    seed: int = 0,
     mesh: Mesh | None = None,
+    **options,
 ) -> Pipeline:
     """Loads a pipeline's folder in the diffusers format: `load_published("ms-1.7b")(["a panda"], seed=0)`.
 
@@ -58,23 +63,26 @@ def load_published(
         folder: of ModelScope, of AnimateDiff as a pipeline, of Stable Diffusion with a `motion_adapter`, or of Stable
             Video Diffusion.
         frames, size: of a video, (rows, columns) in pixels (default: as published).
-        dtype: of the computation.
+        dtype, params_dtype: of the computation, and of the parameters (default: the same).
         chunk: frames that Stable Video Diffusion decodes at a time, which changes them (default: all, as published).
         motion: Stable Video Diffusion's motion bucket.
+        new_motion, seed, options: of `load_unet`, to train with.
         mesh: default: all devices along data.
 
     Raises:
         InputError: a family that has no pipeline here, or what the parts of it refuse.
     """
     mesh = make_mesh() if mesh is None else mesh
-    kind = read_config(folder)["_class_name"] if motion_adapter is None else "UNetMotionModel"
+    moves = motion_adapter is not None or new_motion is not None
+    kind = "UNetMotionModel" if moves else read_config(folder)["_class_name"]
     if kind == "UNet2DConditionModel":
         raise InputError(f"{folder} draws images; a motion adapter makes them move (motion_adapter)")
     if kind not in DEFAULTS:
         raise InputError(f"{kind} has no pipeline here; {', '.join(DEFAULTS)} have")
-    unet = load_unet(folder, motion_adapter=motion_adapter, mesh=mesh, dtype=dtype)
-    schedule = schedule_of(ANIMATEDIFF) if motion_adapter else read_scheduler(folder)
-    autoencoder = load_autoencoder(folder, mesh=mesh, dtype=dtype)
+    how = dict(mesh=mesh, dtype=dtype, params_dtype=params_dtype or dtype)
+    unet = load_unet(folder, motion_adapter=motion_adapter, new_motion=new_motion, seed=seed, **how, **options)
+    schedule = schedule_of(ANIMATEDIFF) if moves else read_scheduler(folder)
+    autoencoder = load_autoencoder(folder, **how)
     usual, side, steps, guidance, fps = DEFAULTS[kind]
     usual = unet.config.get("num_frames") or usual
     frames = usual if frames is None else frames
@@ -107,14 +115,15 @@ def load_published(
             known_noise=0.02 if in_time else 0.0,
         ),
         step=0,
+        unet_config=unet.config,
         codec=make_codec(autoencoder, latents, chunk or frames if in_time else None),
         origin=repr((str(folder), str(motion_adapter), dtype, chunk, motion)),
     )
     if in_time:
-        look = make_look(load_image_encoder(folder, mesh=mesh, dtype=dtype), autoencoder)
+        look = make_look(load_image_encoder(folder, **how), autoencoder)
         network = dict(graphdef=unet.graphdef, params=unet.params, tokenize=no_words)
         return ImageToVideo(**network, **common, look=look, motion=motion)
-    text = load_text_encoder(folder, mesh=mesh, dtype=dtype)
+    text = load_text_encoder(folder, **how)
     denoiser = LatentDenoiser(nnx.merge(text.graphdef, text.params), nnx.merge(unet.graphdef, unet.params))
     graphdef, params = nnx.split(denoiser)
     return Pipeline(graphdef=graphdef, params=nnx.to_pure_dict(params), tokenize=load_tokenizer(folder), **common)
@@ -138,13 +147,17 @@ def make_codec(autoencoder: PublishedAutoencoder, shape: tuple[int, int, int, in
 
     `chunk` is how many frames a decoder in time takes at a time, None for an autoencoder of images.
     """
-    scale, params = autoencoder.scaling_factor, autoencoder.params
+    scale = autoencoder.scaling_factor
     frames = max(n for n in range(1, CHUNK + 1) if shape[0] % n == 0)  # one shape for all chunks
 
     @jax.jit
     def encode(params, video):
-        mean, _ = nnx.merge(autoencoder.graphdef, params).encode(video)
-        return scale * mean
+        def one(part):
+            mean, _ = nnx.merge(autoencoder.graphdef, params).encode(part)
+            return scale * mean
+
+        latents = jax.lax.map(one, rearrange(video, "b (n t) h w c -> n b t h w c", t=frames))
+        return rearrange(latents, "n b t h w c -> b (n t) h w c")
 
     @jax.jit
     def decode(params, latents):
@@ -152,8 +165,7 @@ def make_codec(autoencoder: PublishedAutoencoder, shape: tuple[int, int, int, in
 
     return Codec(
         shape,
-        lambda video: jnp.concatenate(
-            [encode(params, video[:, start : start + frames]) for start in range(0, video.shape[1], frames)], axis=1
-        ),
-        lambda latents: decode_in_chunks(lambda part: decode(params, part), latents, chunk or frames),
+        autoencoder.params,
+        encode,
+        lambda params, latents: decode_in_chunks(lambda part: decode(params, part), latents, chunk or frames),
     )

@@ -1,12 +1,14 @@
 """A published U-Net and its text encoder as one module, with the face of `Denoiser`."""
 
+from typing import Literal
+
 from flax import nnx
 
 from vdm_jax.models.clip import ClipText
 from vdm_jax.models.latent_unet import LatentUNet
 from vdm_jax.models.space import ONE_DEVICE, Layout
 from vdm_jax.models.text import Encoded
-from vdm_jax.typing import Array, Float, Int
+from vdm_jax.typing import Array, Float, Int, Key
 
 
 class LatentDenoiser(nnx.Module):
@@ -17,7 +19,7 @@ class LatentDenoiser(nnx.Module):
     def __init__(self, text: ClipText, unet: LatentUNet):
         self.text, self.unet = text, unet
 
-    def encode(self, tokens: Int[Array, "B L"]) -> Encoded:
+    def encode(self, tokens: Int[Array, "B L"], image_tokens: None = None) -> Encoded:
         """Encodes the texts, one for all frames."""
         return self.text(tokens[:, None])
 
@@ -28,7 +30,9 @@ class LatentDenoiser(nnx.Module):
         text: Encoded,
         *,
         known: None = None,
+        images: Literal[0] = 0,
+        key: Key[Array, ""] | None = None,
         layout: Layout = ONE_DEVICE,
     ) -> Float[Array, "B T H W C"]:
-        """`text` comes from `encode`."""
+        """`text` comes from `encode`. There are no appended stills, and no dropout that a key would be for."""
         return self.unet(z, time, context=text.tokens, layout=layout)

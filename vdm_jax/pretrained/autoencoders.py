@@ -36,10 +36,13 @@ class PublishedAutoencoder:
     config: Config
 
 
-def load_autoencoder(folder: str | Path, mesh: Mesh | None = None, dtype: str = "float32") -> PublishedAutoencoder:
+def load_autoencoder(
+    folder: str | Path, mesh: Mesh | None = None, dtype: str = "float32", params_dtype: str = "float32"
+) -> PublishedAutoencoder:
     """Loads an autoencoder from its folder, or from that of its pipeline.
 
-    `dtype` is that of the computation, whatever the config's force_upcast says: with float32 it is heeded.
+    `dtype` is that of the computation, whatever the config's force_upcast says: with float32 it is heeded;
+    `params_dtype` that of the parameters.
 
     Raises:
         InputError: an unknown family or setting, pickles, or tensors that the config does not say.
@@ -50,7 +53,7 @@ def load_autoencoder(folder: str | Path, mesh: Mesh | None = None, dtype: str = 
     naming = _as_spelled(weights, arguments["in_time"])
     module = nnx.eval_shape(lambda: Autoencoder(**arguments, dtype=dtype, rngs=Keys(0)))
     mesh = make_mesh() if mesh is None else mesh
-    params = load_params(weights, module, naming, mesh=mesh, where=str(where))
+    params = load_params(weights, module, naming, mesh=mesh, where=str(where), dtype=params_dtype)
     factor = float(config.get("scaling_factor", _DEFAULTS["scaling_factor"]))
     return PublishedAutoencoder(nnx.split(module)[0], params, factor, config)
 

@@ -90,21 +90,27 @@ class PublishedEncoder:
     config: Config
 
 
-def load_text_encoder(folder: str | Path, *, mesh: Mesh | None = None, dtype="float32") -> PublishedEncoder:
+def load_text_encoder(
+    folder: str | Path, *, mesh: Mesh | None = None, dtype: str = "float32", params_dtype: str = "float32"
+) -> PublishedEncoder:
     """Loads a `ClipText` from its folder, or from that of its pipeline.
+
+    `dtype` is that of the computation, `params_dtype` that of the parameters.
 
     Raises:
         InputError: another model, an unknown setting, pickles, or tensors that the config does not say.
     """
-    return _load(component(folder, "text_encoder"), "clip_text_model", mesh, dtype)
+    return _load(component(folder, "text_encoder"), "clip_text_model", mesh, dtype, params_dtype)
 
 
-def load_image_encoder(folder: str | Path, *, mesh: Mesh | None = None, dtype="float32") -> PublishedEncoder:
+def load_image_encoder(
+    folder: str | Path, *, mesh: Mesh | None = None, dtype: str = "float32", params_dtype: str = "float32"
+) -> PublishedEncoder:
     """Loads a `ClipVision`, as `load_text_encoder` does a `ClipText`."""
-    return _load(component(folder, "image_encoder"), "clip_vision_model", mesh, dtype)
+    return _load(component(folder, "image_encoder"), "clip_vision_model", mesh, dtype, params_dtype)
 
 
-def _load(folder: Path, model_type: str, mesh: Mesh | None, dtype) -> PublishedEncoder:
+def _load(folder: Path, model_type: str, mesh: Mesh | None, dtype: str, params_dtype: str) -> PublishedEncoder:
     config = read_json(folder / "config.json")
     if config.get("model_type") != model_type:
         raise InputError(f"{folder}: model_type={config.get('model_type')!r} must be {model_type!r}")
@@ -116,7 +122,7 @@ def _load(folder: Path, model_type: str, mesh: Mesh | None, dtype) -> PublishedE
         naming = Naming(_TEXT)  # transformers 5 leaves the prefix out
     abstract = nnx.eval_shape(lambda: module(**arguments, dtype=dtype, rngs=Keys(0)))
     mesh = make_mesh() if mesh is None else mesh
-    params = load_params(weights, abstract, naming, mesh=mesh, where=str(folder))
+    params = load_params(weights, abstract, naming, mesh=mesh, where=str(folder), dtype=params_dtype)
     return PublishedEncoder(nnx.split(abstract)[0], params, config)
 
 

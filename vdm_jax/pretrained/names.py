@@ -114,8 +114,12 @@ def from_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
 
 def torch_shapes(abstract: PyTree, naming: Naming) -> dict[str, tuple[int, ...]]:
     """Name → shape in the other format, of parameters given as shapes."""
+    return _torch_shapes(jax.tree_util.tree_leaves_with_path(abstract), naming)
+
+
+def _torch_shapes(leaves, naming):
     shapes = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+    for path, leaf in leaves:
         name = path_name(path)
         stand_in = np.broadcast_to(np.int8(0), leaf.shape)  # one byte, whatever its shape
         shapes[torch_name(name, naming)] = to_torch(name, stand_in, naming).shape
@@ -131,14 +135,26 @@ def torch_tensors(params: Params, naming: Naming) -> dict[str, np.ndarray]:
     return tensors
 
 
-def load_params(weights: Weights, module: nnx.Module, naming: Naming, *, mesh: Mesh, where: str) -> Params:
+def load_params(
+    weights: Weights,
+    module: nnx.Module,
+    naming: Naming,
+    *,
+    mesh: Mesh,
+    where: str,
+    dtype: str = "float32",
+    new: str = "$^",
+) -> PyTree:
     """The parameters of an abstract module from weights by their names, straight into their shards, one by one.
+
+    Those whose path is found by the pattern `new` are not looked for, and stay shapes.
 
     Raises:
         InputError: names that are missing, that nobody asked for, or tensors of another shape; the first few of each.
     """
     abstract = nnx.to_pure_dict(nnx.split(module)[1])
-    expected = torch_shapes(abstract, naming)
+    known = [leaf for leaf in jax.tree_util.tree_leaves_with_path(abstract) if not re.search(new, path_name(leaf[0]))]
+    expected = _torch_shapes(known, naming)
     found = {name: weights.shape(name) for name in weights}
     problems = {
         "missing": sorted(expected.keys() - found.keys()),
@@ -159,7 +175,9 @@ def load_params(weights: Weights, module: nnx.Module, naming: Naming, *, mesh: M
 
     def one(path, leaf, sharding):
         name = path_name(path)
-        array = from_torch(name, weights[torch_name(name, naming)], naming).astype(leaf.dtype)
+        if re.search(new, name):
+            return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+        array = from_torch(name, weights[torch_name(name, naming)], naming).astype(dtype)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: array[index])
 
     return jax.tree_util.tree_map_with_path(one, abstract, shardings(mesh, abstract))

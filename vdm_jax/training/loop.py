@@ -1,7 +1,6 @@
 """The training loop, from a config and a folder to a trained model: read it from top to bottom."""
 
 import concurrent.futures
-import functools
 import importlib.util
 import itertools
 import json
@@ -30,6 +29,7 @@ from vdm_jax.parallel.sharding import batch_sharding, check_batch
 from vdm_jax.training.checkpoints import Checkpoints, restore_state
 from vdm_jax.training.state import TrainState, plan_state
 from vdm_jax.training.step import make_train_step
+from vdm_jax.training.trainee import Trainee, from_scratch
 from vdm_jax.typing import Params
 
 # Draws samples during training: (graphdef, averaged parameters, mesh, step).
@@ -37,9 +37,12 @@ DrawSamples = Callable[[nnx.GraphDef, Params, Mesh, int], None]
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: str | Path, draw_samples: DrawSamples | None = None
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    draw_samples: DrawSamples | None = None,
+    trainee: Trainee | None = None,
 ) -> TrainState:
-    """Trains, or goes on training, the run in `workdir` until `config.steps`.
+    """Trains, or goes on training, the run in `workdir` until `config.steps`: a new network, or the trainee.
 
     SIGTERM saves a checkpoint and exits with status 0; Ctrl-C saves one and raises KeyboardInterrupt. Of
     several processes, SIGTERM to any one stops all at the same step.
@@ -56,13 +59,9 @@ def train(
     parts = config.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % parts:
         raise InputError(f"batch_size={config.batch_size} must be a multiple of accumulate × data × fsdp = {parts}")
-    process, objective = configuration.process_of(config), configuration.objective_of(config)
-    conditioning = configuration.conditioning_of(config)
     tx, schedule = configuration.optimizer_of(config)
     schedule = jax.jit(schedule)
-    model = configuration.abstract_model(config)
-    data = config.data
-    model.unet.check_size(data.frames, data.height, data.width, data.joint_images)
+    trainee, data = trainee or from_scratch(config), config.data
 
     # ----------------------------------------------------------------------------------------------- data
     source = make_source(**configuration.source_arguments(config))
@@ -70,7 +69,7 @@ def train(
         source,
         batch_size=config.batch_size,
         seed=config.seed,
-        tokenize=model.tokenize,
+        tokenize=trainee.tokenize,
         caption_dropout=data.caption_dropout,
         flip=data.flip,
         joint_images=data.joint_images,
@@ -86,8 +85,7 @@ def train(
         configuration.write_config(workdir, config)
 
     # -------------------------------------------------------------------------------------- model and state
-    graphdef, make_model = nnx.split(model)[0], functools.partial(configuration.make_model, config)
-    planned, initialise = plan_state(model, make_model, tx, mesh, config.seed)
+    planned, initialise = plan_state(trainee.shapes, trainee.initialise, tx, mesh, *trainee.given)
     restored, start = restore_state(workdir / "checkpoints", planned), 0
     if restored is not None:
         state, position = restored
@@ -117,17 +115,19 @@ def train(
 
     # ----------------------------------------------------------------------------------------------- step
     train_step = make_train_step(
-        graphdef,
-        objective,
-        process,
+        trainee.graphdef,
+        trainee.objective,
+        trainee.process,
         tx,
         mesh,
         seed=config.seed,
-        null_tokens=model.tokenize("") if model.text is not None else None,
-        conditioning=conditioning,
+        null_tokens=trainee.null_tokens,
+        conditioning=trainee.conditioning,
         images=data.joint_images,
         accumulate=config.accumulate,
         ema=config.ema,
+        assemble=trainee.assemble,
+        clean=trainee.clean,
     )
     sharding = batch_sharding(mesh)
 
@@ -143,7 +143,7 @@ def train(
     # ----------------------------------------------------------------------------------------------- loop
     try:
         first = placed(next(iterator))
-        lowered = train_step.lower(planned, first)
+        lowered = train_step.lower(planned, first, trainee.frozen)
         with concurrent.futures.ThreadPoolExecutor() as background:  # compiles two programs at a time
             compiled = background.submit(lowered.compile)
             if restored is None:
@@ -152,7 +152,7 @@ def train(
         batches = itertools.chain([first], map(placed, iterator))
         for step in range(start + 1, config.steps + 1):
             trace.before(step)
-            state, metrics = train_step(state, next(batches))
+            state, metrics = train_step(state, next(batches), trainee.frozen)
             trace.after(step, state)
 
             log.add(metrics)
@@ -170,7 +170,7 @@ def train(
             if step % config.checkpoint.every == 0 or last or stopping:
                 checkpoints.save(step, state, iterator.get_state())
             if draw_samples and config.sample.every and (step % config.sample.every == 0 or last) and not stopping:
-                draw_samples(graphdef, state.ema, mesh, step)
+                draw_samples(trainee.graphdef, state.ema, mesh, step)
             if stopping:
                 logging.info("\nstopped at step %d; the same command goes on from there", step)
                 break

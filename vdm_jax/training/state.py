@@ -1,6 +1,7 @@
 """What a training run carries from step to step, and how it is created on a mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -13,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from vdm_jax.models.keys import Keys
 from vdm_jax.parallel.mesh import on_cpu
 from vdm_jax.parallel.sharding import like_params, shardings
-from vdm_jax.typing import PyTree
+from vdm_jax.typing import Params, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -30,17 +31,16 @@ class TrainState:
 
 
 def plan_state(
-    model: nnx.Module,
-    make_model: Callable[[nnx.Rngs], nnx.Module],
+    params: PyTree,
+    make_params: Callable[..., Params],
     tx: optax.GradientTransformation,
     mesh: Mesh,
-    seed: int,
+    *given: PyTree,
 ) -> tuple[TrainState, Callable[[], TrainState]]:
     """The state as shapes with their shardings, and the function that computes it.
 
-    So a step can be compiled before there is a state. `model` is the abstract model, `make_model` makes it. Parameters
-    and moments are computed straight into their shards: no device ever holds a whole copy. The same seed gives the
-    same parameters on every mesh.
+    So a step can be compiled before there is a state. `params` are shapes; `make_params(*given)` computes them straight
+    into their shards, as the moments are: no device ever holds a whole copy, and all meshes have the same.
     """
 
     def begin(params: PyTree) -> TrainState:
@@ -49,23 +49,27 @@ def plan_state(
         ema = jax.tree.map(jnp.copy, params)
         return TrainState(zero, params, ema, tx.init(params), zero, zero)
 
-    def initialise() -> TrainState:
-        return begin(nnx.to_pure_dict(nnx.split(make_model(Keys(seed)))[1]))
+    def initialise(*given: PyTree) -> TrainState:
+        return begin(make_params(*given))
 
-    shapes = jax.eval_shape(begin, nnx.to_pure_dict(nnx.split(model)[1]))
+    shapes = jax.eval_shape(begin, params)
     sharding = state_shardings(shapes, mesh)
     planned = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)
     # It runs once, so optimisation would cost more than it saves.
-    return planned, jax.jit(initialise, out_shardings=sharding, compiler_options=on_cpu(mesh, optimization=0))
+    jitted = jax.jit(initialise, out_shardings=sharding, compiler_options=on_cpu(mesh, optimization=0))
+    return planned, functools.partial(jitted, *given)
 
 
 def create_state(
     make_model: Callable[[nnx.Rngs], nnx.Module], tx: optax.GradientTransformation, mesh: Mesh, seed: int
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """The model's static half, and the state that `plan_state` plans."""
-    model = nnx.eval_shape(lambda: make_model(Keys(seed)))
-    _, initialise = plan_state(model, make_model, tx, mesh, seed)
-    return nnx.split(model)[0], initialise()
+    """A new model's static half, and the state that `plan_state` plans. The same seed gives the same parameters."""
+    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: make_model(Keys(seed))))
+
+    def make_params() -> Params:
+        return nnx.to_pure_dict(nnx.split(make_model(Keys(seed)))[1])
+
+    return graphdef, plan_state(nnx.to_pure_dict(shapes), make_params, tx, mesh)[1]()
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:

@@ -17,7 +17,7 @@ from vdm_jax.parallel.mesh import on_cpu
 from vdm_jax.parallel.sharding import ActivationLayout
 from vdm_jax.training.optimizer import ema_decay
 from vdm_jax.training.state import TrainState, state_shardings
-from vdm_jax.typing import Array, Int, Key, Params, Scalar
+from vdm_jax.typing import Array, Int, Key, Params, PyTree, Scalar
 
 # What a step's key is used for; the objective folds its own purposes into DRAW.
 DRAW, DROPOUT, TOLD = range(3)
@@ -37,17 +37,18 @@ def make_loss(
     *,
     null_tokens: Int[np.ndarray, "L"] | None,
     images: int = 0,
+    assemble: Callable[[Params, PyTree], Params],
     layout: Callable,
-) -> Callable[[Params, Batch, Draws, Key], tuple[Scalar, dict[str, Scalar]]]:
-    """The loss as a function of parameters, a batch, what was drawn for it, and the key of dropout.
+) -> Callable[[Params, Batch, Draws, Key, PyTree], tuple[Scalar, dict[str, Scalar]]]:
+    """The loss as a function of parameters, a batch, what was drawn for it, the key of dropout, and what is frozen.
 
-    `null_tokens` is the tokenised null condition, None for an unconditional model. `batch` holds "video" (uint8,
+    `null_tokens` is the tokenised null condition, None for an unconditional model. `batch` holds "video" (clean,
     B T H W C), "tokens" (B L), with K joint images "image_tokens" (B K L), and for a model that is told what is
     known of the video, "told" (B T H W C+1).
     """
 
-    def loss(params, batch, draws, dropout_key):
-        model = nnx.merge(graphdef, params)
+    def loss(params, batch, draws, dropout_key, frozen):
+        model = nnx.merge(graphdef, assemble(params, frozen))
         text = None
         if model.text is not None:
             # The null condition is the empty text, whose tokens are a start token and nothing.
@@ -61,7 +62,7 @@ def make_loss(
             told = batch.get("told")
             return model(z, network_time, text, known=told, images=images, key=dropout_key, layout=layout)
 
-        return loss_at(objective, process, predict, to_float(batch["video"]), draws)
+        return loss_at(objective, process, predict, batch["video"], draws)
 
     return loss
 
@@ -79,8 +80,12 @@ def make_train_step(
     images: int = 0,
     accumulate: int = 1,
     ema: float | int = 0.999,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Scalar]]]:
-    """A jitted step that donates its state: (state, batch) → (state, metrics).
+    assemble: Callable[[Params, PyTree], Params] = lambda params, frozen: params,
+    clean: Callable[[PyTree, Array], Array] = lambda frozen, video: video,
+) -> Callable[..., tuple[TrainState, dict[str, Scalar]]]:
+    """A jitted step that donates its state: (state, batch[, frozen]) → (state, metrics).
+
+    `assemble` and `clean` are those of a `Trainee`, for networks of which only a part is trained.
 
     Randomness is a function of (seed, step). With `accumulate` n the batch is worked through in n parts, whose
     gradients are averaged; times and noise are drawn for the whole batch first, so the update is as of n = 1.
@@ -92,31 +97,33 @@ def make_train_step(
         process,
         null_tokens=null_tokens,
         images=images,
+        assemble=assemble,
         layout=ActivationLayout(mesh),
     )
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
-    def step(state: TrainState, batch: Batch):
+    def step(state: TrainState, batch: Batch, frozen: PyTree = None):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        draws = draw(objective, process, to_float(batch["video"]), jax.random.fold_in(key, DRAW))
+        batch = batch | {"video": clean(frozen, to_float(batch["video"]))}
+        draws = draw(objective, process, batch["video"], jax.random.fold_in(key, DRAW))
         dropout_key = jax.random.fold_in(key, DROPOUT)
         if conditioning is not None:
-            told = draw_told(conditioning, to_float(batch["video"]), jax.random.fold_in(key, TOLD), images)
+            told = draw_told(conditioning, batch["video"], jax.random.fold_in(key, TOLD), images)
             batch = batch | {"told": told}
         if accumulate == 1:
-            (_, metrics), grads = value_and_grad(state.params, batch, draws, dropout_key)
+            (_, metrics), grads = value_and_grad(state.params, batch, draws, dropout_key, frozen)
         else:
 
             def part(carry, rows_and_index):
                 (part_batch, part_draws), index = rows_and_index
                 (_, metrics), grads = value_and_grad(
-                    state.params, part_batch, part_draws, jax.random.fold_in(dropout_key, index)
+                    state.params, part_batch, part_draws, jax.random.fold_in(dropout_key, index), frozen
                 )
                 return jax.tree.map(jnp.add, carry, (metrics, grads)), None
 
             parts = jax.tree.map(lambda x: _split(x, accumulate), (batch, draws))
             first = jax.tree.map(lambda x: x[0], parts)
-            shapes = jax.eval_shape(value_and_grad, state.params, *first, dropout_key)
+            shapes = jax.eval_shape(value_and_grad, state.params, *first, dropout_key, frozen)
             zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1]))
             total, _ = jax.lax.scan(part, zero, (parts, jnp.arange(accumulate)))
             metrics, grads = jax.tree.map(lambda x: x / accumulate, total)
