@@ -45,6 +45,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "tensorboard": ["tensorflow-cpu>=2.20", "tensorboard>=2.20"],
+        "evaluation": ["opencv-python-headless>=4.10"],  # optical flow
         "parity": parity,
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.12"],
     },

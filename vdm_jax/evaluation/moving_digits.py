@@ -13,9 +13,9 @@ import logging
 import os
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,7 @@ class Verdict(NamedTuple):
 
     digit: Float[Array, "B 10"]  # probabilities
     direction: Float[Array, "B M"]  # probabilities, in the order of MOTIONS
+    frame_digit: Float[Array, "B T 10"]  # probabilities by single frames
     frames: Float[Array, "B T 64"]  # features of single frames: blind to motion
     features: Float[Array, "B 96"]  # features of the clip: the frames' mean, and the motion's
 
@@ -113,9 +114,9 @@ def _brightness(videos: Videos) -> Float[Array, "B T H W C"]:
 def _look(graph: nnx.GraphDef, params: Params, videos: Float[Array, "B T H W C"]) -> Verdict:
     network = nnx.merge(graph, params)
     frames, motion = network.appearance(videos), network.motion(videos)
-    digit, direction = network.digit(frames.mean(1)), network.direction(motion)
+    logits = network.digit(frames.mean(1)), network.direction(motion), network.digit(frames)
     features = jnp.concatenate([frames.mean(1), motion], axis=-1)
-    return Verdict(jax.nn.softmax(digit), jax.nn.softmax(direction), frames, features)
+    return Verdict(*map(jax.nn.softmax, logits), frames, features)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,3 +306,12 @@ def shuffle_frames(videos: Clips, key: Key[Array, ""]) -> Float[Array, "B T H W 
 def frozen(videos: Clips) -> Float[Array, "B T H W C"]:
     """Every clip's first frame, held: a floor for scores."""
     return jnp.broadcast_to(jnp.asarray(videos)[:, :1], videos.shape)
+
+
+def floors(metric: Callable[[Clips], Any], videos: Clips, key: Key[Array, ""]) -> dict[str, Any]:
+    """A metric of real clips, of the same with their frames shuffled, and frozen: what a score must be read beside.
+
+    A metric of two sets needs the other one fixed: `lambda clips: digits_fvd(judge(training), judge(clips))`.
+    """
+    changed = {"real": videos, "shuffled": shuffle_frames(videos, key), "frozen": frozen(videos)}
+    return {name: metric(clips) for name, clips in changed.items()}
