@@ -83,12 +83,13 @@ const items = Object.entries(study.scales).flatMap(([name, text]) => {
   });
 });
 
-/** The item that a digit is for: the one that has the focus, or else the first without a value. */
+/** The first item without a value. */
 function due() {
   const scales = saved.answers[study.pairs[at].id]?.scales ?? {};
   return items.find(({ name, side }) => !scales[name]?.[side]);
 }
 
+/** The item that a digit is for. */
 function focused() {
   return items.find(({ group }) => group.contains(document.activeElement)) ?? due();
 }
