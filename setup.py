@@ -20,6 +20,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["vdm_jax", "vdm_jax.*"]),
+    package_data={"vdm_jax.evaluation": ["web/*"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10",
@@ -47,6 +48,6 @@ setup(
         "tensorboard": ["tensorflow-cpu>=2.20", "tensorboard>=2.20"],
         "evaluation": ["opencv-python-headless>=4.10"],  # optical flow
         "parity": parity,
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.12"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.12", "selenium>=4.30"],
     },
 )

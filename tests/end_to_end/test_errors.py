@@ -25,6 +25,7 @@ tiny = run_path(str(ROOT / "tests" / "tiny_config.py"))
 TRAIN = ["experiments/train.py", "--config=tests/tiny_config.py", "--config.data.data_dir={videos}"]
 NEW = [*TRAIN, "--workdir={new}"]
 SAMPLE = ["experiments/sample.py", "--run={run}", "--out={new}"]
+STUDY = ["experiments/human_eval.py", "make", "--out={new}.html"]
 
 # name: (command, words of its error line)
 CASES = {
@@ -156,6 +157,26 @@ CASES = {
     "strength out of range": ([*SAMPLE, "--video={video}", "--strength=1.5"], "strength=1.5 must be above 0"),
     "unknown way to respect": ([*SAMPLE, "--respect=obey"], "respect='obey' must be one of replace, reconstruct"),
     "evaluation of another data set": (["experiments/evaluate.py", "--run={run}"], "was trained on folder"),
+    "report of nothing": (["experiments/report.py"], "--run=runs/<name> is needed"),
+    "report of no run": (["experiments/report.py", "--run={none}"], "none is no run folder"),
+    "human evaluation without a job": (["experiments/human_eval.py"], "the first word must be make or aggregate"),
+    "study of one set": ([*STUDY, "--set=a={videos}"], "a study needs two sets of videos or more, not 1"),
+    "set without a name": ([*STUDY, "--set={videos}"], "must be <name>=<folder>, each name once"),
+    "set without samples": (
+        [*STUDY, "--set=a={videos}", "--set=b={empty}"],
+        "videos holds no videos of experiments/sample.py",
+    ),
+    "scale without a question": ([*STUDY, "--scale=motion"], "--scale='motion' must be '<name>: <question>'"),
+    "page of another suffix": ([*STUDY, "--out={new}"], "new must end in .html"),
+    "no answers": (["experiments/human_eval.py", "aggregate"], "--answers=<file>,… is needed"),
+    "no key": (
+        ["experiments/human_eval.py", "aggregate", "--answers={file}", "--key={none}"],
+        "none cannot be read (No such file",
+    ),
+    "key of something else": (
+        ["experiments/human_eval.py", "aggregate", "--answers={file}", "--key={foreign}/config.json"],
+        "config.json is not the key of a study",
+    ),
     "modes of another data set": (["experiments/modes.py", "--run={run}"], "was trained on folder"),
     "modes of nothing": (["experiments/modes.py"], "--run=runs/<name> is needed"),
     "evaluation of nothing": (["experiments/evaluate.py"], "--run=runs/<name> is needed"),

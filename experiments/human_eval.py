@@ -1,0 +1,99 @@
+"""Blind side-by-side judgement of sets of videos by people: makes the page, and counts its answers.
+
+python experiments/human_eval.py make --set ours=runs/x/samples/seed0 --set base=runs/y/samples/seed0 --out study.html
+python experiments/human_eval.py aggregate --key study.key.json --answers answers-1.json,answers-2.json
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from vdm_jax import command
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation.human import QUESTION, SCALES
+
+SETS = flags.DEFINE_multi_string("set", [], "make: <name>=<folder> of videos by sample.py; two or more.")
+NUM = flags.DEFINE_integer("num", 50, "make: pairs to judge.", lower_bound=1)
+QUESTION_FLAG = flags.DEFINE_string("question", QUESTION, "make: what is asked of each pair.")
+SCALE = flags.DEFINE_multi_string(
+    "scale",
+    [f"{name}: {text}" for name, text in SCALES.items()],
+    "make: '<name>: <question>' that each video is rated by, from 1 to 5; empty for none.",
+)
+OUT = flags.DEFINE_string("out", "study.html", "make: the page; its key goes beside it, as <name>.key.json.")
+ANSWERS = flags.DEFINE_list("answers", [], "aggregate: files that the page has saved, one of each rater.")
+KEY = flags.DEFINE_string("key", "study.key.json", "aggregate: the study's key; results go beside it.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the pairs, their order and sides; or of the bootstrap.", lower_bound=0)
+
+
+def make() -> None:
+    """Writes the page and the key."""
+    from tqdm import tqdm
+
+    from vdm_jax.evaluation.human import make_study
+    from vdm_jax.evaluation.page import write_file
+
+    sets = {}
+    for given in SETS.value:
+        name, _, folder = given.partition("=")
+        if not name or not folder or name in sets:
+            raise InputError(f"--set={given} must be <name>=<folder>, each name once")
+        sets[name] = folder
+    scales = dict(_scale(given) for given in SCALE.value if given)
+    page, key_file = Path(OUT.value), Path(OUT.value).with_suffix(".key.json")
+    if page.suffix != ".html":
+        raise InputError(f"--out={page} must end in .html")
+    text, key = make_study(
+        sets,
+        num=NUM.value,
+        seed=SEED.value,
+        question=QUESTION_FLAG.value,
+        scales=scales,
+        progress=lambda pairs: tqdm(pairs, unit="pair", desc="encoding"),
+    )
+    write_file(key_file, json.dumps(key, indent=2, ensure_ascii=False) + "\n")
+    write_file(page, text)
+    count = len(key["pairs"])
+    less = f" (all there are: --num={NUM.value})" if count < NUM.value else ""
+    print(f"{count} pairs{less} in {page}, {len(text) / 1e6:.1f} MB: send it to the raters, they send answers back.")
+    print(f"Keep {key_file} from them: it says which video is whose.")
+
+
+def _scale(given: str) -> tuple[str, str]:
+    name, _, text = given.partition(":")
+    if not name.strip() or not text.strip():
+        raise InputError(f"--scale={given!r} must be '<name>: <question>'")
+    return name.strip(), text.strip()
+
+
+def aggregate() -> None:
+    """Prints what the answers say, and writes it."""
+    from vdm_jax.evaluation import human
+    from vdm_jax.evaluation.page import write_file
+
+    if not ANSWERS.value:
+        raise InputError("--answers=<file>,… is needed: what the page of the study has saved")
+    key = human.read_key(KEY.value)
+    results = human.aggregate(human.read_answers(ANSWERS.value, key), key, SEED.value)
+    human.print_results(results)
+    out = Path(KEY.value.removesuffix(".json").removesuffix(".key") + ".results.json")
+    write_file(out, json.dumps(results, indent=2, ensure_ascii=False, default=dataclasses.asdict) + "\n")
+    print(f"\nwritten to {out}")
+
+
+JOBS = {"make": make, "aggregate": aggregate}
+
+
+def main() -> None:
+    """Does the job that the first word names."""
+    if not job:
+        raise InputError(f"the first word must be {' or '.join(JOBS)}; see --help")
+    JOBS[job]()
+
+
+if __name__ == "__main__":
+    job = sys.argv.pop(1) if sys.argv[1:2] and sys.argv[1] in JOBS else ""
+    command.run(main)

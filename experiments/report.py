@@ -1,0 +1,38 @@
+"""Makes one self-contained page of a run: curves, samples, scores, config. The run may still be training.
+
+python experiments/report.py --run runs/digits
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from vdm_jax import command
+from vdm_jax.errors import InputError
+
+RUN = flags.DEFINE_string("run", None, "Run folder.")
+OUT = flags.DEFINE_string("out", None, "The page (default: <run>/report.html).")
+NUM = flags.DEFINE_integer("num", 24, "Videos of each folder in samples/.", lower_bound=0)
+
+
+def main() -> None:
+    """Writes the page, and says where."""
+    if not RUN.value:
+        raise InputError("--run=runs/<name> is needed")
+
+    from tqdm import tqdm
+
+    from vdm_jax.evaluation.page import write_file
+    from vdm_jax.evaluation.report import make_report
+
+    run = Path(RUN.value)
+    out = Path(OUT.value) if OUT.value else run / "report.html"
+    text = make_report(
+        run, num=NUM.value, progress=lambda videos: tqdm(videos, unit="video", desc="encoding", leave=False)
+    )
+    write_file(out, text)
+    print(f"{out}, {len(text) / 1e6:.1f} MB: open it in a browser")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,133 @@
+"""The page of a run: what is in the folder is on it, what is missing is said."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from runpy import run_path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdm_jax import configuration
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation.report import make_report
+from vdm_jax.video import read_video, write_image, write_video
+
+tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
+NOISE = np.random.default_rng(0).integers(256, size=(4, 8, 8, 3)).astype(np.uint8)
+TABLE = """+------+--------+---------+------+
+| Name | Shape  | Dtype   | Size |
++------+--------+---------+------+
+| a/b  | (3, 4) | float32 | 12   |
+[...]
++------+--------+---------+------+
+Total: 1,200,012 -- 4,800,048 bytes
+"""
+
+
+def line(step, loss):
+    more = {"skipped": 0.0, "learning_rate": 0.1 / step, "videos_per_second": 40.0 + step, "seconds": 30.0}
+    return json.dumps({"step": step, "loss": loss, "mse": loss, "grad_norm": None} | more) + "\n"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "one"
+    configuration.write_config(run, tiny["get_config"]())
+    (run / "metrics.jsonl").write_text(line(5, 0.8) + line(10, None) + line(15, 0.2) + line(20, 0.1)[:30])
+    (run / "parameters.txt").write_text(TABLE)
+    for step in range(14):
+        write_image(run / "samples" / f"{step:07}.png", NOISE[0], {"prompts": ["a <b>", "c"]})
+    for number in range(3):
+        about = {"prompt": f"clip {number}", "number": number, "guidance": 3.0, "seed": 7}
+        write_video(run / "samples" / "seed7" / f"{number}.gif", NOISE, 8, about)
+    (run / "samples" / "empty").mkdir()
+    (run / "evaluation.json").write_text('{"num": 4, "real": {"digit": 0.995}, "guidance 1": {"digit": 0.72}}')
+    scores = [{"known": "half", "way": "concat", "seeds": [{"digit": 0.5}, {"digit": 1.0}]}]
+    (run / "modes.json").write_text(
+        json.dumps({"seeds": [0, 1], "scores": scores, "psnr": {"cubic": [20, 22], "by": [{"a": "x"}]}})
+    )
+    return run
+
+
+@pytest.fixture(scope="module")
+def report(run):
+    return make_report(run)
+
+
+def test_every_video_and_picture_decodes(report, tmp_path):
+    videos = re.findall(r'src="data:video/webm;base64,([^"]+)"', report)
+    assert len(videos) == 3
+    for content in videos:
+        (tmp_path / "video.webm").write_bytes(base64.b64decode(content))
+        frames, fps = read_video(tmp_path / "video.webm")
+        assert abs(frames[:, 8::16, 8::16].astype(float) - NOISE).mean() < 5
+        assert fps == pytest.approx(8)
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', report)
+    assert len(pictures) == 12  # of 14 sheets
+    for content in pictures:
+        with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+            np.testing.assert_array_equal(image, NOISE[0])
+
+
+def test_nothing_is_fetched(report):
+    assert not re.search(r"https?:|src=\"(?!data:)|<link(?! rel=\"icon\" href=\"data:)|@import|url\(", report)
+
+
+def test_what_the_folder_holds_is_on_the_page(report):
+    text = re.sub(r'"data:[^"]*"|<[^>]*>', " ", report)
+    for words in (
+        "Steps of 20 15",
+        "Videos seen 120",
+        "Training time 0 h 1 min",
+        "Parameters 1.20 M",
+        "The run is at 75% of its steps",
+        "0.2 at step 15",
+        "mse is the same as loss",
+        "skipped is 0 throughout",
+        "Prompts: a &lt;b&gt;; c. 12 of 14 sheets",
+        "guidance 3.0, seed 7",
+        "clip 2",
+        "0.995",
+        "0.75 ± 0.25",
+        "21 ± 1",
+        "[{&quot;a&quot;: &quot;x&quot;}]",
+        "empty holds no videos",
+        "(3, 4)",
+        "Rows are left out",
+    ):
+        assert words in " ".join(text.split()), words
+    assert re.findall(r'<figure class="chart".*?<b>(\w+)', report) == ["loss", "learning_rate", "videos_per_second"]
+
+
+def test_the_config_is_a_tree_with_what_was_changed_marked(report):
+    tree = report[report.index("<h2>Config") : report.index("<h2>Parameters")]
+    assert '<dt>batch_size</dt><dd class="changed">8</dd>' in tree
+    assert "<dt>accumulate</dt><dd>1</dd>" in tree
+    assert re.search(r"<summary>unet</summary><dl>.*?<dt>patch_time</dt><dd class=\"changed\">2</dd>", tree)
+
+
+def test_fewer_videos_may_be_asked_for(run):
+    text = make_report(run, num=2)
+    assert text.count("<video") == 2
+    assert "The first 2 of 3" in text
+
+
+def test_a_run_that_has_just_begun_says_what_is_missing(tmp_path):
+    configuration.write_config(tmp_path / "run", tiny["get_config"]())
+    text = make_report(tmp_path / "run")
+    for words in ("No metrics.jsonl yet", "No sheets", "No videos", "No evaluation.json", "No parameters.txt yet"):
+        assert words in text
+
+
+def test_no_run_and_a_damaged_file_are_one_line(tmp_path):
+    with pytest.raises(InputError, match="is no run folder"):
+        make_report(tmp_path)
+    configuration.write_config(tmp_path, tiny["get_config"]())
+    for damaged in ("{", "3"):
+        (tmp_path / "evaluation.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"evaluation.json cannot be read"):
+            make_report(tmp_path)

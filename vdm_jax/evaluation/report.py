@@ -1,0 +1,258 @@
+"""What a run folder holds, as one page: curves, samples, scores, config. Anything missing is left out, and said."""
+
+import json
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from html import escape
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vdm_jax
+from vdm_jax.configuration import default_config, read_config
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation.chart import Line, line_chart
+from vdm_jax.evaluation.page import Spread, document, embed_video, image_figure, number, table, video_figure
+from vdm_jax.evaluation.samples import find_samples
+from vdm_jax.video import read_metadata
+
+LINEAR = ("learning_rate", "videos_per_second", "seconds")  # other metrics have logarithmic axes
+SHEETS = 12  # shown of the sheets drawn during training: the first, the last, and some between
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def make_report(run: Path, *, num: int = 24, progress: Callable[[Iterable], Iterable] = iter) -> str:
+    """The page of a run, with up to `num` videos of each folder in samples/.
+
+    No device is set up: a run that still trains is not disturbed.
+
+    Raises:
+        InputError: the folder is not a run, or a file in it is damaged.
+    """
+    config = json.loads(read_config(run).to_json())
+    metrics = _read_metrics(run / "metrics.jsonl")
+    sections = {
+        "Curves": _curves(metrics),
+        "Samples over training": _sheets(run / "samples"),
+        "Samples": _samples(run / "samples", num, progress),
+        "Scores": _scores(run),
+        "Config": _config(config),
+        "Parameters": _parameters(run / "parameters.txt"),
+        "Environment": _environment(run),
+    }
+    body = "".join(f"<section>\n<h2>{name}</h2>\n{content}\n</section>\n" for name, content in sections.items())
+    return document(f"{run.name}: report", f"<main>\n{_summary(run, config, metrics)}{body}</main>")
+
+
+def _missing(text: str) -> str:
+    return f'<p class="missing">{text}</p>'
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl up to one that is cut off, as the last one of a running job may be."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def _summary(run: Path, config: Mapping[str, Any], metrics: list[dict[str, Any]]) -> str:
+    step, steps = metrics[-1]["step"] if metrics else 0, config["steps"]
+    data = config["data"]
+    shape = f"{data['frames']} frames of {data['height']}×{data['width']}×{data['channels']}"
+    tiles = {f"Steps of {number(steps)}": number(step)}
+    if metrics:
+        seconds = sum(line["seconds"] for line in metrics)
+        tiles |= {
+            "Loss": number(metrics[-1]["loss"]),
+            "Training time": f"{seconds // 3600:.0f} h {seconds // 60 % 60:.0f} min",
+            "Videos a second": number(statistics.median(line["videos_per_second"] for line in metrics)),
+            "Videos seen": number(step * config["batch_size"]),
+        }
+    table_file = run / "parameters.txt"
+    total = table_file.read_text().rpartition("Total: ")[2].split(" ")[0] if table_file.exists() else ""
+    if total:
+        tiles["Parameters"] = f"{int(total.replace(',', '')) / 1e6:.2f} M"
+    state = "" if step >= steps else f" The run is at {step / steps:.0%} of its steps."
+    target, process = config["objective"]["prediction"], config["process"]["name"]
+    what = f"{data['name']}, {shape}, prediction {target}, {process} process"
+    return (
+        f'<h1>{escape(str(run))}</h1>\n<p class="muted">{escape(what)}.{state}</p>\n'
+        f'<dl class="tiles">{"".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in tiles.items())}</dl>\n'
+    )
+
+
+def _curves(metrics: list[dict[str, Any]]) -> str:
+    if not metrics:
+        return _missing("No metrics.jsonl yet: training writes a line every log_every steps.")
+    steps = [line["step"] for line in metrics]
+    names = dict.fromkeys(name for line in metrics for name in line if name != "step")
+    charts, notes, drawn = [], [], {}
+    for name in sorted(names, key=lambda name: (name != "loss", name in LINEAR)):
+        values = tuple(np.nan if line.get(name) is None else float(line[name]) for line in metrics)
+        if values in drawn:
+            notes.append(f"{name} is the same as {drawn[values]}.")
+        elif len(set(values)) == 1 and len(values) > 1:
+            notes.append(f"{name} is {number(values[0])} throughout.")
+        elif name != "seconds":  # what videos_per_second says, too
+            drawn[values] = name
+            charts.append(line_chart(name, [Line(name, steps, values)], log=name not in LINEAR))
+    return f'<div class="grid charts">{"".join(charts)}</div>\n<p class="muted">{escape(" ".join(notes))}</p>'
+
+
+# ------------------------------------------------------------------------------------------------- samples
+
+
+def _sheets(folder: Path) -> str:
+    sheets = sorted((int(path.stem), path) for path in folder.glob("*.png") if path.stem.isdigit())
+    if not sheets:
+        return _missing("No sheets: training draws one every config.sample.every steps, of config.sample.prompts.")
+    shown = sorted(set(np.linspace(0, len(sheets) - 1, min(len(sheets), SHEETS)).round().astype(int).tolist()))
+    about = read_metadata(sheets[-1][1])
+    rows = "; ".join(about.get("prompts", ()))
+    note = f"A row for each prompt, a column for each frame. Prompts: {rows}." if rows else ""
+    if len(shown) < len(sheets):
+        note += f" {len(shown)} of {len(sheets)} sheets are shown."
+    figures = "".join(image_figure(sheets[i][1], f"step {sheets[i][0]:,}", least=320) for i in shown)
+    return f'<p class="muted">{escape(note)}</p>\n<div class="grid sheets">{figures}</div>'
+
+
+def _samples(samples: Path, num: int, progress: Callable[[Iterable], Iterable]) -> str:
+    parts = []
+    for folder in sorted(path for path in samples.glob("*") if path.is_dir()):
+        try:
+            found = find_samples(folder)
+        except InputError as error:
+            parts.append(_missing(escape(f"{error}.")))
+            continue
+        every = next(iter(found.values()))
+        shown = every[:num]
+        figures = "".join(video_figure(embed_video(*s.read()), s.prompt or "no prompt") for s in progress(shown))
+        same = {k: v for k, v in every[0].settings.items() if all(s.settings.get(k) == v for s in every)}
+        note = ", ".join(f"{k} {v}" for k, v in same.items() if k not in ("run", "fps"))
+        more = f" The first {len(shown)} of {len(every)}." if len(shown) < len(every) else ""
+        parts.append(f'<h3>{escape(folder.name)}</h3>\n<p class="muted">{escape(note)}.{more}</p>')
+        parts.append(f'<div class="grid">{figures}</div>')
+    if not any("<video" in part for part in parts):
+        return _missing("No videos: python experiments/sample.py --run &lt;this run&gt; draws some.") + "".join(parts)
+    return '<p><button id="stop" aria-pressed="false">Pause all videos</button></p>\n' + "\n".join(parts)
+
+
+# -------------------------------------------------------------------------------------------------- scores
+
+
+def _scores(run: Path) -> str:
+    parts = []
+    for name in ("evaluation", "modes"):
+        path = run / f"{name}.json"
+        if not path.exists():
+            if name == "evaluation":
+                parts.append(_missing("No evaluation.json: python experiments/evaluate.py --run … measures samples."))
+            continue
+        try:
+            scores = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path} cannot be read ({error})") from error
+        plain = {k: v for k, v in scores.items() if not isinstance(v, dict) and not _is_rows(v)}
+        tables = [table(list(map(_row, v))) for v in scores.values() if _is_rows(v)]
+        named = [{"": k, **_row(v)} for k, v in scores.items() if isinstance(v, dict)]
+        if named:
+            tables.insert(0, table(named))
+        about = ", ".join(f"{k} {v}" for k, v in plain.items())
+        parts.append(f'<h3>{name}.json</h3>\n<p class="muted">{escape(about)}</p>\n{"".join(tables)}')
+        if any("±" in t for t in tables):
+            parts.append('<p class="muted">± is a standard deviation over the repeats in the file.</p>')
+    return "\n".join(parts)
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _row(score: Mapping[str, Any]) -> dict[str, Any]:
+    """The cells of one row; repeats over seeds, a list of numbers or of scores, become their mean and spread."""
+    cells = {}
+    for name, value in score.items():
+        if _is_rows(value) and all(row.keys() == value[0].keys() and _are_numbers(row.values()) for row in value):
+            cells |= {key: _mean([repeat[key] for repeat in value]) for key in value[0]}
+        elif isinstance(value, list) and _are_numbers(value):
+            cells[name] = _mean(value)
+        else:
+            cells[name] = value if isinstance(value, str | int | float | None) else json.dumps(value)
+    return cells
+
+
+def _are_numbers(values: Iterable) -> bool:
+    values = list(values)
+    return bool(values) and all(isinstance(v, int | float) for v in values)
+
+
+def _mean(values: list[float | int]) -> Spread:
+    return Spread(float(np.mean(values)), float(np.std(values)))
+
+
+# --------------------------------------------------------------------------------------- config and machine
+
+
+def _config(config: Mapping[str, Any]) -> str:
+    default = json.loads(default_config().to_json())
+    return (
+        '<p class="muted">Bold: not as in vdm_jax/configuration.py.</p>\n'
+        f"<details><summary>config.json</summary>{''.join(_tree(config, default))}</details>"
+    )
+
+
+def _tree(config: Mapping[str, Any], default: Any) -> Iterator[str]:
+    """Values first, then a folded group for each nested one."""
+    default = default if isinstance(default, dict) else {}
+    groups = {key: value for key, value in config.items() if isinstance(value, dict) and value}
+    rows = ""
+    for key, value in config.items():
+        if key not in groups:
+            changed = "" if value == default.get(key, ...) else ' class="changed"'
+            text = escape(json.dumps(value, ensure_ascii=False))
+            rows += f"<div><dt>{escape(key)}</dt><dd{changed}>{text}</dd></div>"
+    yield f"<dl>{rows}</dl>" if rows else ""
+    for key, value in groups.items():
+        yield f"<details open><summary>{escape(key)}</summary>{''.join(_tree(value, default.get(key)))}</details>"
+
+
+def _parameters(path: Path) -> str:
+    if not path.exists():
+        return _missing("No parameters.txt yet: training writes it before the first step.")
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("+")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    rows = [dict(zip(cells[0], row, strict=False)) for row in cells[1:]] if cells else []
+    total = lines[-1] if lines else ""
+    cut = "Rows are left out: experiments/parameters.py prints all." if "[...]" in lines else ""
+    return f'<details><summary>{escape(total)}</summary>{table(rows)}<p class="muted">{cut}</p></details>'
+
+
+def _environment(run: Path) -> str:
+    versions = {"vdm_jax": vdm_jax.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    files = {"begun": "parameters.txt", "last metrics": "metrics.jsonl", "last evaluation": "evaluation.json"}
+    dates = {
+        what: f"{datetime.fromtimestamp((run / name).stat().st_mtime):%Y-%m-%d %H:%M} ({name})"
+        for what, name in files.items()
+        if (run / name).exists()
+    }
+    rows = dates | {"report made": f"{datetime.now():%Y-%m-%d %H:%M}", "on": platform.platform()} | versions
+    return (
+        '<p class="muted">Dates are those of the run\'s files; versions are those that this report was made with.</p>\n'
+        + table([{"": key, " ": value} for key, value in rows.items()])
+    )
