@@ -48,6 +48,13 @@ setup(
         "tensorboard": ["tensorflow-cpu>=2.20", "tensorboard>=2.20"],
         "evaluation": ["opencv-python-headless>=4.10"],  # optical flow
         "parity": parity,
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.12", "selenium>=4.30"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "beartype>=0.20",
+            "ruff>=0.12",
+            "selenium>=4.30",
+            "opencv-python-headless>=4.10",
+        ],
     },
 )
