@@ -131,6 +131,11 @@ def torch_tensors(params: Params, naming: Naming) -> dict[str, np.ndarray]:
     return tensors
 
 
+def few(names: Sequence[str]) -> str:
+    """The first three of names, for a message."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
 def load_params(weights: Weights, module: nnx.Module, naming: Naming, *, mesh: Mesh, where: str) -> Params:
     """The parameters of an abstract module from weights by their names, straight into their shards, one by one.
 
@@ -149,11 +154,7 @@ def load_params(weights: Weights, module: nnx.Module, naming: Naming, *, mesh: M
             if name in found and found[name] != shape
         ],
     }
-    said = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for kind, names in problems.items()
-        if names
-    ]
+    said = [f"{len(names)} {kind} ({few(names)})" for kind, names in problems.items() if names]
     if said:
         raise InputError(f"{where} does not hold the tensors that its config says: {'; '.join(said)}")
 

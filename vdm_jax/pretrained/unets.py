@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from vdm_jax.models.transformer import interleaved_code
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import Config, translate, with_motion
 from vdm_jax.pretrained.folder import NAMES, Weights, component, read_config
+from vdm_jax.pretrained.lora import Lora, merge
 from vdm_jax.pretrained.names import load_params, torch_tensors
 from vdm_jax.typing import Params
 
@@ -32,14 +34,21 @@ class PublishedUNet:
 
 
 def load_unet(
-    folder: str | Path, *, motion_adapter: str | Path | None = None, mesh: Mesh | None = None, **options
+    folder: str | Path,
+    *,
+    motion_adapter: str | Path | None = None,
+    loras: Sequence[Lora] = (),
+    mesh: Mesh | None = None,
+    **options,
 ) -> PublishedUNet:
     """Loads a U-Net from its folder, or from that of its pipeline; with a motion adapter beside an image network.
 
-    `options` are arguments of `LatentUNet` that are no matter of the config: dtype, attention, remat, per_frame_norm.
+    What `loras` have for a U-Net is merged into its weights. `options` are arguments of `LatentUNet` that are no matter
+    of the config: dtype, attention, remat, per_frame_norm.
 
     Raises:
-        InputError: an unknown family or setting, pickles, or tensors that the config does not say.
+        InputError: an unknown family or setting, pickles, tensors that the config does not say, or a LoRA that does
+            not fit.
     """
     config, folders = read_config(folder), [component(folder, "unet")]
     if motion_adapter is not None:
@@ -52,6 +61,8 @@ def load_unet(
     for name, code in positions.items():
         if not np.allclose(code[0], _positions(code.shape[1], code.shape[2]), atol=2e-3):
             raise InputError(f"{name} is not the sinusoidal code that is known; other positions are not implemented")
+    for lora in loras:
+        merge(lora.where, lora.unet, weights)
     mesh = make_mesh() if mesh is None else mesh
     params = load_params(weights, module, naming, mesh=mesh, where=" and ".join(map(str, folders)))
     return PublishedUNet(nnx.split(module)[0], params, config)
