@@ -63,6 +63,22 @@ def write_pipeline(folder: Path) -> Path:
     return _finish(folder, SCHEDULER, "TextToVideoSDPipeline")
 
 
+def write_lora(file: Path, text: bool = True) -> Path:
+    """A LoRA of rank 1 for both networks of `write_pipeline`, or for the first alone."""
+    out, into = UNETS["modelscope"][0]["block_out_channels"][0], UNETS["modelscope"][0]["in_channels"]
+    sizes = {"lora_unet_conv_in": ((1, into, 3, 3), (out, 1, 1, 1))}
+    if text:
+        width = TEXT["hidden_size"]
+        sizes["lora_te_text_model_encoder_layers_0_self_attn_v_proj"] = ((1, width), (width, 1))
+    names = {
+        f"{module}.lora_{end}.weight": size
+        for module, pair in sizes.items()
+        for end, size in zip(("down", "up"), pair, strict=True)
+    }
+    save_file({name: tensor(name, size) for name, size in names.items()}, file)
+    return file
+
+
 def _finish(folder, scheduler, name):
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))

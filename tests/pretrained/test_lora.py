@@ -16,7 +16,7 @@ from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained import clip, families
 from vdm_jax.pretrained.clip import load_text_encoder, save_encoder
 from vdm_jax.pretrained.folder import Weights
-from vdm_jax.pretrained.lora import merge, parse_lora, read_lora
+from vdm_jax.pretrained.lora import merge_lora, parse_lora, read_lora
 from vdm_jax.pretrained.unets import load_unet, save_unet
 
 FILE = "diffusion_pytorch_model.safetensors"
@@ -104,7 +104,7 @@ def merged(folder, *loras):
     """All tensors of a U-Net's folder as they are read with LoRAs."""
     weights = Weights(folder)
     for lora in loras:
-        merge(lora.where, lora.unet, weights)
+        merge_lora(lora.where, lora.unet, weights)
     return dict(weights)
 
 
@@ -145,14 +145,13 @@ def test_loras_add_up_in_float32_and_in_shards_and_are_saved(tmp_path):
     shape = base["conv_in.weight"].shape
     save_file({name: tensor.astype(np.float16) for name, tensor in base.items()}, folder / FILE)
     one = write_lora(tmp_path / "one.safetensors", base, [module], FORMATS["peft"][1], rank=1)
-    names = FORMATS["diffusers"][1](module)
-    halved = [matrix.astype(ml_dtypes.bfloat16) for matrix in pair(module, shape)]
-    save_file(dict(zip(names, halved, strict=False)), tmp_path / "two.safetensors")
+    halved = [array.astype(ml_dtypes.bfloat16) for array in (*pair(module, shape, rank=3), np.ones(1))]
+    save_file(dict(zip(FORMATS["diffusers"][1](module), halved, strict=True)), tmp_path / "two.safetensors")
     loras = [read_lora(one, 0.001), read_lora(tmp_path / "two.safetensors", -2)]
     save_unet(load_unet(folder, loras=loras, mesh=make_mesh(data=2, fsdp=2, tensor=2)), tmp_path / "merged")
-    down, up = (matrix.astype(np.float64) for matrix in halved)
+    down, up, _ = (array.astype(np.float64) for array in halved)
     expected = base["conv_in.weight"].astype(np.float16).astype(np.float64)
-    expected += 0.001 * product(module, shape, 1) - 2 * np.einsum("or,r...->o...", up[..., 0, 0], down)
+    expected += 0.001 * product(module, shape, 1) - 2 / 3 * np.einsum("or,r...->o...", up[..., 0, 0], down)
     found = load_file(tmp_path / "merged" / FILE)["conv_in.weight"]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -18,7 +18,7 @@ from vdm_jax.models.clip import ACTIVATIONS, ClipText, ClipVision
 from vdm_jax.models.keys import Keys
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.folder import Weights, component
-from vdm_jax.pretrained.lora import Lora, merge
+from vdm_jax.pretrained.lora import Lora, merge_lora
 from vdm_jax.pretrained.names import Naming, Table, load_params, torch_tensors
 from vdm_jax.typing import Params
 
@@ -122,7 +122,7 @@ def _load(folder: Path, model_type: str, mesh: Mesh | None, dtype, loras: Sequen
     if module is ClipText and not any(name.startswith("text_model.") for name in weights):
         naming = Naming(_TEXT)  # transformers 5 leaves the prefix out
     for lora in loras:
-        merge(lora.where, lora.text, weights)
+        merge_lora(lora.where, lora.text, weights)
     abstract = nnx.eval_shape(lambda: module(**arguments, dtype=dtype, rngs=Keys(0)))
     mesh = make_mesh() if mesh is None else mesh
     params = load_params(weights, abstract, naming, mesh=mesh, where=str(folder))

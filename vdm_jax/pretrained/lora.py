@@ -110,7 +110,7 @@ def read_lora(path: str | Path, strength: float | int = 1.0) -> Lora:
     return Lora(str(file), *parts)
 
 
-def merge(where: str, changes: tuple[LowRank, ...], weights: Weights) -> None:
+def merge_lora(where: str, changes: tuple[LowRank, ...], weights: Weights) -> None:
     """Adds changes to the tensors of a network, each when it is read.
 
     Raises:

@@ -17,7 +17,7 @@ from vdm_jax.models.transformer import interleaved_code
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import Config, translate, with_motion
 from vdm_jax.pretrained.folder import NAMES, Weights, component, read_config
-from vdm_jax.pretrained.lora import Lora, merge
+from vdm_jax.pretrained.lora import Lora, merge_lora
 from vdm_jax.pretrained.names import load_params, torch_tensors
 from vdm_jax.typing import Params
 
@@ -62,7 +62,7 @@ def load_unet(
         if not np.allclose(code[0], _positions(code.shape[1], code.shape[2]), atol=2e-3):
             raise InputError(f"{name} is not the sinusoidal code that is known; other positions are not implemented")
     for lora in loras:
-        merge(lora.where, lora.unet, weights)
+        merge_lora(lora.where, lora.unet, weights)
     mesh = make_mesh() if mesh is None else mesh
     params = load_params(weights, module, naming, mesh=mesh, where=" and ".join(map(str, folders)))
     return PublishedUNet(nnx.split(module)[0], params, config)
