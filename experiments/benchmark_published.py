@@ -43,7 +43,8 @@ def main() -> None:
 
     shape, widths = tuple(map(int, SHAPE.value.split("x"))), tuple(map(int, WIDTHS.value))
     result = {"machine": about_machine(("torch", "diffusers")), "shape": shape, "widths": widths, "dtype": DTYPE.value}
-    print(f"{result['machine']}\n\n| widths {'-'.join(WIDTHS.value)}, {SHAPE.value}, {DTYPE.value} | ours | diffusers | ratio |")
+    title = f"widths {'-'.join(WIDTHS.value)}, {SHAPE.value}, {DTYPE.value}"
+    print(f"{result['machine']}\n\n| {title} | ours | diffusers | ratio |")
     print("|---|---|---|---|")
     measures = {family: functools.partial(measure_family, family) for family in FAMILIES}
     for name, measure in (measures | {"autoencoder": measure_decoding}).items():

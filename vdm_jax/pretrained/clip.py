@@ -5,6 +5,7 @@ A setting that is not implemented is an error, never ignored.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vdm_jax.models.clip import ACTIVATIONS, ClipText, ClipVision
 from vdm_jax.models.keys import Keys
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.folder import Weights, component
+from vdm_jax.pretrained.lora import Lora, merge_lora
 from vdm_jax.pretrained.names import Naming, Table, load_params, torch_tensors
 from vdm_jax.typing import Params
 
@@ -91,16 +93,23 @@ class PublishedEncoder:
 
 
 def load_text_encoder(
-    folder: str | Path, *, mesh: Mesh | None = None, dtype: str = "float32", params_dtype: str = "float32"
+    folder: str | Path,
+    *,
+    loras: Sequence[Lora] = (),
+    mesh: Mesh | None = None,
+    dtype: str = "float32",
+    params_dtype: str = "float32",
 ) -> PublishedEncoder:
     """Loads a `ClipText` from its folder, or from that of its pipeline.
 
-    `dtype` is that of the computation, `params_dtype` that of the parameters.
+    What `loras` have for a text encoder is merged into its weights. `dtype` is that of the computation, `params_dtype`
+    that of the parameters.
 
     Raises:
-        InputError: another model, an unknown setting, pickles, or tensors that the config does not say.
+        InputError: another model, an unknown setting, pickles, tensors that the config does not say, or a LoRA that
+            does not fit.
     """
-    return _load(component(folder, "text_encoder"), "clip_text_model", mesh, dtype, params_dtype)
+    return _load(component(folder, "text_encoder"), "clip_text_model", mesh, dtype, params_dtype, loras)
 
 
 def load_image_encoder(
@@ -110,7 +119,9 @@ def load_image_encoder(
     return _load(component(folder, "image_encoder"), "clip_vision_model", mesh, dtype, params_dtype)
 
 
-def _load(folder: Path, model_type: str, mesh: Mesh | None, dtype: str, params_dtype: str) -> PublishedEncoder:
+def _load(
+    folder: Path, model_type: str, mesh: Mesh | None, dtype: str, params_dtype: str, loras: Sequence[Lora] = ()
+) -> PublishedEncoder:
     config = read_json(folder / "config.json")
     if config.get("model_type") != model_type:
         raise InputError(f"{folder}: model_type={config.get('model_type')!r} must be {model_type!r}")
@@ -120,6 +131,8 @@ def _load(folder: Path, model_type: str, mesh: Mesh | None, dtype: str, params_d
         weights.take(name)  # older files count the positions
     if module is ClipText and not any(name.startswith("text_model.") for name in weights):
         naming = Naming(_TEXT)  # transformers 5 leaves the prefix out
+    for lora in loras:
+        merge_lora(lora.where, lora.text, weights)
     abstract = nnx.eval_shape(lambda: module(**arguments, dtype=dtype, rngs=Keys(0)))
     mesh = make_mesh() if mesh is None else mesh
     params = load_params(weights, abstract, naming, mesh=mesh, where=str(folder), dtype=params_dtype)

@@ -135,6 +135,11 @@ def torch_tensors(params: Params, naming: Naming) -> dict[str, np.ndarray]:
     return tensors
 
 
+def few(names: Sequence[str]) -> str:
+    """The first three of names, for a message."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
 def load_params(
     weights: Weights,
     module: nnx.Module,
@@ -165,11 +170,7 @@ def load_params(
             if name in found and found[name] != shape
         ],
     }
-    said = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for kind, names in problems.items()
-        if names
-    ]
+    said = [f"{len(names)} {kind} ({few(names)})" for kind, names in problems.items() if names]
     if said:
         raise InputError(f"{where} does not hold the tensors that its config says: {'; '.join(said)}")
 
