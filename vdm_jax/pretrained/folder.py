@@ -35,12 +35,12 @@ def component(folder: str | Path, name: str) -> Path:
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """The tensors of folders by name; one is read from disk when it is asked for."""
+    """The tensors of folders or files by name; one is read from disk when it is asked for."""
 
-    def __init__(self, *folders: Path):
+    def __init__(self, *paths: Path):
         """Raises InputError where there are none, or only pickles."""
         self._files = {}
-        for file in (file for folder in folders for file in _files(folder)):
+        for file in (file for path in paths for file in ([path] if path.is_file() else _files(path))):
             try:
                 opened = safe_open(file, framework="numpy")
             except Exception as error:  # the library's own class, not exported
@@ -61,6 +61,12 @@ class Weights(Mapping[str, np.ndarray]):
         tensor = self[name]
         del self._files[name]
         return tensor
+
+    def part(self, *prefixes: str) -> "Weights":
+        """The tensors whose names begin so, which no longer count as any of these."""
+        part = Weights()
+        part._files = {name: self._files.pop(name) for name in [*self._files] if name.startswith(prefixes)}
+        return part
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor, which is not read for it."""
