@@ -14,6 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from tests.parity.i3d_reference import i3d
+from tests.pretrained.make_golden_clip import write_vocabulary
 from tests.pretrained.make_golden_features import (
     CLIP,
     VIDEOMAES,
