@@ -53,12 +53,12 @@ def refuse_pickles(paths: Iterable[Path]) -> None:
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """The tensors of folders by name; one is read from disk when it is asked for."""
+    """The tensors of folders or files by name; one is read from disk when it is asked for."""
 
-    def __init__(self, *folders: Path):
+    def __init__(self, *paths: Path):
         """Raises InputError where there are none, or only pickles."""
         self._files = {}
-        for file in (file for folder in folders for file in _files(folder)):
+        for file in (file for path in paths for file in ([path] if path.is_file() else _files(path))):
             opened = open_safetensors(file)
             self._files |= dict.fromkeys(opened.keys(), opened)
         self._changes: dict[str, list[Callable[[np.ndarray], np.ndarray]]] = {}
@@ -84,6 +84,13 @@ class Weights(Mapping[str, np.ndarray]):
     def change(self, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
         """Makes something else of a tensor of the same shape, each time it is read."""
         self._changes.setdefault(name, []).append(change)
+
+    def part(self, *prefixes: str) -> "Weights":
+        """The tensors whose names begin so, which no longer count as any of these."""
+        part = Weights()
+        part._files = {name: self._files.pop(name) for name in [*self._files] if name.startswith(prefixes)}
+        part._changes = self._changes
+        return part
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor, which is not read for it."""
