@@ -50,11 +50,11 @@ def write_image_to_video(folder: Path) -> Path:
     return _finish(folder, KARRAS, "StableVideoDiffusionPipeline")
 
 
-def write_pipeline(folder: Path) -> Path:
-    """ModelScope: videos of 16×16 pixels from latents of 8×8."""
+def write_pipeline(folder: Path, unet: dict = UNETS["modelscope"][0]) -> Path:
+    """ModelScope, or another network: videos of 16×16 pixels from latents of 8×8."""
     words = write_vocabulary(folder / "tokenizer")
     count = len(json.loads((words / "vocab.json").read_text()))
-    text, unet = TEXT | {"vocab_size": count, "eos_token_id": count - 1}, UNETS["modelscope"][0] | {"sample_size": 8}
+    text, unet = TEXT | {"vocab_size": count, "eos_token_id": count - 1}, unet | {"sample_size": 8}
     kind, arguments, naming = clip.translate(text)
     _write(folder / "text_encoder", "model", text, kind, arguments, naming)
     _write(folder / "unet", NAMES[0], unet, LatentUNet, *families.translate(unet))

@@ -36,7 +36,8 @@ def load_unet(
 ) -> PublishedUNet:
     """Loads a U-Net from its folder, or from that of its pipeline; with a motion adapter beside an image network.
 
-    `options` are arguments of `LatentUNet` that are no matter of the config: dtype, attention, remat, per_frame_norm.
+    `options` are arguments of `LatentUNet` that are no matter of the config: dtype, attention, remat, per_frame_norm,
+    window.
 
     Raises:
         InputError: an unknown family or setting, pickles, or tensors that the config does not say.
