@@ -97,6 +97,12 @@ CASES = {
         "changes at frame 3, but the windows draw from frames 0, 4 on",
     ),
     "an adapter without its model": ([*SAMPLE, "--motion_adapter=x"], "--motion_adapter needs --pretrained=<model>"),
+    "free noise without its model": ([*SAMPLE, "--free_noise=16,4"], "--free_noise needs --pretrained=<model>"),
+    "free noise of one number": (
+        ["experiments/sample.py", "--pretrained=x", "--free_noise=16"],
+        "--free_noise=16 must be length,stride",
+    ),
+    "no rounds": ([*SAMPLE, "--free_init=0"], "free_init=0 must be at least 1"),
     "no folder of a model": (
         ["experiments/sample.py", "--pretrained=nowhere"],
         "nowhere is not a folder; download the model",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import vdm_jax
+from tests.pretrained.networks import UNETS
 from tests.pretrained.pipelines import write_image_to_video, write_pipeline
 from vdm_jax.diffusion.known import Known
 from vdm_jax.errors import InputError
@@ -45,6 +46,31 @@ def test_prompts_are_followed_and_led_away_from(pipeline):
     assert np.abs(video - draw("in 12")).max() > 1e-3
     assert np.abs(video - draw("the cat", negative="in 12")).max() > 1e-3
     np.testing.assert_allclose(draw("the cat", negative="the cat"), draw("the cat", guidance=1.0), atol=1e-3)
+
+
+def test_prompts_travel_from_frame_to_frame(pipeline):
+    def draw(prompt, **options):
+        return next(pipeline.batches([prompt], seed=1, steps=2, **options))
+
+    plain = draw("the cat")
+    np.testing.assert_array_equal(draw("0: the cat"), plain)  # bit for bit
+    assert np.abs(draw("0: the cat | 3: in 12") - plain).max() > 1e-3
+    np.testing.assert_allclose(draw("0: the cat | 3: in 12", frame=3), draw("in 12"), atol=1e-3)
+
+
+def test_free_noise_is_animatediffs(folder, tmp_path):
+    with pytest.raises(InputError, match="free_noise=4,2 needs a network with motion modules"):
+        load_published(folder, free_noise=(4, 2))
+    motion = write_pipeline(tmp_path / "motion", UNETS["animatediff"][0])
+    mesh = make_mesh(devices=jax.devices()[:1])
+    assert load_published(motion, free_noise=(8, 4), frames=21, mesh=mesh).shape[0] == 21
+    for options, message in (
+        ({"frames": 7, "free_noise": (8, 4)}, "frames=7 must be at least 8"),
+        ({"frames": 9, "free_noise": (9, 4)}, "free_noise=9,4 must be a context length of at most 8 frames"),
+        ({"frames": 9}, "frames=9 must be at most 8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_published(motion, mesh=mesh, **options)
 
 
 def test_what_is_known_of_the_pixels_is_kept(pipeline):
@@ -103,8 +129,9 @@ def test_what_an_animator_of_pictures_cannot_do(animator, tmp_path):
         animator([""], steps=2)
     with pytest.raises(InputError, match="prompt='a cat': this model animates a picture, and takes no text"):
         animator(["a cat"], steps=2)
-    with pytest.raises(InputError, match="strength and respect are not for this model"):
-        animator.check([""], strength=0.5)
+    for change in ({"strength": 0.5}, {"free_init": 3}):
+        with pytest.raises(InputError, match="strength, respect and free_init are not for this model"):
+            animator.check([""], **change)
 
 
 @pytest.mark.parametrize(

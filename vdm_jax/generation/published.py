@@ -46,6 +46,7 @@ def load_published(
     *,
     motion_adapter: str | Path | None = None,
     frames: int | None = None,
+    free_noise: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
     dtype: str = "float32",
     chunk: int | None = None,
@@ -58,6 +59,8 @@ def load_published(
         folder: of ModelScope, of AnimateDiff as a pipeline, of Stable Diffusion with a `motion_adapter`, or of Stable
             Video Diffusion.
         frames, size: of a video, (rows, columns) in pixels (default: as published).
+        free_noise: (context length, stride) of FreeNoise, which takes AnimateDiff more frames than its motion modules
+            know ((16, 4) as published).
         dtype: of the computation.
         chunk: frames that Stable Video Diffusion decodes at a time, which changes them (default: all, as published).
         motion: Stable Video Diffusion's motion bucket.
@@ -72,15 +75,14 @@ def load_published(
         raise InputError(f"{folder} draws images; a motion adapter makes them move (motion_adapter)")
     if kind not in DEFAULTS:
         raise InputError(f"{kind} has no pipeline here; {', '.join(DEFAULTS)} have")
-    unet = load_unet(folder, motion_adapter=motion_adapter, mesh=mesh, dtype=dtype)
+    unet = load_unet(folder, motion_adapter=motion_adapter, mesh=mesh, dtype=dtype, window=free_noise)
+    network = nnx.merge(unet.graphdef, unet.params)
     schedule = schedule_of(ANIMATEDIFF) if motion_adapter else read_scheduler(folder)
     autoencoder = load_autoencoder(folder, mesh=mesh, dtype=dtype)
     usual, side, steps, guidance, fps = DEFAULTS[kind]
     usual = unet.config.get("num_frames") or usual
     frames = usual if frames is None else frames
-    longest = unet.config.get("motion_max_seq_length", frames)
-    if not 1 <= frames <= longest:
-        raise InputError(f"frames={frames} must be at least 1 and at most {longest}")
+    network.check_frames(frames)
     images, _ = translate(autoencoder.config)
     factor = 2 ** (len(images["widths"]) - 1)
     if kind != SVD:  # whose config says the size of its first training
@@ -108,16 +110,16 @@ def load_published(
         ),
         step=0,
         codec=make_codec(autoencoder, latents, chunk or frames if in_time else None),
-        origin=repr((str(folder), str(motion_adapter), dtype, chunk, motion)),
+        origin=repr((str(folder), str(motion_adapter), dtype, chunk, motion, free_noise)),
     )
     if in_time:
         look = make_look(load_image_encoder(folder, mesh=mesh, dtype=dtype), autoencoder)
-        network = dict(graphdef=unet.graphdef, params=unet.params, tokenize=no_words)
-        return ImageToVideo(**network, **common, look=look, motion=motion)
+        common |= dict(graphdef=unet.graphdef, params=unet.params, tokenize=no_words)
+        return ImageToVideo(**common, look=look, motion=motion)
     text = load_text_encoder(folder, mesh=mesh, dtype=dtype)
-    denoiser = LatentDenoiser(nnx.merge(text.graphdef, text.params), nnx.merge(unet.graphdef, unet.params))
-    graphdef, params = nnx.split(denoiser)
-    return Pipeline(graphdef=graphdef, params=nnx.to_pure_dict(params), tokenize=load_tokenizer(folder), **common)
+    graphdef, params = nnx.split(LatentDenoiser(nnx.merge(text.graphdef, text.params), network))
+    common |= dict(graphdef=graphdef, params=nnx.to_pure_dict(params), tokenize=load_tokenizer(folder))
+    return Pipeline(**common, text_per_frame=True)
 
 
 def make_look(encoder: PublishedEncoder, autoencoder: PublishedAutoencoder) -> Callable:
