@@ -71,3 +71,21 @@ def test_an_image_model_learns_to_move_from_a_folder_of_videos(run, folder):
     np.testing.assert_array_equal(exported.params["conv_in"]["kernel"], image.params["conv_in"]["kernel"])
     motion = exported.params["middle1"]["time_attention"]["project_out"]["kernel"]
     assert np.abs(motion).max() > 0
+
+
+def test_more_frames_than_the_motion_modules_know_in_two_rounds_of_a_travelling_prompt(run, folder):
+    write_pipeline(folder / "motion", "animatediff")
+    model = ["--pretrained=motion", "--size=16,16", "--steps=1", "--guidance=1", "--format=gif,npy"]
+    run(
+        folder,
+        "sample.py",
+        *model,
+        "--frames=11",
+        "--free_noise=8,4",
+        "--free_init=2",
+        "--prompt=0: the cat | 6: in 12",
+    )
+    stem = folder / "samples" / "motion" / "seed0" / "000-0-the-cat-6-in-12"
+    assert np.load(stem.with_suffix(".npy")).shape == (11, 16, 16, 3)
+    about = read_metadata(stem.with_suffix(".gif"))
+    assert (about["free_noise"], about["free_init"]) == (["8", "4"], 2)

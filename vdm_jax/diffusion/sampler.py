@@ -11,9 +11,9 @@ from vdm_jax.diffusion.solvers import make_table
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Float, Key, Scalar
 
-# What a sample's key is used for: its first noise, the noise of each step, that of what is known, and that of what the
-# network is told of it.
-INITIAL, STEP, KNOWN, TOLD = range(4)
+# What a sample's key is used for: its first noise, the noise of each step, that of what is known, that of what the
+# network is told of it, the keys of FreeInit's later rounds, and FreeNoise's order of frames.
+INITIAL, STEP, KNOWN, TOLD, ROUND, SHUFFLE = range(6)
 
 
 def initial_noise(
