@@ -36,6 +36,7 @@ setup(
         "jaxtyping>=0.3",
         "numpy>=2",
         "scikit-learn>=1.5",  # the digits
+        "threadpoolctl>=3.5",
         "av>=14",
         "pillow>=11",
         "tqdm>=4.66",

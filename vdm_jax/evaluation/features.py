@@ -79,8 +79,11 @@ def clip_score(
     """
     if len(texts) != len(videos):
         raise InputError(f"{len(texts)} texts must be as many as the {len(videos)} clips")
-    frames = clip_image_features(clip, videos, batch_size=batch_size)
-    words = clip_text_features(clip, texts)
+    return cosines(clip_image_features(clip, videos, batch_size=batch_size), clip_text_features(clip, texts))
+
+
+def cosines(frames: Float[np.ndarray, "B T P"], words: Float[np.ndarray, "B P"]) -> Float[np.ndarray, "B"]:
+    """The mean cosine of each clip's frames with its text."""
     norms = np.linalg.norm(frames, axis=-1) * np.linalg.norm(words, axis=-1)[:, None]
     return (np.einsum("btp,bp->bt", frames, words) / norms).mean(1)
 
