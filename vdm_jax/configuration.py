@@ -30,6 +30,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.accumulate = 1  # work through the batch in so many parts
     config.ema = 0.999
     config.max_skipped = 20  # stop after so many non-finite steps in a row
+    config.init_from = ""  # a run whose averaged parameters this one begins with, where both have them
 
     config.data = dict(
         name="moving_digits",  # or "folder", or a TFDS data set
@@ -175,7 +176,13 @@ def _abstract_model(config: str) -> Denoiser:
 
 def process_of(config: ml_collections.ConfigDict) -> Process:
     """The diffusion process of a config."""
-    return make_process(**config.process.to_dict())
+    process = make_process(**config.process.to_dict())
+    if process.frame_correlation and config.data.joint_images:
+        raise InputError(
+            f"process.frame_correlation={process.frame_correlation} must be 0 with data.joint_images="
+            f"{config.data.joint_images}: the noise of a still is its own"
+        )
+    return process
 
 
 def objective_of(config: ml_collections.ConfigDict) -> Objective:
@@ -241,6 +248,7 @@ FREE_KEYS = (
     "mesh",
     "max_skipped",
     "data.data_dir",
+    "init_from",
     "pretrained.folder",
     "pretrained.motion_adapter",
     "data.num_workers",
@@ -289,8 +297,8 @@ def read_config(run: str | Path) -> ml_collections.ConfigDict:
         raise InputError(f"{path} cannot be read: {error}") from error
     default = default_config()
     missing = [key for key in default if not isinstance(values, dict) or key not in values]
-    if missing and set(missing) <= {"known", "pretrained"}:  # a run of before there were these groups
-        values |= {key: default[key].to_dict() for key in missing}
+    if missing and set(missing) <= {"known", "pretrained", "init_from"}:  # a run of before there were these
+        values |= {key: default.to_dict()[key] for key in missing}
     elif missing:
         raise InputError(f"{path} is not the config of a run: it lacks {', '.join(missing)}")
     return ml_collections.ConfigDict(values)
