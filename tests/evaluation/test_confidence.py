@@ -7,8 +7,12 @@ import pytest
 import scipy.stats
 
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.confidence import bootstrap, bootstrap_mean, wilson
+from vdm_jax.evaluation.confidence import Interval, bootstrap, bootstrap_mean, wilson
 from vdm_jax.evaluation.frechet import frechet_distance, moments_of
+
+
+def ends(interval):
+    return interval.low, interval.high
 
 
 def test_the_interval_of_a_mean_is_that_of_its_standard_error():
@@ -28,13 +32,13 @@ def test_skewed_values_as_scipy_has_them():
     theirs = scipy.stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=0)
     ours = bootstrap_mean(values, resamples=20_000)
     general = bootstrap(np.mean, values, resamples=5000)
-    np.testing.assert_allclose(ours[1:3], theirs.confidence_interval, atol=0.01)
-    np.testing.assert_allclose(general[1:3], theirs.confidence_interval, atol=0.02)
+    np.testing.assert_allclose(ends(ours), theirs.confidence_interval, atol=0.01)
+    np.testing.assert_allclose(ends(general), theirs.confidence_interval, atol=0.02)
     assert general.bias == pytest.approx(0, abs=0.01)
 
 
 def test_equal_values_leave_no_doubt():
-    assert bootstrap_mean(np.full(10, 0.25))[:3] == (0.25, 0.25, 0.25)
+    assert bootstrap_mean(np.full(10, 0.25)) == Interval(0.25, 0.25, 0.25)
 
 
 def test_the_interval_of_a_frechet_distance_holds_what_it_says():
@@ -69,7 +73,27 @@ def test_rows_are_drawn_for_each_array_on_its_own_and_one_can_be_held():
 def test_wilson_as_scipy_has_it(hits, count, level):
     found = wilson(np.arange(count) < hits, level=level)
     expected = scipy.stats.binomtest(hits, count).proportion_ci(level, method="wilson")
-    np.testing.assert_allclose(found[:3], (hits / count, *expected), atol=1e-12)
+    assert found.value == hits / count
+    np.testing.assert_allclose(ends(found), expected, atol=1e-12)
+
+
+def test_ties_count_half_and_the_interval_of_a_share_is_as_worked_by_hand():
+    z2 = 1.959964**2
+    never, always = wilson(np.zeros(10, bool)), wilson(np.ones(10, bool))
+    assert ends(never) == pytest.approx((0, z2 / (10 + z2)), abs=1e-6)
+    assert ends(always) == pytest.approx((10 / (10 + z2), 1), abs=1e-6)
+    assert wilson(np.array([1, 1, 0.5, 0.5])) == wilson(np.arange(4) < 3)
+
+
+def test_groups_are_drawn_whole_and_nothing_is_gained_from_values_that_agree():
+    values = np.arange(40) % 2 * 1.0
+    alone = bootstrap_mean(values, np.arange(40), resamples=10_000)
+    assert alone == bootstrap_mean(values, resamples=10_000)
+    assert ends(alone) == pytest.approx((0.5 - 1.96 * 0.5 / 40**0.5, 0.5 + 1.96 * 0.5 / 40**0.5), abs=0.026)
+    thrice = bootstrap_mean(np.tile(values, 3), np.tile(np.arange(40), 3), resamples=10_000)
+    assert ends(thrice) == pytest.approx(ends(alone))
+    within = bootstrap_mean(np.array([1.0, 3, 1, 3]), np.array([0, 0, 1, 1]))
+    assert within == Interval(2.0, 2.0, 2.0)  # each group's mean is 2
 
 
 def test_what_has_no_interval_is_refused():

@@ -8,6 +8,7 @@ import pytest
 
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import chart, page, samples
+from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.video import read_metadata, read_video, write_video
 
 NOISE = np.random.default_rng(0).integers(256, size=(5, 8, 8, 3)).astype(np.uint8)
@@ -34,8 +35,8 @@ def test_text_cannot_become_markup():
 
 def test_a_table_has_the_columns_of_all_rows_and_error_bars_on_one_scale():
     rows = [
-        {"arm": "a", "fvd": page.Interval(2.0, 1.0, 3.0)},
-        {"arm": "b", "fvd": page.Interval(4.0, 3.0, 5.0), "n": 3},
+        {"arm": "a", "fvd": Interval(2.0, 1.0, 3.0)},
+        {"arm": "b", "fvd": Interval(4.0, 3.0, 5.0), "n": 3},
     ]
     text = page.table(rows)
     assert re.findall(r'<th scope="col" class="(\w+)">(\w+)', text) == [
@@ -50,7 +51,7 @@ def test_a_table_has_the_columns_of_all_rows_and_error_bars_on_one_scale():
 
 def test_estimates_read_as_they_were_made():
     assert str(page.Spread(0.5, 0.0625)) == "0.5 ± 0.062"
-    assert str(page.Interval(0.9, 0.7, 0.95)) == "0.9 [0.7, 0.95]"
+    assert str(Interval(0.9, 0.7, 0.95)) == "0.9 [0.7, 0.95]"
 
 
 def test_files_that_cannot_be_written_or_read_are_one_line(tmp_path):

@@ -76,6 +76,21 @@ def make_source(
     return _Clips(records, read, shape, frames is not None, size is not None, seed)
 
 
+def splits_of(name: str, *, data_dir: str | Path, builder_config: str | None = None) -> list[str]:
+    """The splits of a data set, named as for `make_source`; of a folder without train/, "train" alone.
+
+    Raises:
+        InputError: the data is not there.
+    """
+    name, root = name.removeprefix("tfds:"), Path(data_dir)
+    if name == "folder":  # without train/ its training split is all of it, whatever the folders are called
+        inner = sorted(path.name for path in root.glob("*") if path.is_dir())
+        return inner if "train" in inner else ["train"]
+    if name == "moving_digits":
+        return ["train", "test"]
+    return list(_open(_find_tfds(name if builder_config is None else f"{name}/{builder_config}", root)).info.splits)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Reader:
     """Which features of a record are its frames and its caption, and the names of the classes."""

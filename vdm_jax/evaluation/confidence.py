@@ -3,17 +3,18 @@
 An interval is of the videos that were drawn from one trained network: another training seed is not in it.
 """
 
+import dataclasses
 import statistics
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
 from vdm_jax.errors import InputError
-from vdm_jax.typing import Array, Bool, Float
+from vdm_jax.typing import Array, Bool, Float, Int
 
 
-class Interval(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Interval:
     """A figure, and the interval that holds it at the level asked for."""
 
     value: float
@@ -21,19 +22,30 @@ class Interval(NamedTuple):
     high: float
     bias: float = 0.0  # how much too large the value is for its number of rows, as the bootstrap estimates it
 
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
 
 def bootstrap_mean(
-    values: Float[Array | np.ndarray, "B"], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+    values: Float[Array | np.ndarray, "B"],
+    groups: Int[np.ndarray, "B"] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
 ) -> Interval:
     """Percentile interval of the mean of one number per video; of a difference, give paired differences.
 
-    Raises InputError for fewer than two values and for values that are not finite.
+    Values of one group (numbered from 0; default: each its own) hang together, such as what several people say of one
+    video: then groups are drawn (Efron & Tibshirani 1993, chapter 8). With few groups the interval is too narrow; of
+    one it is its mean. Raises InputError for fewer than two values without groups and for values that are not finite.
     """
-    values = _finite(np.asarray(values, np.float64))
-    count = len(values)
-    # How often each video is drawn is all that matters for a mean.
-    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    low, high = np.quantile(times @ values / count, _tails(level))
+    values = _finite(np.asarray(values, np.float64), fewest=2 if groups is None else 1)
+    groups = np.arange(len(values)) if groups is None else groups
+    total, size = np.bincount(groups, values), np.bincount(groups)
+    # How often each group is drawn is all that matters for a mean.
+    times = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), size=resamples)
+    low, high = np.quantile(times @ total / (times @ size), _tails(level))
     return Interval(float(values.mean()), float(low), float(high))
 
 
@@ -61,10 +73,12 @@ def bootstrap(
     return Interval(value, float(low), float(high), bias)
 
 
-def wilson(successes: Bool[Array | np.ndarray, "B"], *, level: float = 0.95) -> Interval:
+def wilson(
+    successes: Bool[Array | np.ndarray, "B"] | Float[Array | np.ndarray, "B"], *, level: float = 0.95
+) -> Interval:
     """Interval of a share (Wilson 1927): it stays within 0 and 1, and has a width at 0 and 1, too.
 
-    Raises InputError for no trials.
+    With ½ for a tie it is wider than it need be, not narrower. Raises InputError for no trials.
     """
     count = len(successes)
     if not count:
@@ -75,9 +89,9 @@ def wilson(successes: Bool[Array | np.ndarray, "B"], *, level: float = 0.95) -> 
     return Interval(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)))
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
-    if len(values) < 2:
-        raise InputError(f"values={values.shape} must be at least 2 to have an interval")
+def _finite(values: np.ndarray, fewest: int = 2) -> np.ndarray:
+    if len(values) < fewest:
+        raise InputError(f"values={values.shape} must be at least {fewest} to have an interval")
     if bad := int((~np.isfinite(values)).sum()):
         raise InputError(f"{bad} of {values.size} values are infinite or NaN; all must be finite")
     return values

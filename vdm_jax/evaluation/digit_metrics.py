@@ -68,6 +68,10 @@ def novelty(generated: Rows, training: Rows, real: Rows) -> Float[np.ndarray, "B
     The mean is the statistic of Meehan et al. 2020: 0.5 where generated clips are as near to training clips as
     held-out ones, towards 0 where they are copies, towards 1 where they are far from any data. Ties count half.
     """
-    held_out, distance = np.sort(nearest(real, training)[0]), nearest(generated, training)[0]
-    counts = [np.searchsorted(held_out, distance, side) for side in ("left", "right")]
-    return np.mean(counts, axis=0) / len(held_out)
+    return rank(nearest(generated, training)[0], nearest(real, training)[0])
+
+
+def rank(values: Float[np.ndarray, "B"], among: Float[np.ndarray, "_"]) -> Float[np.ndarray, "B"]:
+    """The share of `among` that is below each value; ties count half."""
+    counts = [np.searchsorted(np.sort(among), values, side) for side in ("left", "right")]
+    return np.mean(counts, axis=0) / len(among)

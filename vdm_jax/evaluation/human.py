@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.page import Interval, document, embed_video, json_island
+from vdm_jax.evaluation.confidence import Interval, bootstrap_mean, wilson
+from vdm_jax.evaluation.page import document, embed_video, json_island
 from vdm_jax.evaluation.samples import find_samples
 from vdm_jax.typing import Float, Int
 from vdm_jax.video import FilePath
@@ -205,6 +205,10 @@ def _compare(a: str, b: str, judgements: Sequence[Judgement], key: Mapping[str, 
     wins, losses = (np.array([c == s for c, s in zip(chosen, sides, strict=True)]) for sides in (side_a, side_b))
     several = len(judgements) > len(names)
     won = wins + (1 - wins - losses) / 2
+
+    def mean(values: Float[np.ndarray, "J"]) -> Interval:
+        return bootstrap_mean(values, pair, seed=seed, resamples=RESAMPLES)
+
     scales = {}
     for question in key["scales"]:
         of_a, of_b = (
@@ -212,7 +216,7 @@ def _compare(a: str, b: str, judgements: Sequence[Judgement], key: Mapping[str, 
             for sides in (side_a, side_b)
         )
         scores = {"a": of_a, "b": of_b, "difference": of_a - of_b}
-        scales[question] = {name: bootstrap(values, pair, seed) for name, values in scores.items()}
+        scales[question] = {name: mean(values) for name, values in scores.items()}
     return {
         "a": a,
         "b": b,
@@ -221,33 +225,10 @@ def _compare(a: str, b: str, judgements: Sequence[Judgement], key: Mapping[str, 
         "a_wins": int(wins.sum()),
         "b_wins": int(losses.sum()),
         "ties": int((~wins & ~losses).sum()),
-        "win_rate": bootstrap(won, pair, seed) if several else wilson(float(won.mean()), len(won)),
+        "win_rate": mean(won) if several else wilson(won),
         "win_rate_interval": "bootstrap over pairs" if several else "Wilson",
         "scales": scales,
     }
-
-
-def wilson(rate: float, count: int, level: float = 0.95) -> Interval:
-    """The score interval of a share (Wilson 1927); with halves for ties it is wider than it need be, not narrower."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    middle = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
-    return Interval(rate, float(max(0, middle - half)), float(min(1, middle + half)))
-
-
-def bootstrap(
-    values: Float[np.ndarray, "J"], pair: Int[np.ndarray, "J"], seed: int = 0, level: float = 0.95
-) -> Interval:
-    """The mean of `values`, with percentiles of that mean over resampled pairs; value i is of pair number `pair[i]`.
-
-    Pairs are drawn, not values, as what raters say of one pair hangs together (Efron & Tibshirani 1993, chapter 8).
-    With few pairs the percentiles are too near; of one pair they are its mean.
-    """
-    total, count = np.bincount(pair, values), np.bincount(pair)
-    drawn = np.random.default_rng(seed).multinomial(len(count), np.full(len(count), 1 / len(count)), RESAMPLES)
-    tail = 50 * (1 - level)
-    low, high = np.percentile(drawn @ total / (drawn @ count), (tail, 100 - tail))
-    return Interval(float(values.mean()), float(low), float(high))
 
 
 def kappa(labels: Int[np.ndarray, "R P"], categories: int = 3) -> float:

@@ -297,13 +297,13 @@ def jerk(videos: Videos) -> Float[Array, "B"]:
     return jnp.linalg.norm(second, axis=-1).mean(1)
 
 
-def shuffle_frames(videos: Clips, key: Key[Array, ""]) -> Float[Array, "B T H W C"]:
+def shuffle_frames(videos: Videos, key: Key[Array, ""]) -> Array:
     """Every clip's frames in a random order of its own: content without motion, a floor for scores."""
     order = jnp.argsort(jax.random.uniform(key, videos.shape[:2]), axis=1)
     return jnp.take_along_axis(jnp.asarray(videos), order[..., None, None, None], axis=1)
 
 
-def frozen(videos: Clips) -> Float[Array, "B T H W C"]:
+def frozen(videos: Videos) -> Array:
     """Every clip's first frame, held: a floor for scores."""
     return jnp.broadcast_to(jnp.asarray(videos)[:, :1], videos.shape)
 

@@ -21,23 +21,12 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from vdm_jax.errors import InputError
+from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.video import FilePath, write_video
 
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; media-src data: blob:"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """An estimate between the bounds of its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 @dataclasses.dataclass(frozen=True)
