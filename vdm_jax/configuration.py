@@ -135,7 +135,7 @@ _AT_LEAST = {
 
 def check_numbers(config: ml_collections.ConfigDict) -> None:
     """Raises InputError for counts that nothing can be counted with; what takes the other values checks them."""
-    values = _flatten(config.to_dict())
+    values = flatten(config.to_dict())
     for key, least in _AT_LEAST.items():
         if values[key] < least:
             raise InputError(f"config.{key}={values[key]} must be at least {least}")
@@ -256,6 +256,11 @@ FREE_KEYS = (
 )
 
 
+def is_free(key: str) -> bool:
+    """Whether a key, such as data.fps, is one of FREE_KEYS or in such a group."""
+    return key.split(".")[0] in FREE_KEYS or key in FREE_KEYS
+
+
 def write_config(run: Path, config: ml_collections.ConfigDict) -> None:
     """Writes `config.json` into a run folder, or checks that the one that is there describes the same training.
 
@@ -265,10 +270,9 @@ def write_config(run: Path, config: ml_collections.ConfigDict) -> None:
     path = run / "config.json"
     new = json.loads(config.to_json())
     if path.exists():
-        old, changed = _flatten(json.loads(read_config(run).to_json())), _flatten(new)
+        old, changed = flatten(json.loads(read_config(run).to_json())), flatten(new)
         for key in sorted(old.keys() | changed.keys()):
-            free = key.split(".")[0] in FREE_KEYS or key in FREE_KEYS
-            if old.get(key) != changed.get(key) and not free:
+            if old.get(key) != changed.get(key) and not is_free(key):
                 raise InputError(
                     f"{run} was started with config.{key}={old.get(key)!r}, not {changed.get(key)!r}: "
                     "use another workdir, or that value"
@@ -304,8 +308,9 @@ def read_config(run: str | Path) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(values)
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}; a group without keys leaves nothing."""
     flat = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

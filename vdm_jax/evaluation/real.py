@@ -21,10 +21,12 @@ HELD_OUT = ("test", "validation", "valid", "val")  # the first of these that a d
 
 
 class Clips(NamedTuple):
-    """Clips of one shape, with a caption each."""
+    """Clips of one shape, with a caption each; the real ones that a part is known of, and the frames that are new."""
 
     videos: UInt8[np.ndarray, "B T H W C"]
     captions: tuple[str, ...]
+    real: UInt8[np.ndarray, "B T H W C"] | None = None
+    new: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

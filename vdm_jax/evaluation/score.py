@@ -18,10 +18,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vdm_jax.diffusion.known import Known
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import temporal
 from vdm_jax.evaluation.confidence import Interval, bootstrap, bootstrap_mean, wilson
 from vdm_jax.evaluation.frechet import frechet_distance, unbiased_frechet_distance
+from vdm_jax.evaluation.keeping import MODES, digit_kept, mask_of, new_frames, place_kept, without_a_network
 from vdm_jax.evaluation.real import Clips, RealData, read_all, read_clips
 from vdm_jax.generation.partial import fingerprint
 from vdm_jax.generation.pipeline import Pipeline
@@ -69,6 +71,18 @@ def _nearest(clips: Clips, training: np.ndarray) -> Rows:
     return {"novelty": nearest(_in_range(clips.videos), _in_range(training))[0]}
 
 
+def _place_kept(clips: Clips) -> Rows:
+    videos, real = _in_range(clips.videos), _in_range(clips.real)
+    return place_kept(videos, real, clips.new) | {"psnr": temporal.psnr(videos[:, clips.new], real[:, clips.new])}
+
+
+def _digit_kept(clips: Clips, judge: Any) -> Rows:
+    from vdm_jax.data.moving_digits import parse_caption
+
+    digits = np.array([parse_caption(caption)[0][0] for caption in clips.captions])
+    return {"digit_kept": digit_kept(judge, clips.videos, digits, clips.new)}
+
+
 def _warping(clips: Clips) -> Rows:
     videos = _in_range(clips.videos)
     return {"warping": temporal.warping_error(videos), "occluded": temporal.occluded_share(videos)}
@@ -98,7 +112,10 @@ EXTRACTORS = {
     "smoothness": Extractor(_temporal("smoothness", temporal.motion_smoothness)),
     "warping": Extractor(_warping),
     "dynamic": Extractor(_temporal("dynamic", temporal.dynamic_degree)),
+    "place_kept": Extractor(_place_kept),
+    "digit_kept": Extractor(_digit_kept, "judge"),
 }
+OF_KNOWN = ("place_kept", "digit_kept")  # compare with what is known
 NEEDS = {
     "judge": "captions of moving digits, one a clip",
     "training": "moving digits",
@@ -154,17 +171,26 @@ METRICS = {
     "warping": Metric("warping", _mean, "↓"),
     "occluded": Metric("warping", _mean, "↓"),
     "dynamic": Metric("dynamic", _mean, "↔"),
+    "digit_kept": Metric("digit_kept", lambda rows, *_: wilson(rows), "↑"),
+    "position_error": Metric("place_kept", _mean, "↓"),
+    "within_pixel": Metric("place_kept", lambda rows, *_: wilson(rows), "↑"),
+    "psnr": Metric("place_kept", _mean, "↑"),
 }
 
 
-def check_metrics(names: Iterable[str]) -> tuple[str, ...]:
-    """The names, `occluded` after `warping`, which says little without it. Raises InputError for an unknown one."""
+def check_metrics(names: Iterable[str], known: str = "") -> tuple[str, ...]:
+    """The names, `occluded` after `warping`, which says little without it.
+
+    Raises InputError for an unknown one, and for one that needs a mode in which something is known.
+    """
     wanted = []
     for name in names:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, 1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise InputError(f"metric {name!r} is unknown; {hint}known are {', '.join(METRICS)}")
+        if METRICS[name].extractor in OF_KNOWN and not known:
+            raise InputError(f"{name} compares with what is known of a clip: known must be one of {'; '.join(MODES)}")
         wanted += [name, "occluded"] if name == "warping" else [name]
     if not wanted:
         raise InputError(f"metrics=[] must name some of {', '.join(METRICS)}")
@@ -212,6 +238,7 @@ def score(
     folder: str | Path | None = None,
     networks: Mapping[str, Network] | None = None,
     progress: Callable[[Sequence[int], str], Iterable[int]] = _all,
+    known: str = "",
     **settings,
 ) -> dict[str, Interval]:
     """What the metrics say of `num` clips that are drawn on captions of held-out ones.
@@ -223,12 +250,13 @@ def score(
             a call with other metrics draws nothing again. It may be deleted at any time.
         networks: of `load_networks`, so as not to load them at every call.
         progress: is given the batches and what is done with them, such as `lambda batches, what: tqdm(batches, what)`.
+        known: a mode of `keeping.MODES`: so much of the held-out clips is given, without captions where it says so.
         settings: fields of `Settings`, such as guidance and steps.
 
     Raises:
         InputError: an unknown metric or setting, one that does not fit the data, or too few real clips.
     """
-    metrics = check_metrics(metrics)
+    metrics = check_metrics(metrics, known)
     networks = load_networks(metrics, data) if networks is None else networks
     held_out = read_clips(data, num, seed)
     if held_out.videos.shape[1:] != pipeline.shape:
@@ -237,17 +265,25 @@ def score(
     chosen, _ = pipeline.check(held_out.captions, seed=seed, batch_size=batch_size, **settings)
     weights = [hashlib.sha256(np.asarray(x.addressable_data(0)).tobytes()) for x in jax.tree.leaves(pipeline.params)]
     about = (*(x.hexdigest() for x in weights), pipeline.origin, pipeline.step, chosen, seed)
-    size = min(batch_size, num)
+    size, mask = min(batch_size, num), None
+    if known:
+        about, mask = (*about, known, held_out.videos), mask_of(known, pipeline.shape)
 
     def draw(first: int, captions: Sequence[str]) -> Rows:
         prompts = np.resize(captions, size).tolist()  # the last batch is a full one, too: one compilation
-        return {"videos": pipeline(prompts, seed=seed, batch_size=size, first=first, **settings)[: len(captions)]}
+        given = {}
+        if mask is not None:
+            rows = np.resize(np.arange(first, first + len(captions)), size)
+            given["known"] = Known(_in_range(held_out.videos[rows]), mask)
+            prompts = prompts if MODES[known].captioned else [""] * size
+        drawn = pipeline(prompts, seed=seed, batch_size=size, first=first, **given, **settings)
+        return {"videos": drawn[: len(captions)]}
 
     def batches() -> Iterator[Clips]:
         for first in progress(range(0, num, size), f"guidance {chosen.guidance:g}"):
             captions = held_out.captions[first : first + size]
             drawn = _kept(folder, "videos", (*about, first, captions), functools.partial(draw, first, captions))
-            yield Clips(drawn["videos"], captions)
+            yield _beside(Clips(drawn["videos"], captions), held_out, first, mask)
 
     rows = _extract(batches(), metrics, networks, folder)
     return _figures(rows, metrics, data, num, seed, size, folder, networks, progress)
@@ -263,21 +299,30 @@ def floors(
     folder: str | Path | None = None,
     networks: Mapping[str, Network] | None = None,
     progress: Callable[[Sequence[int], str], Iterable[int]] = _all,
+    known: str = "",
 ) -> dict[str, dict[str, Interval]]:
     """What the metrics say of real held-out clips ("real"), of these "shuffled" in time, and "frozen".
 
+    Where a part of them is `known`, there is in the place of these what needs no network.
     Arguments as of `score`, whose figures are to be read beside these.
     """
     from vdm_jax.evaluation.moving_digits import frozen, shuffle_frames
 
-    metrics = check_metrics(metrics)
+    metrics = check_metrics(metrics, known)
     networks = load_networks(metrics, data) if networks is None else networks
     real, size = read_clips(data, num, seed), min(batch_size, num)
     changed = {"real": lambda x: x, "shuffled": lambda x: shuffle_frames(x, jax.random.key(0)), "frozen": frozen}
+    mask = None
+    if known:
+        mask = mask_of(known, real.videos.shape[1:])
+        changed = {"real": lambda x: x, "no network": lambda x: without_a_network(_in_range(x), mask)}
     found = {}
     for name, change in changed.items():
         clips = Clips(np.asarray(change(real.videos)), real.captions)
-        rows = _extract(_batches(clips, size, name, progress), metrics, networks, folder)
+        batches = (
+            _beside(batch, real, i * size, mask) for i, batch in enumerate(_batches(clips, size, name, progress))
+        )
+        rows = _extract(batches, metrics, networks, folder)
         found[name] = _figures(rows, metrics, data, num, seed, size, folder, networks, progress)
     return found
 
@@ -300,6 +345,13 @@ def _figures(rows, metrics, data, num, seed, size, folder, networks, progress) -
     return found
 
 
+def _beside(clips: Clips, real: Clips, first: int, mask: np.ndarray | None) -> Clips:
+    """The clips with the real ones that a part of them is known of."""
+    if mask is None:
+        return clips
+    return clips._replace(real=real.videos[first : first + len(clips.videos)], new=new_frames(mask))
+
+
 def _batches(clips: Clips, size: int, name: str, progress: Callable) -> Iterator[Clips]:
     for first in progress(range(0, len(clips.videos), size), f"{name} clips"):
         rows = slice(first, first + size)
@@ -316,7 +368,7 @@ def _extract(
         for name in dict.fromkeys(METRICS[metric].extractor for metric in metrics):
             extractor = EXTRACTORS[name]
             network = [networks[extractor.needs]] if extractor.needs else []
-            about = (*(x.digest for x in network), clips.videos.shape, clips.videos, clips.captions)
+            about = (*(x.digest for x in network), clips.videos.shape, *clips)
             extract = functools.partial(extractor.rows, clips, *(x.model for x in network))
             rows |= _kept(folder, name, about, extract)
         found.append(rows)

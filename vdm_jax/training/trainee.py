@@ -102,21 +102,28 @@ def begin_with(trainee: Trainee, run: str | Path, mesh: Mesh) -> Trainee:
     if trainee.frozen:
         raise InputError(f"init_from={run} must be empty: a published model begins as it was loaded")
     step, loaded = load_averaged(run, configuration.read_config(run), mesh)
-    here, there = flatten_dict(trainee.shapes), flatten_dict(loaded)
-    common = {path: there[path] for path in here if path in there}
-    for path, array in common.items():
-        if array.shape != here[path].shape:
-            name, shapes = "/".join(map(str, path)), f"{array.shape} there and {here[path].shape} here"
-            raise InputError(f"init_from={run}: {name} has shape {shapes}")
-    if not common:
-        raise InputError(f"init_from={run} has no parameter of this network")
-    logging.info("begins with %d of its %d arrays from %s at step %d", len(common), len(here), run, step)
+    common = in_common(trainee.shapes, loaded, f"init_from={run}")
+    count = len(jax.tree.leaves(trainee.shapes))
+    logging.info("begins with %d of its %d arrays from %s at step %d", len(common), count, run, step)
 
     def initialise(common: dict[tuple, Array]) -> Params:
         # Copies, as a training step takes the place of what it is given.
         return unflatten_dict(flatten_dict(trainee.initialise()) | jax.tree.map(jnp.copy, common))
 
     return dataclasses.replace(trainee, initialise=initialise, given=(common,))
+
+
+def in_common(here: PyTree, there: PyTree, name: str) -> dict[tuple, Any]:
+    """What is there under the names that both have, by path. Raises InputError for other shapes, and for nothing."""
+    here, there = flatten_dict(here), flatten_dict(there)
+    common = {path: there[path] for path in here if path in there}
+    for path, array in common.items():
+        if array.shape != here[path].shape:
+            shapes = f"{array.shape} there and {here[path].shape} here"
+            raise InputError(f"{name}: {'/'.join(map(str, path))} has shape {shapes}")
+    if not common:
+        raise InputError(f"{name} has no parameter of this network")
+    return common
 
 
 def divide(params: Params, part: str) -> tuple[Params, Params]:
