@@ -9,7 +9,7 @@ version = next(
     for line in Path("vdm_jax/__init__.py").read_text().splitlines()
     if line.startswith("__version__")
 )
-parity = ["torch", "diffusers>=0.42", "transformers>=5", "accelerate"]
+parity = ["torch", "diffusers>=0.42", "transformers>=5", "accelerate", "peft"]
 
 setup(
     name="vdm_jax",
@@ -36,6 +36,7 @@ setup(
         "jaxtyping>=0.3",
         "numpy>=2",
         "scikit-learn>=1.5",  # the digits
+        "threadpoolctl>=3.5",
         "av>=14",
         "pillow>=11",
         "tqdm>=4.66",

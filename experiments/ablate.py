@@ -28,6 +28,9 @@ ADOPT = flags.DEFINE_list("adopt", [], "Finished run folders to use for arms tha
 SHARD = flags.DEFINE_string("shard", "1/1", "This machine's share of the runs, as in 2/4.")
 PARALLEL = flags.DEFINE_integer("parallel", None, "Runs at a time (default: as GPUs allow, else 1).", lower_bound=1)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan with the time it takes, after timing a few steps.")
+I3D = flags.DEFINE_string("i3d", None, "Weights for fvd (docs/features.md).")
+VIDEOMAE = flags.DEFINE_string("videomae", None, "Weights for videomae.")
+CLIP = flags.DEFINE_string("clip", None, "Weights for clip, clip_fid and consistency.")
 JOB = flags.DEFINE_string("job", "", "Do one job in this process; the command starts itself with this.")
 
 
@@ -76,7 +79,9 @@ def read_study():
         seeds = tuple(study.seeds if SEEDS.value is None else map(int, SEEDS.value))
     except ValueError:
         raise InputError(f"--seeds={','.join(SEEDS.value)} must be numbers with commas between") from None
-    return dataclasses.replace(study, base=changed(study.base, changes), seeds=seeds, num=NUM.value or study.num)
+    files = {name: flag.value for name, flag in {"i3d": I3D, "videomae": VIDEOMAE, "clip": CLIP}.items() if flag.value}
+    base, num = changed(study.base, changes), NUM.value or study.num
+    return dataclasses.replace(study, base=base, seeds=seeds, num=num, weights=files)
 
 
 def read_shard() -> tuple[int, int]:

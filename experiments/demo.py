@@ -36,17 +36,11 @@ def main() -> None:
 {"─" * 78}
 steps      {metrics[-1]["step"]}, loss {metrics[-1]["loss"]:.4f}
 time       {minutes(trained)} of training, {minutes(time.perf_counter() - start)} for this call""")
-    for name, score in scores.items():
-        if name.startswith("guidance"):
-            print(
-                f"accuracy   {name}: digit {score['digit']:.1%}, direction {score['direction']:.1%}, "
-                f"jerk {score['jerk']:.2f}"
-            )
-    real = scores["real test clips"]
-    print(
-        f"           real test clips: digit {real['digit']:.1%}, direction {real['direction']:.1%}, "
-        f"jerk {real['jerk']:.2f} (frames shuffled: {scores['shuffled']['jerk']:.2f})"
-    )
+    for name, label in {"guidance 1": "guidance 1", "guidance 3": "guidance 3", "real": "real test clips"}.items():
+        digit, direction, jerk = (scores[name][metric]["value"] for metric in ("digit", "direction", "jerk"))
+        floor = f" (frames shuffled: {scores['shuffled']['jerk']['value']:.2f})" if name == "real" else ""
+        word = "accuracy" if name.startswith("guidance") else ""
+        print(f"{word:<10} {label}: digit {digit:.1%}, direction {direction:.1%}, jerk {jerk:.2f}{floor}")
     print(f"samples    {out}: sheet.png shows all, and each is there as gif, mp4 and png")
     print(f'more       python experiments/sample.py --run {run} --prompt "a seven going up"')
 

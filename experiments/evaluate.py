@@ -1,9 +1,15 @@
-"""Draws samples from a run on the captions of held-out clips and measures them beside real ones.
+"""Measures samples of a run, drawn on the captions of held-out clips, beside what real clips would get.
 
-python experiments/evaluate.py --run runs/digits --num 256 --guidance 1,3
+python experiments/evaluate.py --run runs/digits --num 200 --guidance 1,3
+python experiments/evaluate.py --run runs/x --metrics fvd,smoothness --num 2048 --i3d i3d.safetensors --real my/videos
+python experiments/evaluate.py --pretrained text-to-video-ms-1.7b --real my/videos --num 64
+
+docs/metrics.md says what each metric means, and what it does not see.
 """
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 from absl import flags
@@ -11,73 +17,104 @@ from absl import flags
 from vdm_jax import command
 from vdm_jax.errors import InputError
 
-RUN = flags.DEFINE_string("run", None, "Run folder to evaluate; it must be of moving digits.")
-NUM = flags.DEFINE_integer("num", 256, "Samples at each guidance weight.", lower_bound=1)
-GUIDANCE = flags.DEFINE_list("guidance", ["1", "3"], "Guidance weights.")
-STEPS = flags.DEFINE_integer("steps", None, "Sampling steps (default: the run's config).", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples and of the choice of captions.")
+RUN = flags.DEFINE_string("run", None, "Run folder to evaluate.")
+PRETRAINED = flags.DEFINE_string("pretrained", None, "In its place a published model's folder; needs --real.")
+ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of AnimateDiff's motion modules, for an image model.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of a published model's computation.")
+REAL = flags.DEFINE_string("real", None, "Real clips: a folder of videos, or a TFDS name (default: the run's data).")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie (default: the run's, or datasets).")
+METRICS = flags.DEFINE_list("metrics", None, "Names of metrics (default: what data and weights allow).")
+NUM = flags.DEFINE_integer("num", 256, "Samples at each guidance weight.", lower_bound=2)
+GUIDANCE = flags.DEFINE_list("guidance", None, "Weights (default: 1,3 of moving digits, else as the run draws).")
+STEPS = flags.DEFINE_integer("steps", None, "Sampling steps (default: the run's config).")
+SOLVER = flags.DEFINE_string("solver", None, "ddim, heun or dpmpp (default: the run's config, or as published).")
+ETA = flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1 (ancestral sampling).")
+GRID = flags.DEFINE_string("grid", None, "Spacing of the steps: uniform, log_snr, karras …")
+SEED = flags.DEFINE_integer("seed", 0, "Of the samples and of the choice of real clips.", lower_bound=0)
 BATCH = flags.DEFINE_integer("batch_size", 64, "Videos drawn at a time.", lower_bound=1)
+I3D = flags.DEFINE_string("i3d", None, "Weights for fvd (docs/features.md).")
+VIDEOMAE = flags.DEFINE_string("videomae", None, "Weights for videomae.")
+CLIP = flags.DEFINE_string("clip", None, "Weights for clip, clip_fid and consistency.")
+OUT = flags.DEFINE_string("out", None, "Folder of evaluation.json (default: the run, or evaluations/<model>).")
+
+FLOORS = {"real": "real clips", "shuffled": "frames shuffled", "frozen": "frozen"}
 
 
 def main() -> None:
-    """Prints digit and direction accuracy and jerk at each weight, with the floors, and writes them."""
-    if not RUN.value:
-        raise InputError("--run=runs/<name> is needed")
+    """Prints each metric of real clips, their floors and the samples at each guidance weight, and writes them."""
+    if bool(RUN.value) == bool(PRETRAINED.value):
+        raise InputError("--run=runs/<name> is needed, or in its place --pretrained=<folder>")
+    if PRETRAINED.value and not REAL.value:
+        raise InputError("--pretrained needs --real=<folder of videos, or TFDS name>: what to compare with")
+    try:
+        weights = [float(w) for w in GUIDANCE.value or ()]
+    except ValueError:
+        raise InputError(f"--guidance={','.join(GUIDANCE.value)} must be numbers, such as 1,3") from None
 
-    import jax
-    import numpy as np
     from tqdm import tqdm
 
     from vdm_jax.configuration import read_config
-    from vdm_jax.data import moving_digits
-    from vdm_jax.evaluation.moving_digits import caption_accuracy, frozen, load_or_train_judge, shuffle_frames
+    from vdm_jax.evaluation import metrics as table
+    from vdm_jax.evaluation.page import write_file
+    from vdm_jax.evaluation.real import other_data, real_data
+    from vdm_jax.evaluation.score import floors, score
     from vdm_jax.generation.pipeline import load
+    from vdm_jax.generation.published import load_published
 
-    run = Path(RUN.value)
-    config = read_config(run)
-    data, steps = config.data, STEPS.value or config.sample.steps
-    if data.name != "moving_digits":
-        raise InputError(f"{run} was trained on {data.name}; so far only moving_digits can be judged")
-    try:
-        weights = [float(w) for w in GUIDANCE.value]
-    except ValueError:
-        raise InputError(f"--guidance={','.join(GUIDANCE.value)} must be numbers, such as 1,3") from None
-    pipeline = load(run)
-    builder = moving_digits.prepare(data.data_dir, *([data.builder_config] if data.builder_config else []))
-    judge = load_or_train_judge(Path(data.data_dir) / f"judge-{builder.builder_config.name}.npz", builder)
-
-    test = builder.as_data_source(split="test")
-    order = np.random.default_rng(SEED.value).permutation(len(test))
-    rows = [test[int(i)] for i in order[np.arange(NUM.value) % len(order)]]
-    captions = [row["caption"].decode() for row in rows]
-    digits, directions = (np.array([row[k][0] for row in rows]) for k in ("digit", "direction"))
-    real = np.stack([row["video"] for row in rows]).astype(np.float32) / 127.5 - 1
-    print(f"{NUM.value} test captions; judge {judge.digest}, trained on real clips of the training split only")
-
-    def measure(name, videos):
-        scores = caption_accuracy(judge, videos, digits, directions)
-        print(f"{name:<22}" + "".join(f"  {key} {value:.3f}" for key, value in scores.items()), flush=True)
-        return scores
-
-    result = {"num": NUM.value, "seed": SEED.value, "step": pipeline.step, "steps": steps, "judge": judge.digest}
-    result["real test clips"] = measure("real test clips", real)
-    result["shuffled"] = measure("  frames shuffled", np.asarray(shuffle_frames(real, jax.random.key(0))))
-    result["frozen"] = measure("  frozen", np.asarray(frozen(real)))
+    if METRICS.value is not None:
+        table.check_metrics(METRICS.value)
+    if RUN.value:
+        config = read_config(RUN.value)
+        config.data.data_dir = DATA_DIR.value or config.data.data_dir
+        cut = {"data_dir": config.data.data_dir, "stride": config.data.stride, "fps": config.data.fps or None}
+        shape = tuple(config.data[name] for name in ("frames", "height", "width", "channels"))
+    else:
+        pipeline = load_published(PRETRAINED.value, motion_adapter=ADAPTER.value, dtype=DTYPE.value)
+        shape, cut = pipeline.shape, {"data_dir": DATA_DIR.value or "datasets", "fps": pipeline.fps}
+    data = other_data(REAL.value, shape, **cut) if REAL.value else real_data(config)
+    files = {name: flag.value for name, flag in {"i3d": I3D, "videomae": VIDEOMAE, "clip": CLIP}.items() if flag.value}
+    names = table.check_metrics(METRICS.value or table.default_metrics(data, files))
+    networks = table.load_networks(names, data, files)
+    if RUN.value:
+        pipeline = load(RUN.value)
+    weights = weights or ([1.0, 3.0] if data.judge else [float(pipeline.settings.guidance)])
+    changes = {"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID}
+    changes = {name: flag.value for name, flag in changes.items() if flag.value is not None}
     for weight in weights:
-        videos = []
-        with tqdm(total=NUM.value, unit="video", desc=f"guidance {weight:g}", leave=False) as bar:
-            for batch in pipeline.batches(
-                captions, seed=SEED.value, batch_size=BATCH.value, guidance=weight, steps=steps
-            ):
-                videos.append(batch)
-                bar.update(len(batch))
-        result[f"guidance {weight:g}"] = measure(f"samples, guidance {weight:g}", np.concatenate(videos))
+        settings, _ = pipeline.check([""], seed=SEED.value, guidance=weight, **changes)
 
-    path = run / "evaluation.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.replace(path)
-    print(f"written to {path}")
+    out = Path(OUT.value or RUN.value or Path("evaluations") / Path(PRETRAINED.value).name)
+    about = {"protocol": table.PROTOCOL, "data": data.name, "num": NUM.value, "seed": SEED.value}
+    about |= {"step": pipeline.step, **{name: getattr(settings, name) for name in ("steps", "solver", "eta", "grid")}}
+    about |= {name: network.digest for name, network in networks.items()}
+    how = {"num": NUM.value, "seed": SEED.value, "batch_size": BATCH.value, "networks": networks}
+    how |= {"folder": out / "evaluation", "progress": lambda part, what: tqdm(part, desc=what, leave=False)}
+    real = floors(data, names, **how)  # first: what cannot be measured is said before anything is drawn
+    drawn = {f"guidance {w:g}": score(pipeline, data, names, guidance=w, **how, **changes) for w in weights}
+    result = drawn | real
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    print("in brackets: 95 % intervals over the clips; another training seed is not in them\n")
+    print_table(result, {name: f"{name} {table.METRICS[name].better}" for name in names})
+    numbers = {row: {name: as_numbers(figure) for name, figure in figures.items()} for row, figures in result.items()}
+    write_file(out / "evaluation.json", json.dumps(about | numbers, indent=2, allow_nan=False) + "\n")
+    print(f"\nwritten to {out / 'evaluation.json'}")
+
+
+def print_table(result: dict, labels: dict[str, str]) -> None:
+    """A row for each metric: its score beside its floors."""
+    rows = [["", *(FLOORS.get(name, name) for name in result)]]
+    for name, label in labels.items():
+        figures = [figures[name] for figures in result.values()]
+        rows.append([label, *("–" if math.isnan(figure.value) else str(figure) for figure in figures)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    for row in rows:
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+
+
+def as_numbers(figure) -> dict[str, float] | None:
+    """For JSON, which has no word for not a number."""
+    return None if math.isnan(figure.value) else dataclasses.asdict(figure)
 
 
 if __name__ == "__main__":

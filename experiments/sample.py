@@ -18,6 +18,7 @@ RUN = flags.DEFINE_string("run", None, "Run folder to sample from.")
 CASCADE = flags.DEFINE_list("cascade", None, "In its place several: each makes finer what the one before it drew.")
 PRETRAINED = flags.DEFINE_string("pretrained", None, "In its place a published model's folder (diffusers format).")
 ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of AnimateDiff's motion modules, for an image model.")
+LORA = flags.DEFINE_multi_string("lora", None, "path or path:strength of a LoRA, for it; may be given several times.")
 SIZE = flags.DEFINE_list("size", None, "Rows,columns of a published model's videos (default: as published).")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of a published model's computation.")
 MOTION = flags.DEFINE_float("motion", None, "Stable Video Diffusion's motion bucket (default: 127).")
@@ -66,7 +67,7 @@ def main() -> None:
             "--run=runs/<name> is needed, or in its place --cascade=<run>,<run>,… or --pretrained=<folder>"
         )
     if not PRETRAINED.value:
-        for name in _given({"motion_adapter": ADAPTER, "size": SIZE, "motion": MOTION, "chunk": CHUNK}):
+        for name in _given({"motion_adapter": ADAPTER, "lora": LORA, "size": SIZE, "motion": MOTION, "chunk": CHUNK}):
             raise InputError(f"--{name} needs --pretrained=<model>")
     prompts = _prompts()
 
@@ -118,7 +119,7 @@ def main() -> None:
 
     scale = SCALE.value or max(1, 128 // min(pipeline.shape[1:3]))
     about = {"run": ",".join(runs), "step": pipeline.step, "seed": SEED.value, **dataclasses.asdict(settings), **known}
-    about |= _given({"negative": NEGATIVE, "motion_adapter": ADAPTER, "motion": MOTION, "chunk": CHUNK})
+    about |= _given({"negative": NEGATIVE, "motion_adapter": ADAPTER, "lora": LORA, "motion": MOTION, "chunk": CHUNK})
     for number, (prompt, video) in enumerate(zip(everything, drawn, strict=True)):
         stem = out / f"{number:03}-{_slug(prompt)}"
         for suffix in FORMAT.value:
@@ -134,12 +135,14 @@ def main() -> None:
 def _published():
     """The pipeline of --pretrained."""
     from vdm_jax.generation.published import load_published
+    from vdm_jax.pretrained.lora import parse_lora
 
     size = _whole_numbers("size", SIZE.value) if SIZE.value else None
     if size is not None and len(size) != 2:
         raise InputError(f"--size={','.join(SIZE.value)} must be rows,columns")
     options = _given({"motion_adapter": ADAPTER, "dtype": DTYPE, "motion": MOTION, "chunk": CHUNK})
-    return load_published(PRETRAINED.value, size=size and tuple(size), **options)
+    loras = [parse_lora(text) for text in LORA.value or []]
+    return load_published(PRETRAINED.value, size=size and tuple(size), loras=loras, **options)
 
 
 def _given(chosen: dict[str, flags.FlagHolder]) -> dict:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 from vdm_jax import configuration
 from vdm_jax.errors import InputError
@@ -98,6 +99,11 @@ CASES = {
         "changes at frame 3, but the windows draw from frames 0, 4 on",
     ),
     "an adapter without its model": ([*SAMPLE, "--motion_adapter=x"], "--motion_adapter needs --pretrained=<model>"),
+    "a LoRA without its model": ([*SAMPLE, "--lora=x"], "--lora needs --pretrained=<model>"),
+    "a LoRA of another kind": (
+        ["experiments/sample.py", "--pretrained={model}", "--lora={lora}:0.5"],
+        "lora.safetensors: 1 tensors are of no known form; pairs of matrices",
+    ),
     "no folder of a model": (
         ["experiments/sample.py", "--pretrained=nowhere"],
         "nowhere is not a folder; download the model",
@@ -208,6 +214,10 @@ def folders(tmp_path_factory):
         f"['get_config']()\n    config.data.data_dir = {str(root / 'videos')!r}\n"
         "    config.known.mixture = dict(middle=1.0)\n    return config\n"
     )
+    (root / "model" / "unet").mkdir(parents=True)
+    (root / "model" / "model_index.json").write_text("{}")
+    (root / "model" / "unet" / "config.json").write_text('{"_class_name": "UNet3DConditionModel"}')
+    save_file({"lora_unet_conv_in.hada_w1_a": np.ones((2, 2))}, root / "lora.safetensors")
     noise = np.random.default_rng(0).integers(256, size=(6, 8, 8, 3)).astype(np.uint8)
     write_video(root / "video.gif", noise, 8)
     write_video(root / "short.gif", noise[:2], 8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vdm_jax
-from tests.pretrained.pipelines import write_image_to_video, write_pipeline
+from tests.pretrained.pipelines import write_image_to_video, write_lora, write_pipeline
 from vdm_jax.diffusion.known import Known
 from vdm_jax.errors import InputError
 from vdm_jax.generation.modes import extend, generate, keyframes
@@ -47,6 +47,18 @@ def test_prompts_are_followed_and_led_away_from(pipeline):
     np.testing.assert_allclose(draw("the cat", negative="the cat"), draw("the cat", guidance=1.0), atol=1e-3)
 
 
+def test_loras_change_both_networks_and_the_origin(folder, pipeline, tmp_path):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    both, unet = write_lora(tmp_path / "both.safetensors"), write_lora(tmp_path / "unet.safetensors", text=False)
+    plain, origins = dict(jax.tree_util.tree_leaves_with_path(pipeline.params)), {pipeline.origin}
+    for loras, changes in (([(both, 1)], 2), ([(unet, 0.5), (str(unet), -2.0)], 1)):
+        loaded = vdm_jax.load(folder, frames=4, mesh=mesh, loras=loras)
+        leaves = jax.tree_util.tree_leaves_with_path(loaded.params)
+        assert sum(bool(np.abs(leaf - plain[path]).max() > 1e-6) for path, leaf in leaves) == changes
+        origins.add(loaded.origin)
+    assert len(origins) == 3
+
+
 def test_what_is_known_of_the_pixels_is_kept(pipeline):
     rng = np.random.default_rng(0)
     known = rng.uniform(-1, 1, (6, 16, 16, 3)).astype(np.float32)
@@ -63,9 +75,13 @@ def test_what_is_known_of_the_pixels_is_kept(pipeline):
 
 
 @pytest.fixture(scope="module")
-def animator(tmp_path_factory):
-    written = write_image_to_video(tmp_path_factory.mktemp("svd") / "pipeline")
-    return load_published(written, frames=3, size=(8, 16), chunk=2, mesh=make_mesh(devices=jax.devices()[:1]))
+def svd(tmp_path_factory):
+    return write_image_to_video(tmp_path_factory.mktemp("svd") / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def animator(svd):
+    return load_published(svd, frames=3, size=(8, 16), chunk=2, mesh=make_mesh(devices=jax.devices()[:1]))
 
 
 def test_a_picture_begins_the_video_and_decides_the_rest(animator):
@@ -105,6 +121,14 @@ def test_what_an_animator_of_pictures_cannot_do(animator, tmp_path):
         animator(["a cat"], steps=2)
     with pytest.raises(InputError, match="strength and respect are not for this model"):
         animator.check([""], strength=0.5)
+
+
+def test_a_lora_for_texts_is_not_for_an_animator(svd, tmp_path):
+    file = write_lora(tmp_path / "x.safetensors")
+    with pytest.raises(
+        InputError, match=r"x\.safetensors changes a text encoder \(1 modules\), and UNetSpatio.* has none"
+    ):
+        load_published(svd, loras=[(file, 1.0)])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.pretrained.networks import numbers, tensor
 from tests.pretrained.tiny_autoencoders import AUTOENCODERS, compiled, inputs, shapes_of
-from vdm_jax.models.autoencoder import decode_in_chunks, decode_in_tiles, sample_latents
+from vdm_jax.models.autoencoder import decode_in_chunks, in_tiles, sample_latents
 from vdm_jax.pretrained.autoencoders import load_autoencoder, save_autoencoder
 
 with warnings.catch_warnings():
@@ -117,14 +117,20 @@ def test_chunks_in_time_are_decoded_as_their_pipeline_decodes_them(pair):
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9)])
 def test_tiles_are_blended_as_theirs(size, pair):
-    module, _, _, our_decode = pair("image")
+    module, _, our_encode, our_decode = pair("image")
     latents = jnp.asarray(numbers("tiles", (2, 1, *size, 4)))
     module.enable_tiling()
     module.tile_latent_min_size, module.tile_sample_min_size = 4, 8
     with torch.no_grad():
         expected = video(module.tiled_decode(images(latents)).sample, 1)
-    assert relative(decode_in_tiles(our_decode, latents, 4), expected) < 1e-5
+    assert relative(in_tiles(our_decode, latents, 4), expected) < 1e-5
     assert relative(our_decode(latents), expected) > 1e-3
+    pixels = jnp.asarray(numbers("pixels", (2, 1, 2 * size[0], 2 * size[1], 3)))
+    module.tile_latent_min_size, module.tile_sample_min_size = 4, 8
+    with torch.no_grad():
+        expected = video(module._tiled_encode(images(pixels)), 1)[..., :4]
+    found = in_tiles(lambda x: our_encode(x)[0], pixels, 8)
+    assert relative(found, expected) < 1e-5
 
 
 FULL = {"AutoencoderKL": 83_653_863, IN_TIME: 97_742_847}

@@ -43,10 +43,10 @@ PICTURE = ENCODERS["image, exact"] | {"projection_dim": UNETS["svd"][0]["cross_a
 def write_image_to_video(folder: Path) -> Path:
     """Stable Video Diffusion, of videos of any size."""
     kind, arguments, naming = clip.translate(PICTURE)
-    _write(folder / "image_encoder", "model", PICTURE, kind, arguments, naming)
+    write_part(folder / "image_encoder", "model", PICTURE, kind, arguments, naming)
     unet, autoencoder = UNETS["svd"][0], AUTOENCODERS["in time"][0]
-    _write(folder / "unet", NAMES[0], unet, LatentUNet, *families.translate(unet))
-    _write(folder / "vae", NAMES[0], autoencoder, Autoencoder, *autoencoders.translate(autoencoder))
+    write_part(folder / "unet", NAMES[0], unet, LatentUNet, *families.translate(unet))
+    write_part(folder / "vae", NAMES[0], autoencoder, Autoencoder, *autoencoders.translate(autoencoder))
     return _finish(folder, KARRAS, "StableVideoDiffusionPipeline")
 
 
@@ -56,11 +56,27 @@ def write_pipeline(folder: Path, unet: str = "modelscope") -> Path:
     count = len(json.loads((words / "vocab.json").read_text()))
     text, unet = TEXT | {"vocab_size": count, "eos_token_id": count - 1}, UNETS[unet][0] | {"sample_size": 8}
     kind, arguments, naming = clip.translate(text)
-    _write(folder / "text_encoder", "model", text, kind, arguments, naming)
-    _write(folder / "unet", NAMES[0], unet, LatentUNet, *families.translate(unet))
+    write_part(folder / "text_encoder", "model", text, kind, arguments, naming)
+    write_part(folder / "unet", NAMES[0], unet, LatentUNet, *families.translate(unet))
     autoencoder = AUTOENCODERS["image"][0]
-    _write(folder / "vae", NAMES[0], autoencoder, Autoencoder, *autoencoders.translate(autoencoder))
+    write_part(folder / "vae", NAMES[0], autoencoder, Autoencoder, *autoencoders.translate(autoencoder))
     return _finish(folder, SCHEDULER, "TextToVideoSDPipeline")
+
+
+def write_lora(file: Path, text: bool = True) -> Path:
+    """A LoRA of rank 1 for both networks of `write_pipeline`, or for the first alone."""
+    out, into = UNETS["modelscope"][0]["block_out_channels"][0], UNETS["modelscope"][0]["in_channels"]
+    sizes = {"lora_unet_conv_in": ((1, into, 3, 3), (out, 1, 1, 1))}
+    if text:
+        width = TEXT["hidden_size"]
+        sizes["lora_te_text_model_encoder_layers_0_self_attn_v_proj"] = ((1, width), (width, 1))
+    names = {
+        f"{module}.lora_{end}.weight": size
+        for module, pair in sizes.items()
+        for end, size in zip(("down", "up"), pair, strict=True)
+    }
+    save_file({name: tensor(name, size) for name, size in names.items()}, file)
+    return file
 
 
 def _finish(folder, scheduler, name):
@@ -70,9 +86,11 @@ def _finish(folder, scheduler, name):
     return folder
 
 
-def _write(folder, name, config, kind, arguments, naming):
+def write_part(folder, name, config, kind, arguments, naming):
+    """The folder of one network."""
     folder.mkdir(parents=True)
     abstract = nnx.split(nnx.eval_shape(lambda: kind(**arguments, rngs=Keys(0))))[1]
     shapes = torch_shapes(nnx.to_pure_dict(abstract), naming)
     save_file({name: tensor(name, shape) for name, shape in shapes.items()}, folder / f"{name}.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
+    return folder

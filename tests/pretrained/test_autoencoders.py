@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tests.pretrained.networks import numbers
 from tests.pretrained.tiny_autoencoders import AUTOENCODERS, abstract_of, compiled, inputs, tensors_of
 from vdm_jax.errors import InputError
-from vdm_jax.models.autoencoder import decode_in_chunks, decode_in_tiles, sample_latents
+from vdm_jax.models.autoencoder import decode_in_chunks, in_tiles, sample_latents
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding
 from vdm_jax.pretrained.autoencoders import load_autoencoder, save_autoencoder, translate
@@ -172,14 +172,20 @@ def test_an_overlap_is_cross_faded_linearly():
 def test_tiles_keep_what_they_agree_on(size, overlap):
     latents = jnp.asarray(numbers("z", (1, 2, *size, 3)))
     decode, shapes = recorded(doubled)
-    found = jax.jit(lambda z: decode_in_tiles(decode, z, 4, overlap))(latents)
+    found = jax.jit(lambda z: in_tiles(decode, z, 4, overlap))(latents)
     np.testing.assert_allclose(found, np.asarray(latents).repeat(2, 2).repeat(2, 3), rtol=1e-5, atol=1e-6)
     assert max(max(shape[2:4]) for shape in shapes) == 4
 
 
+def test_tiles_may_become_smaller():
+    video = jnp.asarray(numbers("video", (1, 2, 16, 24, 3)))
+    found = in_tiles(lambda x: x[:, :, ::2, ::2], video, 8, 0.25)
+    np.testing.assert_allclose(found, video[:, :, ::2, ::2], rtol=1e-5, atol=1e-6)
+
+
 def test_tiles_are_cross_faded_linearly():
     calls = iter([0.0, 4.0])
-    found = decode_in_tiles(lambda z: jnp.full(doubled(z).shape, next(calls)), jnp.zeros((1, 1, 2, 4, 1)), 4, 0.5)
+    found = in_tiles(lambda z: jnp.full(doubled(z).shape, next(calls)), jnp.zeros((1, 1, 2, 4, 1)), 4, 0.5)
     np.testing.assert_allclose(found[0, 0, 0, :, 0], [0, 0, 0, 0, 0, 1, 2, 3], rtol=1e-6)
 
 
@@ -190,7 +196,7 @@ def test_chunks_and_tiles_that_cannot_be_are_refused():
             decode_in_chunks(doubled, latents, frames, overlap)
     for tile, overlap in ((6, 0.25), (4, 1.0), (0, 0.25)):
         with pytest.raises(InputError, match=f"tile={tile} times overlap={overlap} must be a whole number"):
-            decode_in_tiles(doubled, latents, tile, overlap)
+            in_tiles(doubled, latents, tile, overlap)
 
 
 # ------------------------------------------------------------------------------------------------------- refusals

@@ -22,8 +22,8 @@ from flax import nnx
 from vdm_jax import configuration
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.keeping import mask_of
+from vdm_jax.evaluation.metrics import PROTOCOL, check_metrics, check_weights
 from vdm_jax.evaluation.run_hash import INIT_FROM, run_hash
-from vdm_jax.evaluation.score import PROTOCOL, check_metrics
 from vdm_jax.generation.pipeline import settings_of
 from vdm_jax.generation.settings import Settings, check_sampling
 from vdm_jax.training.trainee import in_common
@@ -44,6 +44,7 @@ class Study:
         metrics: of `score.METRICS`.
         known: a mode of `keeping.MODES`, "" for clips that are drawn on their captions alone.
         along: the key that curves are drawn along; "": arms are drawn side by side.
+        weights: files of the networks that metrics look with, as of `metrics.load_networks`.
         devices: that a run is trained on, out of those of a machine; 0 for all of them.
     """
 
@@ -58,6 +59,7 @@ class Study:
     known: str = ""
     along: str = ""
     devices: int = 1
+    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
     name: str = ""  # given by `load_study`
 
 
@@ -186,6 +188,7 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
     if len(set(study.seeds)) < len(study.seeds):
         raise InputError(f"seeds={','.join(map(str, study.seeds))} must differ")
     metrics, cells = check_metrics(study.metrics, study.known), []
+    check_weights(metrics, study.weights)
     if study.known:
         mask_of(study.known, (study.base.data.frames, study.base.data.height, study.base.data.width))
     common = {"metrics": metrics, "num": study.num, "known": study.known, "protocol": PROTOCOL}

@@ -16,8 +16,8 @@ from vdm_jax.evaluation.ablation import SAMPLE, Cell, Plan, Study, changed, valu
 from vdm_jax.evaluation.ablation_results import Result, read_result
 from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.evaluation.error_bars import Estimate, along, side_by_side, stacked
+from vdm_jax.evaluation.metrics import METRICS
 from vdm_jax.evaluation.page import Spread, document, embed_video, number, table, video_figure, write_file
-from vdm_jax.evaluation.score import METRICS
 
 COST = {  # name: of a result's cost, and in which unit
     "parameters, M": ("parameters", 1e6),

@@ -19,9 +19,10 @@ from vdm_jax.errors import InputError
 from vdm_jax.evaluation.ablation import Cell, Plan, Run
 from vdm_jax.evaluation.ablation_results import Result, read_result, write_result
 from vdm_jax.evaluation.ablation_time import training_seconds
+from vdm_jax.evaluation.metrics import Network, load_networks
 from vdm_jax.evaluation.real import RealData, read_clips, real_data
 from vdm_jax.evaluation.run_hash import run_hash
-from vdm_jax.evaluation.score import Network, floors, load_networks, score
+from vdm_jax.evaluation.score import floors, score
 from vdm_jax.evaluation.speed import about_machine
 from vdm_jax.generation.pipeline import Pipeline, load
 from vdm_jax.training.loop import train
@@ -45,7 +46,7 @@ def work(plan: Plan, job: str) -> None:
         cells = [cell for cell in plan.cells if cell.run is run and read_result(cell) is None]
         if cells:
             pipeline, data = trained(run), real_data(plan.study.base)
-            networks = load_networks(cells[0].about["metrics"], data)
+            networks = load_networks(cells[0].about["metrics"], data, plan.study.weights)
             for cell in cells:
                 _measure(plan, cell, pipeline, data, networks)
 
@@ -104,7 +105,7 @@ def _measure_floors(plan: Plan) -> None:
         return
     study, seed, metrics = plan.study, plan.floors.seed, plan.floors.about["metrics"]
     data = real_data(study.base)
-    networks, clips = load_networks(metrics, data), read_clips(data, study.num, seed)
+    networks, clips = load_networks(metrics, data, study.weights), read_clips(data, study.num, seed)
     how = {"num": study.num, "seed": seed, "batch_size": study.batch_size, "known": study.known}
     scores = floors(data, metrics, networks=networks, **how)
     write_result(plan.floors, _result(scores, {}, networks, clips.captions), clips.videos[:SHOWN])

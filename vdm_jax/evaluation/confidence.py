@@ -4,10 +4,13 @@ An interval is of the videos that were drawn from one trained network: another t
 """
 
 import dataclasses
+import os
 import statistics
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Bool, Float, Int
@@ -66,7 +69,10 @@ def bootstrap(
     """
     rng, rows = np.random.default_rng(seed), [_finite(np.asarray(x)) for x in rows]
     value = float(statistic(*rows))
-    drawn = [statistic(*(x[rng.integers(len(x), size=len(x))] for x in rows)) for _ in range(resamples)]
+    chosen = [[rng.integers(len(x), size=len(x)) for x in rows] for _ in range(resamples)]
+    # In as many threads as there are cores, each with a core of its own: threads inside small products cost more.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        drawn = list(pool.map(lambda at: statistic(*(x[i] for x, i in zip(rows, at, strict=True))), chosen))
     drawn = _finite(np.array(drawn, np.float64))
     bias = float(drawn.mean()) - value
     low, high = np.quantile(drawn, _tails(level)) - bias

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.digit_metrics import position_error
 from vdm_jax.typing import Bool, Float, Int
 
 Videos = Float[np.ndarray, "B T H W C"]
@@ -58,6 +57,8 @@ def without_a_network(real: Videos, mask: Bool[np.ndarray, "1 T H W 1"]) -> Vide
 
 def place_kept(videos: Videos, real: Videos, new: Sequence[int]) -> dict[str, np.ndarray]:
     """Of each clip, over its new frames: the distance of the centroid from the real one's in pixels; is it ≤ 1?"""
+    from vdm_jax.evaluation.digit_metrics import position_error  # imports TFDS
+
     far = position_error(videos, real, new)
     return {"position_error": far, "within_pixel": far <= 1}
 

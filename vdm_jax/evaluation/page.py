@@ -125,19 +125,21 @@ def image_figure(path: FilePath, caption: str, least: int = 0) -> str:
     return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def table(rows: Sequence[Mapping[str, Cell]]) -> str:
+def table(rows: Sequence[Mapping[str, Cell]], *, across: bool = False) -> str:
     """Rows of named cells; the columns are in the order in which they first come.
 
-    A column's intervals and spreads are drawn as error bars on one scale.
+    A column's intervals and spreads are drawn as error bars on one scale; `across`, it is a row's.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    ends = {}
-    for name in columns:
-        bars = [row[name] for row in rows if isinstance(row.get(name), Interval | Spread)]
-        ends[name] = (min((b.low for b in bars), default=0.0), max((b.high for b in bars), default=0.0))
+
+    def ends(row: Mapping[str, Cell], name: str) -> tuple[float, float]:
+        cells = row.values() if across else (other.get(name) for other in rows)
+        bars = [cell for cell in cells if isinstance(cell, Interval | Spread)]
+        return min((b.low for b in bars), default=0.0), max((b.high for b in bars), default=0.0)
+
     kinds = {name: "words" if any(isinstance(row.get(name), str) for row in rows) else "numbers" for name in columns}
     head = "".join(f'<th scope="col" class="{kinds[name]}">{escape(name)}</th>' for name in columns)
-    body = "".join(f"<tr>{''.join(_cell(row.get(name), ends[name]) for name in columns)}</tr>\n" for row in rows)
+    body = "".join(f"<tr>{''.join(_cell(row.get(name), ends(row, name)) for name in columns)}</tr>\n" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,13 @@ from vdm_jax.typing import UInt8
 
 log = logging.getLogger(__name__)
 
+Progress = Callable[[Sequence[int], str], Iterable[int]]  # of batches, and a word for what is done with them
 HELD_OUT = ("test", "validation", "valid", "val")  # the first of these that a data set has
+
+
+def silent(batches: Sequence[int], what: str) -> Iterable[int]:
+    """No progress; for a bar: `lambda batches, what: tqdm(batches, desc=what)`."""
+    return batches
 
 
 class Clips(NamedTuple):
@@ -90,23 +96,25 @@ def _real_data(name: str, *, data_dir: str | Path, split: str = "train", **how) 
     return RealData(f"{where}, {held_out}; reference {split}", source, reference)
 
 
-def read_clips(data: RealData, num: int, seed: int = 0, *, reference: bool = False) -> Clips:
-    """`num` clips at random: held-out ones, or others that Fréchet distances are from.
+def read_clips(
+    data: RealData, num: int, seed: int = 0, which: str = "held-out", *, progress: Progress = silent
+) -> Clips:
+    """`num` clips at random, of the "held-out" ones or of the "reference".
 
     Raises:
         InputError: there are fewer.
     """
-    key = ("reference" if reference else "held-out", num, seed)
+    key = (which, num, seed)
     if key not in data.memory:
-        source = data.reference if reference else data.held_out
+        source = data.reference if which == "reference" else data.held_out
         first, needed = 0, num
         if data.reference is data.held_out:
-            first, needed = num * reference, 2 * num
+            first, needed = num * (which == "reference"), 2 * num
         if needed > len(source):
-            half = "" if needed == num else ": half of them are compared with the other half"
+            half = "" if needed == num else ", half of them to compare the others with"
             raise InputError(f"num={num} needs {needed} real clips{half}; {data.name}: there are {len(source)}")
         order = np.random.default_rng(seed).permutation(len(source))
-        data.memory[key] = _read(source, order[first : first + num])
+        data.memory[key] = _read(source, order[first : first + num], progress)
     return data.memory[key]
 
 
@@ -117,8 +125,10 @@ def read_all(data: RealData) -> Clips:
     return data.memory["all"]
 
 
-def _read(source: Sequence[dict[str, Any]], rows: np.ndarray) -> Clips:
+def _read(source: Sequence[dict[str, Any]], rows: np.ndarray, progress: Progress = silent) -> Clips:
+    items = []
     with ThreadPoolExecutor(8) as pool:
-        items = list(pool.map(lambda row: source[int(row)], rows))
+        for first in progress(range(0, len(rows), 64), "reading real clips"):
+            items += pool.map(lambda row: source[int(row)], rows[first : first + 64])
     captions = (item["caption"] for item in items)
     return Clips(np.stack([item["video"] for item in items]), tuple(captions))

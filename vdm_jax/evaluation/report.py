@@ -16,6 +16,7 @@ import vdm_jax
 from vdm_jax.configuration import default_config, read_config
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.chart import Line, line_chart
+from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.evaluation.page import Spread, document, embed_video, image_figure, number, table, video_figure
 from vdm_jax.evaluation.samples import find_samples
 from vdm_jax.video import read_metadata
@@ -165,11 +166,17 @@ def _scores(run: Path) -> str:
             raise InputError(f"{path} cannot be read ({error})") from error
         plain = {k: v for k, v in scores.items() if not isinstance(v, dict) and not _is_rows(v)}
         tables = [table(list(map(_row, v))) for v in scores.values() if _is_rows(v)]
-        named = [{"": k, **_row(v)} for k, v in scores.items() if isinstance(v, dict)]
-        if named:
-            tables.insert(0, table(named))
+        named = {k: _row(v) for k, v in scores.items() if isinstance(v, dict)}
+        if any(isinstance(cell, Interval) for row in named.values() for cell in row.values()):
+            metrics = dict.fromkeys(metric for row in named.values() for metric in row)
+            rows = [{"": metric, **{k: row.get(metric) for k, row in named.items()}} for metric in metrics]
+            tables.insert(0, table(rows, across=True))
+        elif named:
+            tables.insert(0, table([{"": k, **row} for k, row in named.items()]))
         about = ", ".join(f"{k} {v}" for k, v in plain.items())
         parts.append(f'<h3>{name}.json</h3>\n<p class="muted">{escape(about)}</p>\n{"".join(tables)}')
+        if any("] <svg" in t for t in tables):
+            parts.append('<p class="muted">In brackets: 95 % intervals over the clips, drawn beside.</p>')
         if any("±" in t for t in tables):
             parts.append('<p class="muted">± is a standard deviation over the repeats in the file.</p>')
     return "\n".join(parts)
@@ -183,7 +190,9 @@ def _row(score: Mapping[str, Any]) -> dict[str, Any]:
     """The cells of one row; repeats over seeds, a list of numbers or of scores, become their mean and spread."""
     cells = {}
     for name, value in score.items():
-        if _is_rows(value) and all(row.keys() == value[0].keys() and _are_numbers(row.values()) for row in value):
+        if isinstance(value, dict) and value.keys() >= {"value", "low", "high"} and _are_numbers(value.values()):
+            cells[name] = Interval(*(float(value[key]) for key in ("value", "low", "high")))
+        elif _is_rows(value) and all(row.keys() == value[0].keys() and _are_numbers(row.values()) for row in value):
             cells |= {key: _mean([repeat[key] for repeat in value]) for key in value[0]}
         elif isinstance(value, list) and _are_numbers(value):
             cells[name] = _mean(value)

@@ -1,7 +1,7 @@
 """Published models as a `Pipeline`: ModelScope, AnimateDiff in Stable Diffusion, and Stable Video Diffusion."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.autoencoders import PublishedAutoencoder, load_autoencoder, translate
 from vdm_jax.pretrained.clip import PublishedEncoder, load_image_encoder, load_text_encoder
 from vdm_jax.pretrained.folder import read_config
+from vdm_jax.pretrained.lora import read_lora
 from vdm_jax.pretrained.scheduler import ANIMATEDIFF, read_scheduler, schedule_of
 from vdm_jax.pretrained.tokenizer import load_tokenizer
 from vdm_jax.pretrained.unets import load_unet
@@ -46,6 +47,7 @@ def load_published(
     folder: str | Path,
     *,
     motion_adapter: str | Path | None = None,
+    loras: Sequence[tuple[str | Path, float | int]] = (),
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     dtype: str = "float32",
@@ -62,6 +64,7 @@ def load_published(
     Args:
         folder: of ModelScope, of AnimateDiff as a pipeline, of Stable Diffusion with a `motion_adapter`, or of Stable
             Video Diffusion.
+        loras: pairs (file or folder, strength), merged into the U-Net and the text encoder.
         frames, size: of a video, (rows, columns) in pixels (default: as published).
         dtype, params_dtype: of the computation, and of the parameters (default: the same).
         chunk: frames that Stable Video Diffusion decodes at a time, which changes them (default: all, as published).
@@ -79,8 +82,13 @@ def load_published(
         raise InputError(f"{folder} draws images; a motion adapter makes them move (motion_adapter)")
     if kind not in DEFAULTS:
         raise InputError(f"{kind} has no pipeline here; {', '.join(DEFAULTS)} have")
+    changes = [read_lora(path, strength) for path, strength in loras]
+    for lora in changes:
+        if kind == SVD and lora.text:
+            raise InputError(f"{lora.where} changes a text encoder ({len(lora.text)} modules), and {kind} has none")
     how = dict(mesh=mesh, dtype=dtype, params_dtype=params_dtype or dtype)
-    unet = load_unet(folder, motion_adapter=motion_adapter, new_motion=new_motion, seed=seed, **how, **options)
+    motion_modules = dict(motion_adapter=motion_adapter, new_motion=new_motion, seed=seed)
+    unet = load_unet(folder, **motion_modules, loras=changes, **how, **options)
     schedule = schedule_of(ANIMATEDIFF) if moves else read_scheduler(folder)
     autoencoder = load_autoencoder(folder, **how)
     usual, side, steps, guidance, fps = DEFAULTS[kind]
@@ -117,13 +125,13 @@ def load_published(
         step=0,
         unet_config=unet.config,
         codec=make_codec(autoencoder, latents, chunk or frames if in_time else None),
-        origin=repr((str(folder), str(motion_adapter), dtype, chunk, motion)),
+        origin=repr((str(folder), str(motion_adapter), dtype, chunk, motion, [(str(f), s) for f, s in loras])),
     )
     if in_time:
         look = make_look(load_image_encoder(folder, **how), autoencoder)
         network = dict(graphdef=unet.graphdef, params=unet.params, tokenize=no_words)
         return ImageToVideo(**network, **common, look=look, motion=motion)
-    text = load_text_encoder(folder, **how)
+    text = load_text_encoder(folder, loras=changes, **how)
     denoiser = LatentDenoiser(nnx.merge(text.graphdef, text.params), nnx.merge(unet.graphdef, unet.params))
     graphdef, params = nnx.split(denoiser)
     return Pipeline(graphdef=graphdef, params=nnx.to_pure_dict(params), tokenize=load_tokenizer(folder), **common)

@@ -213,30 +213,31 @@ def decode_in_chunks(
     return jnp.concatenate([*done, last], axis=1)
 
 
-def decode_in_tiles(
-    decode: Decode, latents: Float[Array, "B T H W C"], tile: int, overlap: float = 0.25
+def in_tiles(
+    code: Callable[[Array], Array], video: Float[Array, "B T H W C"], tile: int, overlap: float = 0.25
 ) -> Float[Array, "B T H2 W2 C2"]:
-    """Decodes square tiles of the latents, a fraction `overlap` of each shared with its neighbours and cross-faded.
+    """Decodes latents, or encodes a video, by square tiles, a fraction `overlap` shared with each neighbour.
 
-    As published, tiles at the lower and right edges are smaller, of up to eight shapes more: what is added to a tile
-    would count in its norms and attention.
+    What is shared is cross-faded. As published, tiles at the lower and right edges are smaller, of up to eight shapes
+    more: what is added to a tile would count in its norms and attention.
     """
     if tile < 1 or not 0 <= overlap < 1 or tile * overlap % 1:
-        raise InputError(f"tile={tile} times overlap={overlap} must be a whole number of latents, less than the tile")
-    step, (rows, columns) = tile - int(tile * overlap), latents.shape[2:4]
+        raise InputError(f"tile={tile} times overlap={overlap} must be a whole number of pixels, less than the tile")
+    step, (rows, columns) = tile - int(tile * overlap), video.shape[2:4]
     strips, above = [], []
     for top in range(0, rows, step):
         strip = []
         for left in range(0, columns, step):
-            part = latents[:, :, top : top + tile, left : left + tile]
-            pixels = decode(part)
-            factor = pixels.shape[2] // part.shape[2]
+            part = video[:, :, top : top + tile, left : left + tile]
+            coded = code(part)
+            times, over = coded.shape[2], part.shape[2]  # a latent is so many pixels, or a part of one
             for neighbour, axis in ((above[len(strip) :], 2), (strip[-1:], 3)):
                 if neighbour:
-                    shared = min((tile - step) * factor, pixels.shape[axis])
-                    pixels = _fade(neighbour[0], pixels, jnp.arange(shared) / shared, axis)
-            strip.append(pixels)
-        strips.append(jnp.concatenate([pixels[:, :, : step * factor, : step * factor] for pixels in strip], axis=3))
+                    shared = min((tile - step) * times // over, coded.shape[axis])
+                    coded = _fade(neighbour[0], coded, jnp.arange(shared) / shared, axis)
+            strip.append(coded)
+        kept = step * times // over
+        strips.append(jnp.concatenate([coded[:, :, :kept, :kept] for coded in strip], axis=3))
         above = strip
     return jnp.concatenate(strips, axis=2)
 

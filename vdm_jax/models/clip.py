@@ -36,6 +36,7 @@ class ClipText(nnx.Module):
     """Tokens to one embedding each, after the last norm, and that of the end token for the whole.
 
     `end` is the end token, the first of which gives the pooled vector; None means the token of the highest number.
+    With a `projection` the pooled vector is brought into the space of that size which text and image share.
     """
 
     def __init__(
@@ -50,16 +51,18 @@ class ClipText(nnx.Module):
         activation: str,
         epsilon: float,
         end: int | None,
+        projection: int | None = None,
         dtype="float32",
         rngs,
     ):
-        _check(width, heads, activation)
+        check_block(width, heads, activation)
         common = dict(dtype=dtype, rngs=rngs)
         self.length, self.width, self.end = length, width, end
         self.embed = nnx.Embed(vocabulary, width, embedding_init=nnx.initializers.normal(0.02), **common)
         self.positions = nnx.Param(0.01 * jax.random.normal(rngs.params(), (length, width)))
-        self.blocks = nnx.List(_Block(width, middle, heads, activation, epsilon, common) for _ in range(depth))
-        self.norm = _norm(width, epsilon, common)
+        self.blocks = nnx.List(Block(width, middle, heads, activation, epsilon, common) for _ in range(depth))
+        self.norm = norm(width, epsilon, common)
+        self.projection = nnx.Linear(width, projection, use_bias=False, **common) if projection else None
 
     def __call__(self, tokens: Int[Array, "*B L"]) -> Encoded:
         """Every token counts, padding too: the published U-Nets were trained to see all of them."""
@@ -73,9 +76,10 @@ class ClipText(nnx.Module):
             x = block(x, causal=True)
         x = self.norm(x)
         at = jnp.argmax(tokens if self.end is None else tokens == self.end, axis=-1)
-        pooled = jnp.take_along_axis(x, at[:, None, None], axis=1)
+        pooled = jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]
+        pooled = pooled if self.projection is None else self.projection(pooled)
         mask = jnp.ones((*lead, length), bool)
-        return Encoded(x.reshape(*lead, length, self.width), mask, pooled.reshape(*lead, self.width))
+        return Encoded(x.reshape(*lead, length, self.width), mask, pooled.reshape(*lead, -1))
 
 
 class ClipVision(nnx.Module):
@@ -97,7 +101,7 @@ class ClipVision(nnx.Module):
         dtype="float32",
         rngs,
     ):
-        _check(width, heads, activation)
+        check_block(width, heads, activation)
         if not 0 < patch <= size:
             raise InputError(f"patch={patch} must be at least 1 and at most the image's size={size}")
         common = dict(dtype=dtype, rngs=rngs)
@@ -107,9 +111,9 @@ class ClipVision(nnx.Module):
         )
         self.class_token = nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), (width,)))
         self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), ((size // patch) ** 2 + 1, width)))
-        self.norm_in = _norm(width, epsilon, common)
-        self.blocks = nnx.List(_Block(width, middle, heads, activation, epsilon, common) for _ in range(depth))
-        self.norm = _norm(width, epsilon, common)
+        self.norm_in = norm(width, epsilon, common)
+        self.blocks = nnx.List(Block(width, middle, heads, activation, epsilon, common) for _ in range(depth))
+        self.norm = norm(width, epsilon, common)
         self.projection = nnx.Linear(width, projection, use_bias=False, **common)
 
     def __call__(self, image: Float[Array, "B H W C"]) -> Float[Array, "B P"]:
@@ -163,12 +167,15 @@ def _cubic(x: np.ndarray, a: float = -0.75) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x < 2, far, 0))
 
 
-class _Block(nnx.Module):
-    def __init__(self, width, middle, heads, activation, epsilon, common):
+class Block(nnx.Module):
+    """A pre-norm transformer block; `biased` says which of its queries, keys and values have a bias."""
+
+    def __init__(self, width, middle, heads, activation, epsilon, common, biased="qkv"):
         self.heads, self.activation = heads, activation
-        self.norm1 = _norm(width, epsilon, common)
-        self.q, self.k, self.v, self.out = (nnx.Linear(width, width, **common) for _ in range(4))
-        self.norm2 = _norm(width, epsilon, common)
+        self.norm1 = norm(width, epsilon, common)
+        self.q, self.k, self.v = (nnx.Linear(width, width, use_bias=name in biased, **common) for name in "qkv")
+        self.out = nnx.Linear(width, width, **common)
+        self.norm2 = norm(width, epsilon, common)
         self.up = nnx.Linear(width, middle, **common)
         self.down = nnx.Linear(middle, width, **common)
 
@@ -182,11 +189,13 @@ class _Block(nnx.Module):
         return x + self.down(ACTIVATIONS[self.activation](self.up(self.norm2(x))))
 
 
-def _norm(width, epsilon, common):
+def norm(width, epsilon, common):
+    """A layer norm."""
     return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, **common)
 
 
-def _check(width, heads, activation):
+def check_block(width, heads, activation):
+    """Raises InputError where a `Block` could not be made."""
     if width % heads:
         raise InputError(f"width={width} must be a multiple of heads={heads}")
     if activation not in ACTIVATIONS:

@@ -5,6 +5,7 @@ A setting that is not implemented is an error, never ignored.
 
 import dataclasses
 import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vdm_jax.models.clip import ACTIVATIONS, ClipText, ClipVision
 from vdm_jax.models.keys import Keys
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.folder import Weights, component
+from vdm_jax.pretrained.lora import Lora, merge_lora
 from vdm_jax.pretrained.names import Naming, Table, load_params, torch_tensors
 from vdm_jax.typing import Params
 
@@ -91,16 +93,23 @@ class PublishedEncoder:
 
 
 def load_text_encoder(
-    folder: str | Path, *, mesh: Mesh | None = None, dtype: str = "float32", params_dtype: str = "float32"
+    folder: str | Path,
+    *,
+    loras: Sequence[Lora] = (),
+    mesh: Mesh | None = None,
+    dtype: str = "float32",
+    params_dtype: str = "float32",
 ) -> PublishedEncoder:
     """Loads a `ClipText` from its folder, or from that of its pipeline.
 
-    `dtype` is that of the computation, `params_dtype` that of the parameters.
+    What `loras` have for a text encoder is merged into its weights. `dtype` is that of the computation, `params_dtype`
+    that of the parameters.
 
     Raises:
-        InputError: another model, an unknown setting, pickles, or tensors that the config does not say.
+        InputError: another model, an unknown setting, pickles, tensors that the config does not say, or a LoRA that
+            does not fit.
     """
-    return _load(component(folder, "text_encoder"), "clip_text_model", mesh, dtype, params_dtype)
+    return _load(component(folder, "text_encoder"), "clip_text_model", mesh, dtype, params_dtype, loras)
 
 
 def load_image_encoder(
@@ -110,19 +119,41 @@ def load_image_encoder(
     return _load(component(folder, "image_encoder"), "clip_vision_model", mesh, dtype, params_dtype)
 
 
-def _load(folder: Path, model_type: str, mesh: Mesh | None, dtype: str, params_dtype: str) -> PublishedEncoder:
+def _load(
+    folder: Path, model_type: str, mesh: Mesh | None, dtype: str, params_dtype: str, loras: Sequence[Lora] = ()
+) -> PublishedEncoder:
     config = read_json(folder / "config.json")
     if config.get("model_type") != model_type:
         raise InputError(f"{folder}: model_type={config.get('model_type')!r} must be {model_type!r}")
     module, arguments, naming = translate(config)
-    weights = Weights(folder)
-    for name in [name for name in weights if name.endswith(".position_ids")]:
-        weights.take(name)  # older files count the positions
+    weights = read_weights(folder)
     if module is ClipText and not any(name.startswith("text_model.") for name in weights):
         naming = Naming(_TEXT)  # transformers 5 leaves the prefix out
+    for lora in loras:
+        merge_lora(lora.where, lora.text, weights)
     abstract = nnx.eval_shape(lambda: module(**arguments, dtype=dtype, rngs=Keys(0)))
+    return published(abstract, weights, naming, mesh, str(folder), config, params_dtype)
+
+
+def read_weights(folder: Path) -> Weights:
+    """Without the positions that older files count."""
+    weights = Weights(folder)
+    weights.part(*[name for name in weights if name.endswith(".position_ids")])
+    return weights
+
+
+def published(
+    abstract: nnx.Module,
+    weights: Weights,
+    naming: Naming,
+    mesh: Mesh | None,
+    where: str,
+    config: Config,
+    dtype: str = "float32",
+) -> PublishedEncoder:
+    """An abstract module with its weights in a type, on a mesh of all devices where none is given."""
     mesh = make_mesh() if mesh is None else mesh
-    params = load_params(weights, abstract, naming, mesh=mesh, where=str(folder), dtype=params_dtype)
+    params = load_params(weights, abstract, naming, mesh=mesh, where=where, dtype=dtype)
     return PublishedEncoder(nnx.split(abstract)[0], params, config)
 
 
@@ -157,14 +188,28 @@ def translate(config: Config) -> tuple[type[ClipText] | type[ClipVision], dict[s
     if kind is None:
         raise InputError(f"model_type={config.get('model_type')!r} must be one of {', '.join(_KINDS)}")
     must = {"architectures": ([kind.architecture], None), "use_attention_mask": (False, None)}
+    arguments = arguments_of(kind.architecture, config, kind.keys, kind.ignored, must)
+    if arguments.get("end") == 2:
+        arguments["end"] = None  # configs of old say 2 by mistake, and the highest token is meant
+    return kind.module, arguments, Naming(kind.table)
+
+
+def arguments_of(
+    name: str, config: Config, keys: Mapping[str, str], ignored: Collection[str], must: Mapping[str, tuple]
+) -> dict[str, Any]:
+    """A transformer's arguments, from those `keys` of its config that stand for them.
+
+    Raises:
+        InputError: a key that is missing or not known, or a value that is not implemented; `must` has those that are.
+    """
     for key, value in config.items():
-        if key not in must | kind.keys and key not in kind.ignored:
-            raise InputError(f"{kind.architecture}: {key}={value!r} is not known")
+        if key not in must and key not in keys and key not in ignored:
+            raise InputError(f"{name}: {key}={value!r} is not known")
         if key in must and value not in must[key]:
-            raise InputError(f"{kind.architecture}: {key}={value!r} is not implemented; it must be {must[key][0]!r}")
-    for key in kind.keys:
+            raise InputError(f"{name}: {key}={value!r} is not implemented; it must be {must[key][0]!r}")
+    for key in keys:
         if key not in config:
-            raise InputError(f"{kind.architecture}: the config must have {key}")
+            raise InputError(f"{name}: the config must have {key}")
         value = config[key]
         if key == "hidden_act":
             fit, what = value in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"
@@ -173,11 +218,8 @@ def translate(config: Config) -> tuple[type[ClipText] | type[ClipVision], dict[s
         else:
             fit, what = type(value) is int and value > 0, "a whole number above 0"
         if not fit:
-            raise InputError(f"{kind.architecture}: {key}={value!r} is not implemented; it must be {what}")
+            raise InputError(f"{name}: {key}={value!r} is not implemented; it must be {what}")
     if config["hidden_size"] % config["num_attention_heads"]:
         size, heads = config["hidden_size"], config["num_attention_heads"]
-        raise InputError(f"{kind.architecture}: hidden_size={size} must be a multiple of num_attention_heads={heads}")
-    arguments = {ours: config[key] for key, ours in kind.keys.items()}
-    if arguments.get("end") == 2:
-        arguments["end"] = None  # configs of old say 2 by mistake, and the highest token is meant
-    return kind.module, arguments, Naming(kind.table)
+        raise InputError(f"{name}: hidden_size={size} must be a multiple of num_attention_heads={heads}")
+    return {ours: config[key] for key, ours in keys.items()}

@@ -1,7 +1,7 @@
 """Folders in the diffusers format: config.json and safetensors, read tensor by tensor."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,40 @@ def component(folder: str | Path, name: str) -> Path:
     return folder / name if (folder / "model_index.json").exists() else folder
 
 
-class Weights(Mapping[str, np.ndarray]):
-    """The tensors of folders by name; one is read from disk when it is asked for."""
+def open_safetensors(file: Path) -> Any:
+    """An open file of the library's; raises InputError where it is none."""
+    try:
+        return safe_open(file, framework="numpy")
+    except Exception as error:  # the library's own class, not exported
+        raise InputError(f"{file} is not a whole safetensors file: {error}") from error
 
-    def __init__(self, *folders: Path):
+
+def refuse_pickles(paths: Iterable[Path]) -> None:
+    """Raises InputError for the first pickle among files."""
+    for path in sorted(paths):
+        if path.suffix in PICKLES:
+            raise InputError(
+                f"{path} is a pickle, which can run any code when it is read; convert it in a place where that does "
+                "no harm (diffusers: from_pretrained, then save_pretrained with safe_serialization=True)"
+            )
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """The tensors of folders or files by name; one is read from disk when it is asked for."""
+
+    def __init__(self, *paths: Path):
         """Raises InputError where there are none, or only pickles."""
         self._files = {}
-        for file in (file for folder in folders for file in _files(folder)):
-            try:
-                opened = safe_open(file, framework="numpy")
-            except Exception as error:  # the library's own class, not exported
-                raise InputError(f"{file} is not a whole safetensors file: {error}") from error
+        for file in (file for path in paths for file in ([path] if path.is_file() else _files(path))):
+            opened = open_safetensors(file)
             self._files |= dict.fromkeys(opened.keys(), opened)
+        self._changes: dict[str, list[Callable[[np.ndarray], np.ndarray]]] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._files[name].get_tensor(name)
+        tensor = self._files[name].get_tensor(name)
+        for change in self._changes.get(name, ()):
+            tensor = change(tensor)
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -61,6 +80,17 @@ class Weights(Mapping[str, np.ndarray]):
         tensor = self[name]
         del self._files[name]
         return tensor
+
+    def change(self, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Makes something else of a tensor of the same shape, each time it is read."""
+        self._changes.setdefault(name, []).append(change)
+
+    def part(self, *prefixes: str) -> "Weights":
+        """The tensors whose names begin so, which no longer count as any of these."""
+        part = Weights()
+        part._files = {name: self._files.pop(name) for name in [*self._files] if name.startswith(prefixes)}
+        part._changes = self._changes
+        return part
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor, which is not read for it."""
@@ -84,10 +114,5 @@ def _files(folder: Path) -> list[Path]:
                 if missing:
                     raise InputError(f"{index} lists {missing[0]}, which is not there")
                 return [folder / part for part in parts]
-    pickles = sorted(path for path in folder.glob("*") if path.suffix in PICKLES)
-    if pickles:
-        raise InputError(
-            f"{pickles[0]} is a pickle, which can run any code when it is read; convert it in a place where that does "
-            "no harm (diffusers: from_pretrained, then save_pretrained with safe_serialization=True)"
-        )
+    refuse_pickles(folder.glob("*"))
     raise InputError(f"{folder} holds no {NAMES[0]}.safetensors")

@@ -1,8 +1,8 @@
 """Our parameters by the names, shapes and layouts that diffusers has for them, and back.
 
 A parameter's path (`down/0/1/space_conv/conv1/kernel`) becomes a name by a table of patterns, tried in order, all that
-fit applied. PyTorch has a matrix as (out, in), a convolution as (out, in, rows, columns), one over frames as
-(out, in, 3, 1, 1).
+fit applied. PyTorch has a matrix as (out, in), a convolution as (out, in, rows, columns) or (out, in, frames, rows,
+columns), one over frames as (out, in, 3, 1, 1).
 """
 
 import re
@@ -94,8 +94,8 @@ def to_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
     """A parameter in the other layout."""
     if not path.endswith("/kernel"):
         return array
-    if array.ndim == 4:
-        return array.transpose(3, 2, 0, 1)
+    if array.ndim > 2:
+        return np.moveaxis(array, (-1, -2), (0, 1))
     if re.search(naming.over_time, path):
         return array.reshape(3, -1, array.shape[1]).transpose(2, 1, 0)[..., None, None]
     return array.T[..., None, None] if re.search(naming.pointwise, path) else array.T
@@ -105,11 +105,11 @@ def from_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
     """The inverse of `to_torch`."""
     if not path.endswith("/kernel"):
         return array
-    if array.ndim == 5:
-        return array[..., 0, 0].transpose(2, 1, 0).reshape(-1, array.shape[0])
     if array.ndim == 2:
         return array.T
-    return array[..., 0, 0].T if re.search(naming.pointwise, path) else array.transpose(2, 3, 1, 0)
+    if re.search(naming.over_time, path):
+        return array[..., 0, 0].transpose(2, 1, 0).reshape(-1, array.shape[0])
+    return array[..., 0, 0].T if re.search(naming.pointwise, path) else np.moveaxis(array, (0, 1), (-1, -2))
 
 
 def torch_shapes(abstract: PyTree, naming: Naming) -> dict[str, tuple[int, ...]]:
@@ -133,6 +133,11 @@ def torch_tensors(params: Params, naming: Naming) -> dict[str, np.ndarray]:
         name = path_name(path)
         tensors[torch_name(name, naming)] = np.ascontiguousarray(to_torch(name, np.asarray(leaf), naming))
     return tensors
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three of names, for a message."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def load_params(
@@ -165,11 +170,7 @@ def load_params(
             if name in found and found[name] != shape
         ],
     }
-    said = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for kind, names in problems.items()
-        if names
-    ]
+    said = [f"{len(names)} {kind} ({few(names)})" for kind, names in problems.items() if names]
     if said:
         raise InputError(f"{where} does not hold the tensors that its config says: {'; '.join(said)}")
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import path_name
 from vdm_jax.pretrained.families import Config, translate, with_motion
 from vdm_jax.pretrained.folder import NAMES, Weights, component, read_config
+from vdm_jax.pretrained.lora import Lora, merge_lora
 from vdm_jax.pretrained.names import load_params, torch_tensors
 from vdm_jax.typing import Array, Params, PyTree
 
@@ -49,6 +50,7 @@ def load_unet(
     motion_adapter: str | Path | None = None,
     new_motion: Mapping[str, Any] | None = None,
     seed: int = 0,
+    loras: Sequence[Lora] = (),
     mesh: Mesh | None = None,
     params_dtype: str = "float32",
     **options,
@@ -59,12 +61,14 @@ def load_unet(
         folder, motion_adapter: in the diffusers format.
         new_motion: in the place of an adapter, settings of its config (`NEW_MOTION` has the others): an image network
             gets motion modules that do nothing yet, as their last matrices are 0; `seed` is of the rest.
+        loras: what they have for a U-Net is merged into its weights.
         mesh: default: all devices along data.
         params_dtype: of the parameters.
         options: arguments of `LatentUNet` that are no matter of the config: dtype, attention, remat, per_frame_norm.
 
     Raises:
-        InputError: an unknown family or setting, pickles, or tensors that the config does not say.
+        InputError: an unknown family or setting, pickles, tensors that the config does not say, or a LoRA that does
+            not fit.
     """
     config, folders, new = read_config(folder), [component(folder, "unet")], "$^"
     if motion_adapter is not None:
@@ -83,6 +87,8 @@ def load_unet(
     for name, code in positions.items():
         if not np.allclose(code[0], _positions(code.shape[1], code.shape[2]), atol=2e-3):
             raise InputError(f"{name} is not the sinusoidal code that is known; other positions are not implemented")
+    for lora in loras:
+        merge_lora(lora.where, lora.unet, weights)
     mesh = make_mesh() if mesh is None else mesh
     how = dict(mesh=mesh, where=" and ".join(map(str, folders)), dtype=params_dtype)
     params = load_params(weights, module, naming, **how, new=new)

@@ -1,0 +1,35 @@
+"""Makes a safetensors file of I3D's weights, which are published as pickles or TorchScript; run it where torch is.
+
+python experiments/convert_i3d.py --input i3d_torchscript.pt --output i3d.safetensors
+
+A state dict is read by torch.load(weights_only=True), which runs no code of the file. A TorchScript archive is a
+program: take it from a source that you trust.
+"""
+
+import argparse
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a TorchScript archive, or of a file of a state dict."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any("/code/" in name for name in archive.namelist()):
+                return dict(torch.jit.load(path, map_location="cpu").state_dict())
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, required=True, help="the published .pt file")
+    parser.add_argument("--output", type=Path, required=True, help="the safetensors file to write")
+    files = parser.parse_args()
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in read(files.input).items()}
+    if not tensors:
+        parser.error(f"{files.input} holds no tensors by name, as a frozen TorchScript program does")
+    save_file(tensors, files.output, metadata={"format": "pt"})
+    print(f"{files.output}: {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers")

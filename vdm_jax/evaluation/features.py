@@ -1,0 +1,155 @@
+"""Features of clips for Fréchet video distances and CLIP scores, by published networks, as the protocols say.
+
+Clips are `B T H W C`, uint8 or float32 in [-1, 1], grey (whose channel is repeated) or RGB, on the host: an array, or
+a file that is memory mapped. They are read, resized and seen a batch at a time, spread over the mesh that the network
+was loaded on, in float32 throughout. What is returned is on the host.
+
+I3D: the 400 logits (Unterthiner et al. 2018, arXiv 1812.01717). VideoMAE: what its classifier sees (Ge et al. 2024,
+arXiv 2404.12391). CLIP score: the cosine of frames and text (Hessel et al. 2021, arXiv 2104.08718), averaged.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vdm_jax.errors import InputError
+from vdm_jax.generation.pipeline import full_batches
+from vdm_jax.models import i3d
+from vdm_jax.models.clip import DEVIATION, MEAN, ClipText, ClipVision
+from vdm_jax.models.i3d import I3D
+from vdm_jax.models.videomae import VideoMAE
+from vdm_jax.parallel.sharding import batch_sharding
+from vdm_jax.pretrained.clip import PublishedEncoder
+from vdm_jax.pretrained.clip_pair import PublishedClip
+from vdm_jax.typing import Array, Float, Int, UInt8
+
+Videos = Float[np.ndarray, "B T H W C"] | UInt8[np.ndarray, "B T H W C"]
+Features = Float[np.ndarray, "B D"]
+
+
+def i3d_features(network: PublishedEncoder, videos: Videos, *, batch_size: int = 16) -> Features:
+    """The logits of `load_i3d`'s network: bilinear to 224×224 without antialiasing, in [-1, 1].
+
+    Raises:
+        InputError: clips of fewer than 9 frames, or neither grey nor RGB.
+    """
+    if videos.shape[1] < i3d.FRAMES:
+        raise InputError(f"clips of {videos.shape[1]} frames must have at least {i3d.FRAMES} for I3D")
+    return _in_batches(_i3d, network, videos, batch_size)
+
+
+def videomae_features(network: PublishedEncoder, videos: Videos, *, batch_size: int = 4) -> Features:
+    """The pooled features of `load_videomae`'s network: bilinear without antialiasing, in [0, 1], not normalised.
+
+    So the authors of content-debiased distances (package cd-fvd) do it; VideoMAE was trained on normalised clips.
+
+    Raises:
+        InputError: clips of another number of frames than the network's, or neither grey nor RGB.
+    """
+    frames = network.config["num_frames"]
+    if videos.shape[1] != frames:
+        raise InputError(f"clips of {videos.shape[1]} frames must have the {frames} of VideoMAE's config")
+    return _in_batches(_videomae, network, videos, batch_size)
+
+
+def clip_image_features(clip: PublishedClip, videos: Videos, *, batch_size: int = 4) -> Float[np.ndarray, "B T P"]:
+    """The embedding of every frame."""
+    return _in_batches(_clip_image, clip.image, videos, batch_size)
+
+
+def clip_text_features(clip: PublishedClip, texts: Sequence[str], *, batch_size: int = 64) -> Features:
+    """The embedding of every text."""
+    tokens = np.stack([clip.tokenize(text) for text in texts])
+    return _in_batches(_clip_text, clip.text, tokens, batch_size)
+
+
+def clip_score(
+    clip: PublishedClip, videos: Videos, texts: Sequence[str], *, batch_size: int = 4
+) -> Float[np.ndarray, "B"]:
+    """For each clip the mean cosine of its frames with its text, in [-1, 1]; say which CLIP beside it.
+
+    Raises:
+        InputError: not one text for each clip.
+    """
+    if len(texts) != len(videos):
+        raise InputError(f"{len(texts)} texts must be as many as the {len(videos)} clips")
+    return cosines(clip_image_features(clip, videos, batch_size=batch_size), clip_text_features(clip, texts))
+
+
+def cosines(frames: Float[np.ndarray, "B T P"], words: Float[np.ndarray, "B P"]) -> Float[np.ndarray, "B"]:
+    """The mean cosine of each clip's frames with its text."""
+    norms = np.linalg.norm(frames, axis=-1) * np.linalg.norm(words, axis=-1)[:, None]
+    return (np.einsum("btp,bp->bt", frames, words) / norms).mean(1)
+
+
+def resized(videos: Float[Array, "B T H W C"], size: int) -> Float[Array, "B T {size} {size} C"]:
+    """Squeezed into a square as torch.nn.functional.interpolate does it: bilinear, corners not aligned."""
+    shape = (*videos.shape[:2], size, size, videos.shape[-1])
+    return jax.image.resize(videos, shape, "bilinear", antialias=False)
+
+
+def clip_input(videos: Float[Array, "B T H W 3"], size: int) -> Float[Array, "B T {size} {size} 3"]:
+    """Frames as CLIP's own image processor makes them: the shorter side to `size`, the middle cut out, normalised.
+
+    Bicubic with antialiasing along rows, then columns; pixels are clipped after both, but not rounded to 8 bits.
+    """
+    b, t, *sides, c = videos.shape
+    h, w = (side * size // min(sides) for side in sides)
+    for shape in ((b, t, sides[0], w, c), (b, t, h, w, c)):
+        videos = jnp.clip(jax.image.resize(videos, shape, "bicubic"), -1, 1)
+    top, left = (h - size) // 2, (w - size) // 2
+    videos = videos[:, :, top : top + size, left : left + size]
+    return ((videos + 1) / 2 - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
+
+
+def _i3d(network: I3D, videos: Array) -> Float[Array, "B D"]:
+    return network(resized(_in_colour(videos), i3d.SIZE)).logits
+
+
+def _videomae(network: VideoMAE, videos: Array) -> Float[Array, "B D"]:
+    return network(resized((_in_colour(videos) + 1) / 2, network.shape[1]))
+
+
+def _clip_image(network: ClipVision, videos: Array) -> Float[Array, "B T P"]:
+    frames = clip_input(_in_colour(videos), network.size)
+    return network(frames.reshape(-1, *frames.shape[2:])).reshape(*frames.shape[:2], -1)
+
+
+def _clip_text(network: ClipText, tokens: Int[Array, "B L"]) -> Float[Array, "B D"]:
+    return network(tokens).pooled
+
+
+def _in_colour(videos: Array) -> Float[Array, "B T H W 3"]:
+    """Float32 in [-1, 1], RGB."""
+    if videos.shape[-1] not in (1, 3):
+        raise InputError(f"clips of {videos.shape[-1]} channels must have 1 or 3")
+    x = videos.astype(jnp.float32)
+    x = x / 127.5 - 1 if videos.dtype == jnp.uint8 else x
+    return jnp.broadcast_to(x, (*x.shape[:-1], 3))
+
+
+def _in_batches(see: Callable, network: PublishedEncoder, given: np.ndarray, batch_size: int) -> np.ndarray:
+    """What is seen of all rows, a full batch at a time."""
+    if batch_size < 1 or len(given) < 1:
+        raise InputError(f"batch_size={batch_size} and the number of clips, {len(given)}, must be at least 1")
+    mesh = jax.tree.leaves(network.params)[0].sharding.mesh
+    seen = []
+    for start, rows in full_batches(len(given), batch_size, mesh):
+        batch = jax.device_put(given[rows], batch_sharding(mesh))
+        seen.append(np.asarray(_compiled(see, network.graphdef, mesh)(network.params, batch))[: len(given) - start])
+    return np.concatenate(seen)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(see: Callable, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable:
+    def apply(params, batch):
+        with jax.default_matmul_precision("highest"):  # else TPUs and GPUs round to 8 or 10 bits
+            return see(nnx.merge(graphdef, params), batch)
+
+    return jax.jit(apply, out_shardings=NamedSharding(mesh, P()))

@@ -1,0 +1,282 @@
+"""The table of metrics: what is extracted from each clip, what is said of all of them, and which way is better.
+
+A metric is a row for each clip, which an extractor gives, and a figure with its interval: the rows' mean, a share, or
+their Fréchet distance from the rows of real clips. A new one is a line in `METRICS`, and one in `EXTRACTORS` where it
+looks at clips in a new way. docs/metrics.md says what each one means and what it does not see.
+"""
+
+import difflib
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation import features, temporal
+from vdm_jax.evaluation.confidence import Interval, bootstrap, bootstrap_mean, wilson
+from vdm_jax.evaluation.frechet import frechet_distance, unbiased_frechet_distance
+from vdm_jax.evaluation.keeping import MODES, digit_kept, place_kept
+from vdm_jax.evaluation.real import Clips, RealData, read_all
+from vdm_jax.pretrained import clip_pair, i3d, videomae
+from vdm_jax.typing import Float
+
+PROTOCOL = 1  # of all in this file that a figure depends on: goes up with any change
+Rows = dict[str, np.ndarray]  # by metric, a row for each clip
+
+
+# ------------------------------------------------------------------------------------------------ extractors
+
+
+def _judged(clips: Clips, judge: Any) -> Rows:
+    from vdm_jax.data.moving_digits import parse_caption  # imports TFDS: a second that other data does without
+    from vdm_jax.evaluation.digit_metrics import identity_consistency
+
+    digits, directions = np.array([np.concatenate(parse_caption(caption)) for caption in clips.captions]).T
+    verdict = judge(clips.videos)
+    digit = np.argmax(verdict.digit, axis=1) == digits
+    direction = np.argmax(verdict.direction, axis=1) == directions
+    rows = {"digit": digit, "direction": direction, "both": digit & direction}
+    rows |= {"digits_fvd": np.asarray(verdict.features), "digits_fid": np.asarray(verdict.frames)}
+    return rows | {"identity": identity_consistency(verdict)}
+
+
+def _jerk(clips: Clips) -> Rows:
+    from vdm_jax.evaluation.moving_digits import jerk
+
+    return {"jerk": np.asarray(jerk(clips.videos))}
+
+
+def _nearest(clips: Clips, training: np.ndarray) -> Rows:
+    from vdm_jax.evaluation.digit_metrics import nearest
+
+    return {"novelty": nearest(in_range(clips.videos), in_range(training))[0]}
+
+
+def _place_kept(clips: Clips) -> Rows:
+    videos, real = in_range(clips.videos), in_range(clips.real)
+    return place_kept(videos, real, clips.new) | {"psnr": temporal.psnr(videos[:, clips.new], real[:, clips.new])}
+
+
+def _digit_kept(clips: Clips, judge: Any) -> Rows:
+    from vdm_jax.data.moving_digits import parse_caption
+
+    digits = np.array([parse_caption(caption)[0][0] for caption in clips.captions])
+    return {"digit_kept": digit_kept(judge, clips.videos, digits, clips.new)}
+
+
+def _warping(clips: Clips) -> Rows:
+    videos = in_range(clips.videos)
+    return {"warping": temporal.warping_error(videos), "occluded": temporal.occluded_share(videos)}
+
+
+def _clip(clips: Clips, network: clip_pair.PublishedClip) -> Rows:
+    frames = features.clip_image_features(network, clips.videos)
+    scores = features.cosines(frames, features.clip_text_features(network, clips.captions))
+    return {"clip": scores, "clip_fid": frames, "consistency": temporal.subject_consistency(frames)}
+
+
+def _alone(name: str, rows: Callable[[np.ndarray], np.ndarray]) -> Callable[[Clips], Rows]:
+    return lambda clips: {name: rows(in_range(clips.videos))}
+
+
+def _by(name: str, rows: Callable[[Any, np.ndarray], np.ndarray]) -> Callable[[Clips, Any], Rows]:
+    return lambda clips, network: {name: rows(network, clips.videos)}
+
+
+def in_range(videos: np.ndarray) -> Float[np.ndarray, "B T H W C"]:
+    """In [-1, 1]: real clips are stored as bytes."""
+    return videos.astype(np.float32) / 127.5 - 1 if videos.dtype == np.uint8 else videos
+
+
+class Extractor(NamedTuple):
+    """`rows(clips)`, or `rows(clips, model)` of the network that it `needs`, gives the rows of some metrics."""
+
+    rows: Callable[..., Rows]
+    needs: str = ""
+
+
+EXTRACTORS = {
+    "judge": Extractor(_judged, "judge"),
+    "jerk": Extractor(_jerk),
+    "nearest": Extractor(_nearest, "training"),
+    "flicker": Extractor(_alone("flicker", temporal.flicker)),
+    "smoothness": Extractor(_alone("smoothness", temporal.motion_smoothness)),
+    "warping": Extractor(_warping),
+    "dynamic": Extractor(_alone("dynamic", temporal.dynamic_degree)),
+    "i3d": Extractor(_by("fvd", features.i3d_features), "i3d"),
+    "videomae": Extractor(_by("videomae", features.videomae_features), "videomae"),
+    "clip": Extractor(_clip, "clip"),
+    "place_kept": Extractor(_place_kept),
+    "digit_kept": Extractor(_digit_kept, "judge"),
+}
+OF_KNOWN = ("place_kept", "digit_kept")  # compare with the clips that a part is known of
+
+# --------------------------------------------------------------------------------------------------- figures
+
+
+def _share(rows: np.ndarray, _) -> Interval:
+    return wilson(rows)
+
+
+def _mean(rows: np.ndarray, _) -> Interval:
+    """Of the clips that have a number: flow may leave nothing to compare in some."""
+    rows = rows[np.isfinite(rows)]
+    return bootstrap_mean(rows) if len(rows) > 1 else Interval(np.nan, np.nan, np.nan)
+
+
+def _rank(rows: np.ndarray, held_out: np.ndarray) -> Interval:
+    from vdm_jax.evaluation.digit_metrics import rank
+
+    return bootstrap_mean(rank(rows, held_out))
+
+
+def _frechet(rows: np.ndarray, reference: np.ndarray) -> Interval:
+    # A distance of wide features takes a second: few resamples, and rough ends of the interval.
+    return bootstrap(frechet_distance, reference, rows, resamples=int(np.clip(20_000 // rows.shape[-1], 40, 200)))
+
+
+def _infinite(rows: np.ndarray, reference: np.ndarray) -> Interval:
+    def distance(*sets: np.ndarray) -> float:
+        return unbiased_frechet_distance(*sets).distance
+
+    return bootstrap(distance, reference, rows, resamples=40)
+
+
+BESIDE = {_rank: "held-out", _frechet: "reference", _infinite: "reference"}  # the real clips that a figure needs
+
+
+class Metric(NamedTuple):
+    """Its extractor, which gives its rows under its name or that in `rows`, and what is said of them."""
+
+    extractor: str
+    figure: Callable[[np.ndarray, np.ndarray | None], Interval]  # of the rows, and of those of real clips
+    better: str  # ↑ higher, ↓ lower, ↔ as real clips have it, ½ half
+    rows: str = ""
+
+
+METRICS = {
+    "digit": Metric("judge", _share, "↑"),
+    "direction": Metric("judge", _share, "↑"),
+    "both": Metric("judge", _share, "↑"),
+    "jerk": Metric("jerk", _mean, "↓"),
+    "identity": Metric("judge", _mean, "↑"),
+    "digits_fvd": Metric("judge", _frechet, "↓"),
+    "digits_fvd_infinite": Metric("judge", _infinite, "↓", "digits_fvd"),
+    "digits_fid": Metric("judge", _frechet, "↓"),
+    "novelty": Metric("nearest", _rank, "½"),
+    "flicker": Metric("flicker", _mean, "↓"),
+    "smoothness": Metric("smoothness", _mean, "↑"),
+    "warping": Metric("warping", _mean, "↓"),
+    "occluded": Metric("warping", _mean, "↓"),
+    "dynamic": Metric("dynamic", _mean, "↔"),
+    "fvd": Metric("i3d", _frechet, "↓"),
+    "fvd_infinite": Metric("i3d", _infinite, "↓", "fvd"),
+    "videomae": Metric("videomae", _frechet, "↓"),
+    "clip": Metric("clip", _mean, "↑"),
+    "clip_fid": Metric("clip", _frechet, "↓"),
+    "consistency": Metric("clip", _mean, "↑"),
+    "digit_kept": Metric("digit_kept", _share, "↑"),
+    "position_error": Metric("place_kept", _mean, "↓"),
+    "within_pixel": Metric("place_kept", _share, "↑"),
+    "psnr": Metric("place_kept", _mean, "↑"),
+}
+OF_DIGITS = ("digit", "direction", "both", "jerk")
+OF_ANY = ("flicker", "smoothness", "warping", "dynamic")
+OF_WEIGHTS = {"i3d": ("fvd",), "videomae": ("videomae",), "clip": ("clip", "clip_fid", "consistency")}
+
+
+def default_metrics(data: RealData, weights: Iterable[str] = ()) -> tuple[str, ...]:
+    """Those of moving digits, or of any data; and those of the networks whose weights there are."""
+    return (OF_DIGITS if data.judge else OF_ANY) + sum((OF_WEIGHTS[name] for name in weights), ())
+
+
+def check_metrics(names: Iterable[str], known: str = "") -> tuple[str, ...]:
+    """The names, `occluded` after `warping`, which says little without it.
+
+    Raises InputError for an unknown one, and for one that needs a mode in which something is known.
+    """
+    wanted = []
+    for name in names:
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise InputError(f"metric {name!r} is unknown; {hint}known are {', '.join(METRICS)}")
+        if METRICS[name].extractor in OF_KNOWN and not known:
+            raise InputError(f"{name} compares with what is known of a clip: known must be one of {'; '.join(MODES)}")
+        wanted += [name, "occluded"] if name == "warping" else [name]
+    if not wanted:
+        raise InputError(f"metrics=[] must name some of {', '.join(METRICS)}")
+    return tuple(dict.fromkeys(wanted))
+
+
+# -------------------------------------------------------------------------------------------------- networks
+
+
+class Network(NamedTuple):
+    """What an extractor looks with, and a hash of it, to publish beside every figure."""
+
+    model: Any
+    digest: str
+
+
+WEIGHTS = {
+    "i3d": (i3d.load_i3d, i3d.PUBLISHED),
+    "videomae": (videomae.load_videomae, videomae.PUBLISHED),
+    "clip": (clip_pair.load_clip, clip_pair.PUBLISHED),
+}
+
+
+def check_weights(metrics: Iterable[str], weights: Mapping[str, str | Path]) -> None:
+    """Raises InputError for a metric whose weights are missing."""
+    for name in metrics:
+        need = EXTRACTORS[METRICS[name].extractor].needs
+        if need in WEIGHTS and need not in weights:
+            raise InputError(f"{name} needs weights, --{need}=<path>: {WEIGHTS[need][1]}")
+
+
+def load_networks(
+    metrics: Sequence[str], data: RealData, weights: Mapping[str, str | Path] | None = None, *, mesh: Mesh | None = None
+) -> dict[str, Network]:
+    """What the metrics look with; `weights` has the files of "i3d", "videomae" and "clip".
+
+    Raises:
+        InputError: a metric that the data cannot have, or whose weights are missing or of another network.
+    """
+    networks, weights = {}, weights or {}
+    check_weights(metrics, weights)
+    for name in metrics:
+        need = EXTRACTORS[METRICS[name].extractor].needs
+        if not need or need in networks:
+            continue
+        if need in ("judge", "training"):
+            if data.judge is None:
+                raise InputError(f"{name} is of moving digits, one in a clip; the data is {data.name}")
+            networks[need] = _of_digits(need, data)
+            continue
+        load, _ = WEIGHTS[need]
+        networks[need] = Network(load(weights[need], mesh=mesh), _hash(Path(weights[need])))
+    return networks
+
+
+def _of_digits(need: str, data: RealData) -> Network:
+    if need == "training":
+        videos = read_all(data).videos
+        return Network(videos, hashlib.sha256(videos).hexdigest()[:12])
+    if need not in data.memory:
+        data.memory[need] = data.judge()
+    return Network(data.memory[need], data.memory[need].digest)
+
+
+@functools.cache
+def _hash(path: Path) -> str:
+    """Of a file, or of the settings, words and weights in a folder."""
+    inner = [p for p in path.glob("*") if p.suffix in (".json", ".safetensors", ".txt")]
+    digest = hashlib.sha256()
+    for file in sorted(inner) or [path]:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:12]
