@@ -8,6 +8,7 @@ training: arms that are trained alike share one, in whatever study they are.
 
 import ast
 import dataclasses
+import logging
 import shlex
 import sys
 import time
@@ -43,13 +44,14 @@ def main() -> None:
 
     if not JOB.value:
         jax.config.update("jax_platforms", "cpu")  # the devices are for the jobs
+        logging.getLogger().setLevel(logging.WARNING)  # and so is what they have to say
 
     from vdm_jax.evaluation import ablation_jobs as jobs
     from vdm_jax.evaluation.ablation import make_plan, shard
 
     out, runs = Path(OUT.value), Path(RUNS.value)
     plan = make_plan(read_study(), runs, out)
-    timed = runs / "seconds_per_step.json"
+    timed = runs / "pace.json"
     if JOB.value:
         return do_job(plan, JOB.value, timed)
     for folder in ADOPT.value:
@@ -57,7 +59,7 @@ def main() -> None:
         print(f"{folder} is {run.folder}")
     ours = shard(plan, *read_shard())
     if DRY_RUN.value:
-        return dry_run(plan, ours, timed)
+        return dry_run(plan, ours, timed, out / "logs")
     return carry_out(plan, ours, timed, out)
 
 
@@ -113,7 +115,7 @@ def do_job(plan, job: str, timed: Path) -> None:
         work(plan, job)
 
 
-def dry_run(plan, ours, timed: Path) -> None:
+def dry_run(plan, ours, timed: Path, logs: Path) -> None:
     """Prints what there is to do, and how long it takes."""
     from vdm_jax.evaluation import ablation_jobs as jobs
     from vdm_jax.evaluation.ablation_results import read_result
@@ -127,9 +129,7 @@ def dry_run(plan, ours, timed: Path) -> None:
     for i, run in enumerate(todo, 1):
         print(f"timing the steps of a run, {i} of {len(todo)}", file=sys.stderr, flush=True)
         job = f"time-{run.name}"
-        failed |= jobs.carry_out(
-            [job], lambda job: this_command(f"--job={job}"), timed.parent, [{}], show=lambda _: None, after=lambda: None
-        )
+        failed |= jobs.carry_out([job], lambda job: this_command(f"--job={job}"), logs, [{}])
     if failed:
         raise InputError(f"a run of the study cannot be trained: {next(iter(failed.values()))}")
     left = seconds_left(plan, ours, timed)
@@ -176,9 +176,8 @@ def carry_out(plan, ours, timed: Path, out: Path) -> None:
 
     try:
         failed = jobs.carry_out(
-            names, lambda job: this_command(f"--job={job}"), plan.floors.file.parent.parent / "logs", where,
-            show=show, after=after,
-        )  # fmt: skip
+            names, lambda job: this_command(f"--job={job}"), out / "logs", where, show=show, after=after
+        )
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         raise

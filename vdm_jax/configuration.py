@@ -166,10 +166,12 @@ def make_model(config: ml_collections.ConfigDict, rngs: nnx.Rngs) -> Denoiser:
 
 def abstract_model(config: ml_collections.ConfigDict) -> Denoiser:
     """A config's model with shapes in the place of arrays; kept, as it takes half a second: read it, change nothing."""
-    return _abstract_model(config.to_json())
+    groups = {name: config[name].to_dict() for name in ("model", "known", "pretrained")}
+    groups["data"] = {name: config.data[name] for name in ("channels", "height", "width")}
+    return _abstract_model(json.dumps(groups))
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=8)
 def _abstract_model(config: str) -> Denoiser:
     return nnx.eval_shape(lambda: make_model(ml_collections.ConfigDict(json.loads(config)), Keys(0)))
 

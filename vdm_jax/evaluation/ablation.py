@@ -187,7 +187,7 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
         raise InputError(f"a study must have arms and seeds, not {list(study.arms)} and {list(study.seeds)}")
     if len(set(study.seeds)) < len(study.seeds):
         raise InputError(f"seeds={','.join(map(str, study.seeds))} must differ")
-    metrics, cells = check_metrics(study.metrics, study.known), []
+    metrics, cells, trained = check_metrics(study.metrics, study.known), [], {}
     check_weights(metrics, study.weights)
     if study.known:
         mask_of(study.known, (study.base.data.frames, study.base.data.height, study.base.data.width))
@@ -200,6 +200,7 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
     for seed in study.seeds:
         for arm, changes in study.arms.items():
             run = _run_of(study.base, changes, seed, runs)
+            run = trained.setdefault(run.name, run)
             settings = dataclasses.asdict(_settings_of(run.config, _sampling(changes)))
             about = {"arm": arm, "seed": seed, "run": run.name, "settings": settings} | common
             cells.append(Cell(arm, seed, run, settings, about, _result_file(out, about)))

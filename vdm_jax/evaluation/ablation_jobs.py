@@ -57,8 +57,8 @@ def carry_out(
     logs: Path,
     where: Sequence[Environment],
     *,
-    show: Callable[[list[str]], None],
-    after: Callable[[], None],
+    show: Callable[[list[str]], None] = lambda running: None,
+    after: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
     """Runs all jobs, as many at a time as there are places; returns why some failed.
 

@@ -17,7 +17,7 @@ from vdm_jax.evaluation.ablation_results import Result, read_result
 from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.evaluation.error_bars import Estimate, along, side_by_side, stacked
 from vdm_jax.evaluation.metrics import METRICS
-from vdm_jax.evaluation.page import Spread, document, embed_video, number, table, video_figure, write_file
+from vdm_jax.evaluation.page import Spread, document, embed_video, number, table, video, write_file
 
 COST = {  # name: of a result's cost, and in which unit
     "parameters, M": ("parameters", 1e6),
@@ -217,16 +217,19 @@ def _videos(found: Found, progress: Callable[[Iterable], Iterable]) -> str:
     for cell in found.plan.cells:
         if cell.seed == first and first in found.cells[cell.arm]:
             shown.append((cell.arm, cell, found.cells[cell.arm][first]))
-    rows, fps = [], found.plan.study.base.sample.fps
-    for name, cell, result in progress(shown):
-        path = cell.file.with_suffix(".npy")
-        if not path.exists():
-            continue
-        videos = np.load(path, allow_pickle=False)
-        figures = [video_figure(embed_video(v, fps), p) for v, p in zip(videos, result.prompts, strict=False)]
-        rows.append(f'<h3>{escape(name)}</h3>\n<div class="grid">{"".join(figures)}</div>')
-    if not rows:
+    if not shown:
         return '<p class="missing">No videos yet.</p>'
-    note = f"The first of each arm, seed {first}, none chosen."
-    button = '<p><button id="stop" aria-pressed="false">Pause all videos</button></p>'
-    return f'<p class="muted">{note}</p>\n{button}\n' + "\n".join(rows)
+    rows, fps = "", found.plan.study.base.sample.fps
+    for name, cell, result in progress(shown):
+        videos = np.load(cell.file.with_suffix(".npy"), allow_pickle=False)
+        labels = [f"{name}: {prompt}" for prompt in result.prompts]
+        cells = "".join(
+            f"<td>{video(embed_video(v, fps), label)}</td>" for v, label in zip(videos, labels, strict=True)
+        )
+        rows += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>\n'
+    head = "".join(f'<th scope="col">{escape(prompt)}</th>' for prompt in shown[0][2].prompts)
+    return (
+        f'<p class="muted">The first of each arm, seed {first}, none chosen.</p>\n'
+        '<p><button id="stop" aria-pressed="false">Pause all videos</button></p>\n<div class="scroll">'
+        f'<table class="videos"><thead><tr><th></th>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
+    )

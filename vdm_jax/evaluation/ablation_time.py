@@ -5,9 +5,9 @@ import dataclasses
 import json
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vdm_jax.evaluation.ablation import Cell, Plan, Run
 from vdm_jax.evaluation.ablation_results import read_result
@@ -38,26 +38,35 @@ def training_seconds(run: Run | None) -> float:
     return 0.0 if run is None else sum(x["seconds"] for x in read_metrics(run)) + training_seconds(run.begins_with)
 
 
-def step_seconds(run: Run) -> float | None:
-    """Of a step of the run, once it has metrics: the median, without the first line, which holds the compilation."""
-    rates = [line["videos_per_second"] for line in read_metrics(run)[1:]]
-    return run.config.batch_size / statistics.median(rates) if rates else None
+class Pace(NamedTuple):
+    """Seconds until the first line of metrics, which are mostly those of the compilation, and of a step after it."""
+
+    start: float
+    step: float
+
+
+def pace(run: Run) -> Pace | None:
+    """As the run's metrics say; None before the second line of them. The median: a machine may do other things, too."""
+    first, *lines = read_metrics(run) or [None]
+    if not lines:
+        return None
+    return Pace(first["seconds"], run.config.batch_size / statistics.median(x["videos_per_second"] for x in lines))
 
 
 def time_step(run: Run, timed: Path) -> None:
-    """Takes some steps of a run in a folder that is thrown away, and notes the seconds of one in the file `timed`."""
+    """Takes some steps of a run in a folder that is thrown away, and notes its pace in the file `timed`."""
     config = run.config.copy_and_resolve_references()
-    config.steps, config.log_every, config.init_from = TIMED, 1, ""
+    config.steps, config.log_every, config.init_from, config.optimizer.warmup = TIMED, 1, "", 0
     with tempfile.TemporaryDirectory() as folder:
         short = dataclasses.replace(run, config=config, folder=Path(folder) / "run")
         train(config, short.folder)
-        noted = _noted(timed) | {run.recipe: step_seconds(short)}
+        noted = _noted(timed) | {run.recipe: pace(short)}
     write_file(timed, json.dumps(noted, indent=1) + "\n")
 
 
 def untimed(plan: Plan, timed: Path) -> list[Run]:
     """A run of each recipe whose steps nobody has timed yet."""
-    known = _seconds_of_steps(plan, timed)
+    known = _paces(plan, timed)
     return list({run.recipe: run for run in _all(plan) if run.recipe not in known}.values())
 
 
@@ -66,11 +75,13 @@ def seconds_left(plan: Plan, runs: Sequence[Run], timed: Path) -> dict[str, floa
 
     A recipe that nobody has timed is taken to be as fast as the others are.
     """
-    steps = _seconds_of_steps(plan, timed)
-    if not steps:
+    paces = _paces(plan, timed)
+    if not paces:
         return None
-    like = statistics.mean(steps.values())
-    call = _seconds_of_call(plan) or like / plan.study.base.batch_size / 3  # backward takes twice as long as forward
+    like = Pace(*map(statistics.mean, zip(*paces.values(), strict=True)))
+    call = (
+        _seconds_of_call(plan) or like.step / plan.study.base.batch_size / 3
+    )  # backward takes twice as long as forward
     left, begun = {}, set()
     for run in runs:
         cells = [cell for cell in plan.cells if cell.run is run and not cell.file.exists()]
@@ -78,24 +89,29 @@ def seconds_left(plan: Plan, runs: Sequence[Run], timed: Path) -> dict[str, floa
         if cells and run.begins_with is not None and run.begins_with.name not in begun:
             begun.add(run.begins_with.name)
             todo.append(run.begins_with)
-        training = sum((r.config.steps - step_of(r)) * steps.get(r.recipe, like) for r in todo)
+        training = sum(_training_left(r, paces.get(r.recipe, like)) for r in todo)
         left[run.name] = training + sum(call * _calls(cell) for cell in cells)
     return left
+
+
+def _training_left(run: Run, pace: Pace) -> float:
+    step = step_of(run)
+    return (run.config.steps - step) * pace.step + (0 if step else pace.start)
 
 
 def _all(plan: Plan) -> list[Run]:
     return [r for run in plan.runs.values() for r in (run, run.begins_with) if r is not None]
 
 
-def _noted(timed: Path) -> dict[str, float]:
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(timed.read_text())
+def _noted(timed: Path) -> dict[str, Pace]:
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        return {recipe: Pace(*numbers) for recipe, numbers in json.loads(timed.read_text()).items()}
     return {}
 
 
-def _seconds_of_steps(plan: Plan, timed: Path) -> Mapping[str, float]:
+def _paces(plan: Plan, timed: Path) -> dict[str, Pace]:
     """By recipe: as runs have it, else as it was timed."""
-    return _noted(timed) | {run.recipe: s for run in _all(plan) if (s := step_seconds(run)) is not None}
+    return _noted(timed) | {run.recipe: found for run in _all(plan) if (found := pace(run)) is not None}
 
 
 def _seconds_of_call(plan: Plan) -> float | None:

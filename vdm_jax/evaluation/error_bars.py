@@ -69,9 +69,9 @@ def along(title: str, lines: Mapping[str, Mapping[float, Estimate]], x_label: st
                 f'cy="{y_of(estimate.error.value):.1f}" r="3"/>'
             )
         if name:
-            keys.append(f'<tspan class="dot{i % COLOURS}" dx="8">{escape(name)}</tspan>')
+            keys.append(f'<tspan class="dot{i % COLOURS}" dx="12">{escape(name)}</tspan>')
         said += [f"{name} {estimate.error} at {number(x)}" for x, estimate in sorted(line.items())]
-    drawn.append(f'<text x="{LEFT - 8}" y="{TOP + 8}">{"".join(keys)}</text>')
+    drawn.append(f'<text x="{LEFT - 12}" y="{TOP + 8}">{"".join(keys)}</text>')
     return _svg(f"{title} by {x_label}: {'; '.join(said)}", HEIGHT, drawn)
 
 
@@ -83,9 +83,10 @@ def stacked(charts: Sequence[str]) -> str:
         parts.append(chart.replace("<svg ", f'<svg y="{at}" width="{WIDTH}" height="{height}" ', 1))
         at += height + 10
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {at}" width="{1.5 * WIDTH:g}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-12 -8 {WIDTH + 24} {at + 8}" '
+        f'width="{1.5 * WIDTH:g}">'
         f"<style>{style}\nsvg {{ font-family: sans-serif; }}</style>"
-        f'<rect width="100%" height="100%" style="fill: var(--paper)"/>{"".join(parts)}</svg>\n'
+        f'<rect x="-12" y="-8" width="100%" height="100%" style="fill: var(--paper)"/>{"".join(parts)}</svg>\n'
     )
 
 

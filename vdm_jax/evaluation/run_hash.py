@@ -58,7 +58,7 @@ def _defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "known": Conditioning,
     }
     for group, function in groups.items():
-        for name, parameter in inspect.signature(function).parameters.items():
+        for name, parameter in inspect.signature(function.__init__).parameters.items():
             if parameter.default is not parameter.empty:
                 found.setdefault(f"{group}.{name}", parameter.default)
     found |= {f"process.{name}": value for name, value in preset.items()}
