@@ -51,53 +51,63 @@ def main() -> None:
     except ValueError:
         raise InputError(f"--guidance={','.join(GUIDANCE.value)} must be numbers, such as 1,3") from None
 
+    import numpy as np
     from tqdm import tqdm
 
-    from vdm_jax.configuration import read_config
     from vdm_jax.evaluation import metrics as table
     from vdm_jax.evaluation.page import write_file
-    from vdm_jax.evaluation.real import other_data, real_data
     from vdm_jax.evaluation.score import floors, score
-    from vdm_jax.generation.pipeline import load
-    from vdm_jax.generation.published import load_published
 
     if METRICS.value is not None:
-        table.check_metrics(METRICS.value)
-    if RUN.value:
-        config = read_config(RUN.value)
-        config.data.data_dir = DATA_DIR.value or config.data.data_dir
-        cut = {"data_dir": config.data.data_dir, "stride": config.data.stride, "fps": config.data.fps or None}
-        shape = tuple(config.data[name] for name in ("frames", "height", "width", "channels"))
-    else:
-        pipeline = load_published(PRETRAINED.value, motion_adapter=ADAPTER.value, dtype=DTYPE.value)
-        shape, cut = pipeline.shape, {"data_dir": DATA_DIR.value or "datasets", "fps": pipeline.fps}
-    data = other_data(REAL.value, shape, **cut) if REAL.value else real_data(config)
+        table.check_metrics(METRICS.value)  # before anything is loaded
+    pipeline, data = load()
     files = {name: flag.value for name, flag in {"i3d": I3D, "videomae": VIDEOMAE, "clip": CLIP}.items() if flag.value}
     names = table.check_metrics(METRICS.value or table.default_metrics(data, files))
     networks = table.load_networks(names, data, files)
-    if RUN.value:
-        pipeline = load(RUN.value)
+    pipeline.check_window(np.zeros((*pipeline.shape[:3], 1), bool))  # of what it draws, nothing is known
     weights = weights or ([1.0, 3.0] if data.judge else [float(pipeline.settings.guidance)])
     changes = {"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID}
     changes = {name: flag.value for name, flag in changes.items() if flag.value is not None}
     for weight in weights:
         settings, _ = pipeline.check([""], seed=SEED.value, guidance=weight, **changes)
 
-    out = Path(OUT.value or RUN.value or Path("evaluations") / Path(PRETRAINED.value).name)
+    model = RUN.value or PRETRAINED.value
+    out = Path(OUT.value or RUN.value or Path("evaluations") / Path(model).name)
     about = {"protocol": table.PROTOCOL, "data": data.name, "num": NUM.value, "seed": SEED.value}
-    about |= {"step": pipeline.step, **{name: getattr(settings, name) for name in ("steps", "solver", "eta", "grid")}}
+    about |= {"model": model, "step": pipeline.step}
+    about |= {name: getattr(settings, name) for name in ("steps", "solver", "eta", "grid")}
     about |= {name: network.digest for name, network in networks.items()}
     how = {"num": NUM.value, "seed": SEED.value, "batch_size": BATCH.value, "networks": networks}
     how |= {"folder": out / "evaluation", "progress": lambda part, what: tqdm(part, desc=what, leave=False)}
     real = floors(data, names, **how)  # first: what cannot be measured is said before anything is drawn
     drawn = {f"guidance {w:g}": score(pipeline, data, names, guidance=w, **how, **changes) for w in weights}
-    result = drawn | real
+
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     print("in brackets: 95 % intervals over the clips; another training seed is not in them\n")
-    print_table(result, {name: f"{name} {table.METRICS[name].better}" for name in names})
-    numbers = {row: {name: as_numbers(figure) for name, figure in figures.items()} for row, figures in result.items()}
+    print_table(drawn | real, {name: f"{name} {table.METRICS[name].better}" for name in names})
+    numbers = {row: {k: as_numbers(figure) for k, figure in figures.items()} for row, figures in (drawn | real).items()}
     write_file(out / "evaluation.json", json.dumps(about | numbers, indent=2, allow_nan=False) + "\n")
     print(f"\nwritten to {out / 'evaluation.json'}")
+
+
+def load():
+    """What draws, and the real clips."""
+    from vdm_jax.configuration import read_config
+    from vdm_jax.evaluation.real import other_data, real_data
+    from vdm_jax.generation import pipeline
+    from vdm_jax.generation.published import load_published
+
+    if PRETRAINED.value:
+        model = load_published(PRETRAINED.value, motion_adapter=ADAPTER.value, dtype=DTYPE.value)
+        return model, other_data(REAL.value, model.shape, data_dir=DATA_DIR.value or "datasets", fps=model.fps)
+    config = read_config(RUN.value)
+    data = config.data
+    data.data_dir = DATA_DIR.value or data.data_dir
+    if not REAL.value:
+        return pipeline.load(RUN.value), real_data(config)
+    shape = (data.frames, data.height, data.width, data.channels)
+    real = other_data(REAL.value, shape, data_dir=data.data_dir, stride=data.stride, fps=data.fps or None)
+    return pipeline.load(RUN.value), real
 
 
 def print_table(result: dict, labels: dict[str, str]) -> None:

@@ -90,7 +90,7 @@ def seconds_left(plan: Plan, runs: Sequence[Run], timed: Path) -> dict[str, floa
             begun.add(run.begins_with.name)
             todo.append(run.begins_with)
         training = sum(_training_left(r, paces.get(r.recipe, like)) for r in todo)
-        left[run.name] = training + sum(call * _calls(cell) for cell in cells)
+        left[run.name] = float(training) + sum(call * _calls(cell) for cell in cells)
     return left
 
 

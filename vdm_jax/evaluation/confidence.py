@@ -68,10 +68,10 @@ def bootstrap(
     Raises InputError for fewer than two rows and for a statistic that is not finite.
     """
     rng, rows = np.random.default_rng(seed), [_finite(np.asarray(x)) for x in rows]
-    value = float(statistic(*rows))
     chosen = [[rng.integers(len(x), size=len(x)) for x in rows] for _ in range(resamples)]
     # In as many threads as there are cores, each with a core of its own: threads inside small products cost more.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        value = float(statistic(*rows))
         drawn = list(pool.map(lambda at: statistic(*(x[i] for x, i in zip(rows, at, strict=True))), chosen))
     drawn = _finite(np.array(drawn, np.float64))
     bias = float(drawn.mean()) - value

@@ -24,7 +24,7 @@ class Estimate:
     values: Sequence[float] = ()
 
 
-def side_by_side(title: str, estimates: Mapping[str, Estimate], real: float | None = None) -> str:
+def side_by_side(title: str, estimates: Mapping[str, Estimate], real: float | int | None = None) -> str:
     """A row for each name: the mean, its error, and the single values as small dots; a dashed line for real clips."""
     height = TOP + ROW * len(estimates) + BOTTOM
     x_of, ticks = axis(_all(list(estimates.values()), real), LABELS + 8, WIDTH - RIGHT)
@@ -42,7 +42,9 @@ def side_by_side(title: str, estimates: Mapping[str, Estimate], real: float | No
     return _svg(f"{title}: {said}", height, drawn)
 
 
-def along(title: str, lines: Mapping[str, Mapping[float, Estimate]], x_label: str, real: float | None = None) -> str:
+def along(
+    title: str, lines: Mapping[str, Mapping[float, Estimate]], x_label: str, real: float | int | None = None
+) -> str:
     """A curve for each name, with an error bar at every point."""
     points = [(x, estimate) for line in lines.values() for x, estimate in line.items()]
     every = np.array(sorted({float(x) for x, _ in points}))
@@ -90,7 +92,7 @@ def stacked(charts: Sequence[str]) -> str:
     )
 
 
-def _all(estimates: Sequence[Estimate], real: float | None) -> np.ndarray:
+def _all(estimates: Sequence[Estimate], real: float | int | None) -> np.ndarray:
     """Every number that is drawn, for an axis to hold."""
     numbers = [v for e in estimates for v in (e.error.low, e.error.value, e.error.high, *e.values)]
     return np.array([v for v in (*numbers, *([] if real is None else [real])) if np.isfinite(v)] or [0.0])
@@ -100,17 +102,17 @@ def _heading(title: str) -> str:
     return f'<text class="title" x="0" y="14">{escape(title)}</text>'
 
 
-def _vertical(x_of, ticks: Sequence[float], bottom: float) -> list[str]:
+def _vertical(x_of, ticks: Sequence[float], bottom: int) -> list[str]:
     lines = [f'<path class="grid" d="M{x_of(v):.1f} {TOP}V{bottom}"/>' for v in ticks]
     return lines + [f'<text x="{x_of(v):.1f}" y="{bottom + 16}" text-anchor="middle">{v:g}</text>' for v in ticks]
 
 
-def _real_at_x(x_of, real: float | None, bottom: float) -> list[str]:
+def _real_at_x(x_of, real: float | int | None, bottom: int) -> list[str]:
     if real is None or not np.isfinite(real):
         return []
     return [f'<path class="real" d="M{x_of(real):.1f} {TOP}V{bottom}"/>']
 
 
-def _svg(about: str, height: float, drawn: Sequence[str]) -> str:
+def _svg(about: str, height: int, drawn: Sequence[str]) -> str:
     label = escape(about, quote=True)
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{"".join(drawn)}</svg>'

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -36,11 +37,10 @@ def _judged(clips: Clips, judge: Any) -> Rows:
     from vdm_jax.evaluation.digit_metrics import identity_consistency
 
     digits, directions = np.array([np.concatenate(parse_caption(caption)) for caption in clips.captions]).T
-    verdict = judge(clips.videos)
-    digit = np.argmax(verdict.digit, axis=1) == digits
-    direction = np.argmax(verdict.direction, axis=1) == directions
+    verdict = jax.tree.map(np.asarray, judge(clips.videos))
+    digit, direction = verdict.digit.argmax(1) == digits, verdict.direction.argmax(1) == directions
     rows = {"digit": digit, "direction": direction, "both": digit & direction}
-    rows |= {"digits_fvd": np.asarray(verdict.features), "digits_fid": np.asarray(verdict.frames)}
+    rows |= {"digits_fvd": verdict.features, "digits_fid": verdict.frames}
     return rows | {"identity": identity_consistency(verdict)}
 
 
@@ -76,6 +76,7 @@ def _warping(clips: Clips) -> Rows:
 def _clip(clips: Clips, network: clip_pair.PublishedClip) -> Rows:
     frames = features.clip_image_features(network, clips.videos)
     scores = features.cosines(frames, features.clip_text_features(network, clips.captions))
+    scores = np.where([bool(caption) for caption in clips.captions], scores, np.nan)  # nothing to compare with
     return {"clip": scores, "clip_fid": frames, "consistency": temporal.subject_consistency(frames)}
 
 
@@ -123,7 +124,7 @@ def _share(rows: np.ndarray, _) -> Interval:
 
 
 def _mean(rows: np.ndarray, _) -> Interval:
-    """Of the clips that have a number: flow may leave nothing to compare in some."""
+    """Of the clips that have a number: flow may leave nothing to compare in one, or it has no caption."""
     rows = rows[np.isfinite(rows)]
     return bootstrap_mean(rows) if len(rows) > 1 else Interval(np.nan, np.nan, np.nan)
 

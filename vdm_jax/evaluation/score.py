@@ -68,7 +68,7 @@ def score(
         InputError: an unknown metric or setting, one that does not fit the data, or too few real clips.
     """
     job = _job(data, metrics, num, seed, batch_size, folder, networks, progress, known)
-    real = read_clips(data, num, seed, progress=progress)
+    real = read_clips(data, num, seed)
     if real.videos.shape[1:] != pipeline.shape:
         shapes = ("×".join(map(str, shape)) for shape in (real.videos.shape[1:], pipeline.shape))
         raise InputError(f"{data.name}: real clips are {next(shapes)} (T×H×W×C), generated ones {next(shapes)}")
@@ -115,7 +115,7 @@ def floors(
     from vdm_jax.evaluation.moving_digits import frozen, shuffle_frames  # imports TFDS
 
     job = _job(data, metrics, num, seed, batch_size, folder, networks, progress, known)
-    real = read_clips(data, num, seed, progress=progress)
+    real = read_clips(data, num, seed)
     changed = {"real": lambda x: x, "shuffled": lambda x: shuffle_frames(x, jax.random.key(0)), "frozen": frozen}
     if known:
         mask = mask_of(known, real.videos.shape[1:])
@@ -147,6 +147,8 @@ def _job(data, metrics, num, seed, batch_size, folder, networks, progress, known
     if num < 2 or batch_size < 1:
         raise InputError(f"num={num} must be at least 2 to have an interval, batch_size={batch_size} at least 1")
     networks = load_networks(metrics, data) if networks is None else networks
+    for which in ("held-out", *(BESIDE[METRICS[name].figure] for name in metrics if METRICS[name].figure in BESIDE)):
+        read_clips(data, num, seed, which, progress=progress)  # before anything is drawn: there may be too few
     return _Job(data, metrics, num, seed, min(batch_size, num), folder, networks, progress, known)
 
 
@@ -175,7 +177,7 @@ def _real_rows(job: _Job, which: str) -> Rows:
     digests = sorted(network.digest for network in job.networks.values())
     key = (which, job.num, job.seed, *metrics, *digests)
     if key not in job.data.memory:
-        clips = read_clips(job.data, job.num, job.seed, which, progress=job.progress)
+        clips = read_clips(job.data, job.num, job.seed, which)
         job.data.memory[key] = _extract(job, _batches(job, clips, which), metrics)
     return job.data.memory[key]
 
@@ -208,7 +210,7 @@ def _kept(folder: str | Path | None, kind: str, about: Sequence[Any], make: Call
     path = Path(folder) / f"{kind}-{fingerprint(PROTOCOL, *about)[:24]}.npz"
     if path.exists():
         try:
-            with np.load(path) as file:
+            with path.open("rb") as raw, np.load(raw) as file:
                 return dict(file)
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             log.warning("%s is damaged (%s): it is made again", path, error)

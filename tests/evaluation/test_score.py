@@ -1,0 +1,341 @@
+"""Scores by name: what a score of known clips must be, that nothing is drawn twice, and what is refused."""
+
+import collections
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from tests.pretrained import test_clip_pair, test_videomae
+from tests.pretrained.make_golden_features import GOLDEN, VIDEOMAES, clips, i3d_weights, write_clip, write_folder
+from tests.pretrained.networks import relative
+from vdm_jax import configuration
+from vdm_jax.data import moving_digits as digits
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation import digit_metrics, features, metrics, temporal
+from vdm_jax.evaluation import moving_digits as ev
+from vdm_jax.evaluation.confidence import bootstrap, bootstrap_mean, wilson
+from vdm_jax.evaluation.frechet import frechet_distance, unbiased_frechet_distance
+from vdm_jax.evaluation.metrics import EXTRACTORS, METRICS, check_metrics, default_metrics, load_networks
+from vdm_jax.evaluation.real import Clips, RealData, other_data, read_clips, real_data
+from vdm_jax.evaluation.score import floors, score
+from vdm_jax.generation.pipeline import Pipeline, make_pipeline
+from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.video import write_video
+
+NUM, BATCH = 20, 8  # the last batch is not a full one
+OF_DIGITS = [name for name, metric in METRICS.items() if metric.extractor not in ("i3d", "videomae", "clip")]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Few resamples: these intervals have tests of their own."""
+    monkeypatch.setattr(metrics, "bootstrap", lambda *rows, resamples: bootstrap(*rows, resamples=3))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    config = dataclasses.replace(digits.MovingDigits.BUILDER_CONFIGS[0], name="tiny", train_clips=1, test_clips=1)
+    builder = digits.prepare(tmp_path_factory.mktemp("moving_digits"), config)
+    found = []
+    for split in ("train", "test"):
+        source = builder.as_data_source(split=split)
+        rows = [source[i] for i in range(len(source))]
+        found.append([row | {"caption": row["caption"].decode()} for row in rows])
+    return found
+
+
+@pytest.fixture(scope="module")
+def judge(sources):
+    labels = [np.concatenate([row[key] for row in sources[0]]) for key in ("digit", "direction")]
+    return ev.train_judge(np.stack([row["video"] for row in sources[0]]), *labels, recipe=ev.Recipe(steps=60, batch=64))
+
+
+@pytest.fixture
+def data(sources, judge):
+    return RealData("digits", held_out=sources[1], reference=sources[0][:200], judge=lambda: judge)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    config = configuration.default_config()
+    config.sample.steps = 1
+    config.model.unet = {"channels": 8, "multipliers": (1,), "blocks": 0, "head_size": 8, "patch": 4}
+    config.model.text = {"width": 16, "depth": 0, "length": 64, "head_size": 16}
+    graphdef, params = nnx.split(configuration.make_model(config, nnx.Rngs(0)))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    return make_pipeline(config, graphdef, nnx.to_pure_dict(params), mesh, 3)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Copier(Pipeline):
+    """Draws the given clips, by their numbers."""
+
+    clips: np.ndarray | None = None
+
+    def __call__(self, prompts, *, first, **_):
+        return self.clips[first + np.arange(len(prompts)).clip(max=len(self.clips) - 1 - first)] / np.float32(127.5) - 1
+
+
+def copier(pipeline, clips):
+    return Copier(clips=np.asarray(clips), **{f.name: getattr(pipeline, f.name) for f in dataclasses.fields(Pipeline)})
+
+
+def near(found, expected):
+    assert found.keys() == expected.keys()
+    for name, interval in found.items():
+        ends = [dataclasses.astuple(x) for x in (interval, expected[name])]
+        np.testing.assert_allclose(*ends, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_real_clips_score_as_real_and_shuffled_ones_as_their_floor(pipeline, data):
+    how = {"num": NUM, "seed": 1, "batch_size": BATCH}
+    found = floors(data, OF_DIGITS, **how)
+    real = read_clips(data, NUM, 1).videos
+    near(score(copier(pipeline, real), data, OF_DIGITS, **how), found["real"])
+    near(score(copier(pipeline, ev.shuffle_frames(real, jax.random.key(0))), data, OF_DIGITS, **how), found["shuffled"])
+
+
+def test_floors_tell_what_a_metric_sees(data):
+    found = floors(data, OF_DIGITS, num=NUM)
+    of = {name: [found[row][name].value for row in ("real", "shuffled", "frozen")] for name in OF_DIGITS}
+    assert of["direction"][0] > 0.8 > max(of["direction"][1:])
+    assert of["digit"][0] == of["digit"][1]  # blind to the order of frames
+    assert of["digits_fid"][0] == pytest.approx(of["digits_fid"][1], rel=1e-3)
+    assert of["digits_fvd"][2] > 2 * of["digits_fvd"][0]
+    assert of["jerk"][1] > 2 > 0.1 > of["jerk"][0]
+    assert of["smoothness"][1] < of["smoothness"][0] < of["smoothness"][2] == 1
+    assert of["warping"][1] > 10 * of["warping"][0]
+    assert of["occluded"][1] > of["occluded"][0]
+    assert of["flicker"][2] == of["dynamic"][2] == of["jerk"][2] == 0
+    assert of["dynamic"][0] > 0.5
+    assert of["identity"][2] == 1
+    assert of["novelty"][0] == pytest.approx(0.5)
+    assert of["digits_fvd_infinite"][0] < of["digits_fvd"][0]  # so few clips make it too large
+
+
+def test_figures_are_those_of_the_functions_that_they_are_named_for(data, sources, judge):
+    found = floors(data, OF_DIGITS, num=NUM, seed=2, batch_size=BATCH)["real"]
+    order, other = (np.random.default_rng(2).permutation(n)[:NUM] for n in (len(sources[1]), 200))
+    rows, reference = [sources[1][i] for i in order], [sources[0][i] for i in other]
+    real, training, every = (
+        np.stack([row["video"] for row in of]).astype(np.float32) / 127.5 - 1
+        for of in (rows, reference, sources[0][:200])
+    )
+    labels = [np.concatenate([row[key] for row in rows]) for key in ("digit", "direction")]
+    shares = ev.caption_accuracy(judge, real, *labels)
+    seen, expected = judge(real), judge(training)
+    assert found["digit"] == wilson(np.arange(NUM) < round(NUM * shares["digit"]))
+    assert found["direction"].value == pytest.approx(shares["direction"])
+    assert found["both"].value == pytest.approx(shares["both"])
+    assert found["digits_fvd"].value == pytest.approx(digit_metrics.digits_fvd(expected, seen), rel=1e-3)
+    assert found["digits_fid"].value == pytest.approx(digit_metrics.digits_fid(expected, seen), rel=1e-3)
+    infinite = unbiased_frechet_distance(expected.features, seen.features).distance
+    assert found["digits_fvd_infinite"].value == pytest.approx(infinite, rel=1e-2)
+    rank = digit_metrics.novelty(real, every, real)
+    assert found["novelty"] == bootstrap_mean(rank)
+    assert found["jerk"].value == pytest.approx(shares["jerk"], abs=1e-5)
+    for name, metric in {"flicker": temporal.flicker, "warping": temporal.warping_error}.items():
+        assert found[name] == bootstrap_mean(metric(real))
+
+
+@pytest.fixture
+def drawings(monkeypatch):
+    """Counts the batches that are drawn; "stop" draws so many more, and is then interrupted."""
+    counted, draw = collections.Counter(), Pipeline.__call__
+
+    def counting(self, *arguments, **settings):
+        if counted["drawn"] == counted.get("stop"):
+            raise KeyboardInterrupt
+        counted["drawn"] += 1
+        return draw(self, *arguments, **settings)
+
+    monkeypatch.setattr(Pipeline, "__call__", counting)
+    return counted
+
+
+def test_an_interrupted_call_goes_on_and_nothing_is_drawn_twice(pipeline, data, drawings, tmp_path, caplog):
+    how = {"num": NUM, "batch_size": BATCH, "guidance": 2.0, "folder": tmp_path / "kept"}
+    drawings["stop"] = 2
+    with pytest.raises(KeyboardInterrupt):
+        score(pipeline, data, ["flicker"], **how)
+    del drawings["stop"]
+    found = score(pipeline, data, ["flicker"], **how)
+    assert drawings["drawn"] == 3
+    assert found == score(pipeline, data, ["flicker"], **how | {"folder": None})
+    assert drawings["drawn"] == 6
+    videos = np.concatenate(list(pipeline.batches(read_clips(data, NUM).captions, batch_size=BATCH, guidance=2.0)))
+    assert found["flicker"] == bootstrap_mean(temporal.flicker(videos))
+    score(pipeline, data, ["jerk", "dynamic"], **how)
+    assert drawings["drawn"] == 6
+    assert not caplog.text
+    one = min((tmp_path / "kept").glob("videos-*"))
+    one.write_bytes(one.read_bytes()[:-100])
+    assert score(pipeline, data, ["flicker"], **how) == found
+    assert f"{one.name} is damaged" in caplog.text
+    assert drawings["drawn"] == 7
+    assert not list((tmp_path / "kept").glob(".*"))
+
+
+def test_another_drawing_is_drawn(pipeline, data, drawings, tmp_path):
+    how = {"num": BATCH, "folder": tmp_path}
+    weights = jax.tree.map(lambda x: x + 1, pipeline.params)
+    found = [
+        score(pipeline, data, ["flicker"], **how),
+        score(pipeline, data, ["flicker"], **how, seed=1),
+        score(pipeline, data, ["flicker"], **how, guidance=2.0),
+        score(dataclasses.replace(pipeline, params=weights), data, ["flicker"], **how),
+        score(dataclasses.replace(pipeline, step=4), data, ["flicker"], **how),
+    ]
+    assert drawings["drawn"] == len(found)
+    assert score(pipeline, data, ["flicker"], **how) == found[0]
+    assert drawings["drawn"] == len(found)
+
+
+def test_progress_is_told(pipeline, data):
+    told = {}
+
+    def progress(batches, what):
+        told[what] = len(batches)
+        return batches
+
+    score(pipeline, data, ["digits_fvd"], num=NUM, batch_size=BATCH, guidance=1.5, progress=progress)
+    assert told == {"reading real clips": 1, "guidance 1.5": 3, "reference clips": 3}
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks")
+    config = VIDEOMAES["videomae"]
+    videomae = write_folder(folder / "videomae", config, test_videomae.tensors(config))
+    return {"videomae": videomae, "clip": write_clip(folder / "clip", test_clip_pair.tensors())}
+
+
+def test_published_networks_give_their_metrics(networks):
+    noise = np.random.default_rng(0).integers(256, size=(8, 6, 16, 16, 3)).astype(np.uint8)
+    items = [{"video": clip, "caption": ("the cat", "a thing")[i % 2]} for i, clip in enumerate(noise)]
+    data = RealData("noise", items[:4], items[4:])
+    names = default_metrics(data, networks)
+    assert names[-4:] == ("videomae", "clip", "clip_fid", "consistency")
+    loaded = load_networks(names[-4:], data, networks, mesh=make_mesh(devices=jax.devices()[:1]))
+    assert loaded.keys() == {"videomae", "clip"}
+    assert len({network.digest for network in loaded.values()}) == 2
+    found = floors(data, names[-4:], num=4, networks=loaded)["real"]
+    real, reference = read_clips(data, 4), read_clips(data, 4, which="reference")
+    score_of = features.clip_score(loaded["clip"].model, real.videos, real.captions)
+    assert found["clip"].value == pytest.approx(score_of.mean(), abs=1e-5)
+    distances = {}
+    for name, see in {"videomae": features.videomae_features, "clip_fid": features.clip_image_features}.items():
+        network = loaded["clip" if name == "clip_fid" else name].model
+        distances[name] = frechet_distance(see(network, reference.videos), see(network, real.videos))
+    assert {name: found[name].value for name in distances} == pytest.approx(distances, rel=1e-3)
+    assert 0 < found["consistency"].value < 1
+    silent = RealData("noise", [item | {"caption": ""} for item in items], items)
+    found = floors(silent, ["clip", "consistency"], num=4, networks=loaded)["real"]
+    assert np.isnan(found["clip"].value)
+    assert found["consistency"].value > 0
+
+
+def test_fvd_is_of_the_logits_of_i3d(tmp_path):
+    save_file(i3d_weights(8), tmp_path / "i3d.safetensors")
+    mesh = make_mesh(devices=jax.devices()[:1])
+    data = RealData("noise", [], [])
+    loaded = load_networks(["fvd", "fvd_infinite"], data, {"i3d": tmp_path / "i3d.safetensors"}, mesh=mesh)
+    rows = EXTRACTORS["i3d"].rows(Clips(clips("i3d, small", 1, 9, 28, 40, 1), ("",)), loaded["i3d"].model)
+    assert relative(rows["fvd"], np.load(GOLDEN)["i3d, small"]) < 1e-5
+
+
+def test_names_are_checked():
+    assert check_metrics(["warping", "jerk", "jerk"]) == ("warping", "occluded", "jerk")
+    with pytest.raises(InputError, match="metric 'fdv' is unknown; did you mean fvd\\? known are digit, direction"):
+        check_metrics(["jerk", "fdv"])
+    with pytest.raises(InputError, match="metric 'psychedelic' is unknown; known are"):
+        check_metrics(["psychedelic"])
+    with pytest.raises(InputError, match="must name some of digit"):
+        check_metrics([])
+
+
+@pytest.mark.parametrize("name", ["fvd", "fvd_infinite", "videomae", "clip", "clip_fid"])
+def test_missing_weights_are_said_with_where_they_are_published(name, data):
+    need = METRICS[name].extractor
+    places = {"i3d": "flateon/FVD-I3D-torchscript", "videomae": "OpenGVLab", "clip": "openai/clip-vit-base-patch32"}
+    with pytest.raises(InputError, match=f"{name} needs weights, --{need}=<path>: .*{places[need]}"):
+        load_networks([name], data)
+
+
+def test_what_cannot_be_measured_is_refused(pipeline, data, sources, tmp_path):
+    other = dataclasses.replace(data, judge=None, name="videos, test", memory={})
+    for name in ("digit", "novelty"):
+        with pytest.raises(InputError, match=f"{name} is of moving digits, one in a clip; the data is videos, test"):
+            score(pipeline, other, [name], num=4)
+    with pytest.raises(InputError, match="num=298 needs 298 real clips; digits: there are 297"):
+        score(pipeline, data, ["flicker"], num=298)
+    with pytest.raises(InputError, match="num=201 needs 201 real clips; digits: there are 200"):
+        score(pipeline, data, ["digits_fvd"], num=201)
+    one = dataclasses.replace(data, reference=data.held_out, memory={})
+    with pytest.raises(InputError, match="num=149 needs 298 real clips, half of them to compare the others with"):
+        floors(one, ["flicker"], num=149)
+    large = dataclasses.replace(pipeline, shape=(8, 32, 32, 1))
+    with pytest.raises(InputError, match=r"digits: real clips are 8×16×16×1 \(T×H×W×C\), generated ones 8×32×32×1"):
+        score(large, data, ["flicker"], num=4)
+    with pytest.raises(InputError, match="num=1 must be at least 2"):
+        score(pipeline, data, ["flicker"], num=1)
+    with pytest.raises(InputError, match="stepz: no such setting"):
+        score(pipeline, data, ["flicker"], num=4, stepz=3)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/videos-\w+.npz cannot be written: File exists"):
+        score(pipeline, data, ["flicker"], num=4, folder=tmp_path / "file")
+
+
+# ------------------------------------------------------------------------------------------------- real clips
+
+
+def write_videos(folder, count):
+    noise = np.random.default_rng(count).integers(256, size=(count, 4, 8, 8, 3)).astype(np.uint8)
+    for number, video in enumerate(noise):
+        write_video(folder / f"{number}.gif", video, 8)
+        (folder / f"{number}.txt").write_text(f"{folder.name} {number}")
+
+
+def test_held_out_clips_are_those_of_a_held_out_split(tmp_path, caplog):
+    for split, count in (("train", 5), ("valid", 4), ("other", 2)):
+        write_videos(tmp_path / split, count)
+    found = other_data(str(tmp_path), (4, 8, 8, 3), data_dir="none", fps=8.0)
+    assert (len(found.held_out), len(found.reference)) == (4, 5)
+    assert found.name == f"{tmp_path}, valid; reference train"
+    assert {caption.split()[0] for caption in read_clips(found, 3).captions} == {"valid"}
+    assert {caption.split()[0] for caption in read_clips(found, 3, which="reference").captions} == {"train"}
+    assert not caplog.text
+
+
+def test_without_such_a_split_clips_are_divided_and_the_log_says_so(tmp_path, caplog):
+    write_videos(tmp_path, 5)
+    write_videos(tmp_path / "test", 1)  # what is trained on without train/ is all of it
+    config = configuration.default_config()
+    config.data.update(name="folder", data_dir=str(tmp_path), frames=4, height=8, width=8, channels=3)
+    found = real_data(config)
+    assert f"{tmp_path} has no held-out split" in caplog.text
+    assert found.held_out is found.reference
+    halves = [read_clips(found, 3, 7, which) for which in ("held-out", "reference")]
+    assert len(set(halves[0].captions + halves[1].captions)) == 6
+    assert halves[0].videos.shape == (3, 4, 8, 8, 3)
+    assert read_clips(found, 3, 7) is halves[0]  # read once
+
+
+def test_moving_digits_come_with_their_judge(tmp_path, monkeypatch):
+    config = configuration.default_config()
+    config.data.data_dir = str(tmp_path)
+    asked = []
+    monkeypatch.setattr(ev, "load_or_train_judge", lambda path, builder: asked.append((path.name, builder)))
+    found = real_data(config)
+    assert (len(found.held_out), len(found.reference)) == (4 * 297, 8 * 1500)
+    found.judge()
+    assert [(name, builder.builder_config.name) for name, builder in asked] == [("judge-16x8.npz", "16x8")]
+    read = read_clips(found, 4, seed=5)
+    rows = asked[0][1].as_data_source(split="test")
+    for i, row in enumerate(np.random.default_rng(5).permutation(4 * 297)[:4]):
+        np.testing.assert_array_equal(read.videos[i], rows[int(row)]["video"])
+        assert read.captions[i] == rows[int(row)]["caption"].decode()
