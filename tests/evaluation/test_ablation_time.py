@@ -1,5 +1,6 @@
 """The time that is left, as worked by hand: from what runs and results say, else from what is like them."""
 
+import dataclasses
 import json
 from pathlib import Path
 from runpy import run_path
@@ -7,6 +8,7 @@ from runpy import run_path
 import numpy as np
 import pytest
 
+from vdm_jax.evaluation import ablation_time
 from vdm_jax.evaluation.ablation import Study, make_plan
 from vdm_jax.evaluation.ablation_results import Result, write_result
 from vdm_jax.evaluation.ablation_time import pace, seconds_left, step_of, training_seconds, untimed
@@ -80,6 +82,22 @@ def test_a_line_that_is_cut_off_and_a_damaged_note_do_no_harm(plan, tmp_path):
     (tmp_path / "pace.json").write_text('{"a": 3')
     assert pace(first) == (50.0, 2.0)
     assert seconds_left(plan, [first], tmp_path / "pace.json") is not None
+
+
+def test_steps_are_timed_in_a_folder_of_their_own_and_noted_for_all_like_them(plan, tmp_path, monkeypatch):
+    first, eps, *_ = plan.runs.values()
+
+    def train(config, folder):
+        assert (config.steps, config.log_every, config.optimizer.warmup, config.init_from) == (6, 1, 0, "")
+        assert config.objective == eps.config.objective
+        log(dataclasses.replace(eps, folder=folder), (1, 1.0, 20.0), *((i, 4.0, 2.0) for i in range(2, 7)))
+
+    monkeypatch.setattr(ablation_time, "train", train)
+    (tmp_path / "pace.json").write_text(json.dumps({first.recipe: [30.0, 2.0]}))
+    ablation_time.time_step(eps, tmp_path / "pace.json")
+    assert json.loads((tmp_path / "pace.json").read_text()) == {first.recipe: [30, 2], eps.recipe: [20, 2]}
+    assert untimed(plan, tmp_path / "pace.json") == []
+    assert not eps.folder.exists()
 
 
 def test_what_a_run_begins_with_is_counted_once(tmp_path):

@@ -27,6 +27,8 @@ def places(devices: int, parallel: int | None = None) -> list[Environment]:
 
     On CPUs and TPUs one process takes all there is; `parallel` says otherwise.
     """
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return [{}] * (parallel or 1)
     asked = "import jax; print(jax.default_backend(), jax.local_device_count())"
     found = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
     if found.returncode:
