@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.sampler import INITIAL, ROUND, gaussian
+from vdm_jax.diffusion.sampler import INITIAL, ROUND, process_noise
 from vdm_jax.typing import Array, Float, Key
 
 ORDER, IN_TIME, IN_SPACE = 4, 0.25, 0.25  # as published; cut-offs in units of the highest frequency
@@ -58,7 +58,7 @@ def in_rounds(
 
     def once(carry, number):
         x = draw(carry[0], keys_of(number))
-        fresh = gaussian(keys_of(number + 1), INITIAL, x.shape[1:], x.dtype)
+        fresh = process_noise(process, keys_of(number + 1), INITIAL, x.shape[1:], x.dtype)
         return (refreshed(x, noise, fresh, process), x), None
 
     (_, x), _ = jax.lax.scan(once, (noise, jnp.zeros_like(noise)), jnp.arange(rounds))

@@ -21,14 +21,14 @@ from vdm_jax.diffusion.free_noise import rescheduled
 from vdm_jax.diffusion.guidance import clipped, guided
 from vdm_jax.diffusion.known import Known, reconstructed, replaced, under
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.sampler import INITIAL, TOLD, gaussian, sample
+from vdm_jax.diffusion.sampler import INITIAL, TOLD, gaussian, process_noise, sample
 from vdm_jax.errors import InputError
 from vdm_jax.generation.settings import Settings, check_sampling, grid_of
 from vdm_jax.generation.travel import texts_and_shares
 from vdm_jax.models.text import Encoded
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, shardings
-from vdm_jax.training.checkpoints import restore_ema
+from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding
+from vdm_jax.training.trainee import load_averaged
 from vdm_jax.typing import Array, Bool, Float, Int, Key, Params, UInt
 
 
@@ -268,7 +268,7 @@ def _compile(
                 kept = replaced(denoise, known, process, keys, exact=settings.exact)
             return sample(kept, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys)
 
-        noise = gaussian(keys, INITIAL, shape, jnp.float32)
+        noise = process_noise(process, keys, INITIAL, shape, jnp.float32)
         if model.window is not None:
             noise = rescheduled(noise, keys, *model.window)
         video = in_rounds(from_noise, noise, keys, process, settings.free_init)
@@ -327,10 +327,6 @@ def load(run: str | Path, *, mesh: Mesh | None = None) -> Pipeline:
         from vdm_jax.generation.finetune import load_finetuned  # which builds on this file
 
         return load_finetuned(run, config, mesh)
-    graphdef, abstract = nnx.split(configuration.abstract_model(config))
-    abstract = nnx.to_pure_dict(abstract)
-    sharded = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings(mesh, abstract)
-    )
-    step, params = restore_ema(Path(run) / "checkpoints", sharded)
+    step, params = load_averaged(run, config, mesh)
+    graphdef = nnx.split(configuration.abstract_model(config))[0]
     return dataclasses.replace(make_pipeline(config, graphdef, params, mesh, step), origin=str(run))
