@@ -7,6 +7,7 @@ python experiments/evaluate.py --pretrained text-to-video-ms-1.7b --real my/vide
 docs/metrics.md says what each metric means, and what it does not see.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -78,9 +79,11 @@ def main() -> None:
     about |= {name: getattr(settings, name) for name in ("steps", "solver", "eta", "grid")}
     about |= {name: network.digest for name, network in networks.items()}
     how = {"num": NUM.value, "seed": SEED.value, "batch_size": BATCH.value, "networks": networks}
-    how |= {"folder": out / "evaluation", "progress": lambda part, what: tqdm(part, desc=what, leave=False)}
-    real = floors(data, names, **how)  # first: what cannot be measured is said before anything is drawn
-    drawn = {f"guidance {w:g}": score(pipeline, data, names, guidance=w, **how, **changes) for w in weights}
+    how |= {"folder": out / "evaluation"}
+    with contextlib.ExitStack() as bars:  # closes them before an error is printed
+        how["progress"] = lambda part, what: bars.enter_context(tqdm(part, desc=what, leave=False))
+        real = floors(data, names, **how)  # first: what cannot be measured is said before anything is drawn
+        drawn = {f"guidance {w:g}": score(pipeline, data, names, guidance=w, **how, **changes) for w in weights}
 
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     print("in brackets: 95 % intervals over the clips; another training seed is not in them\n")

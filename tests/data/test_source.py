@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from vdm_jax.data.pipeline import make_iterator
-from vdm_jax.data.source import make_source
+from vdm_jax.data.source import make_source, splits_of
 from vdm_jax.errors import InputError
 from vdm_jax.video import write_video
 
@@ -154,6 +154,18 @@ def test_folder_with_and_without_splits(tmp_path):
         write(tmp_path / name)
     assert len(make_source("folder", **options)) == 2
     assert len(make_source("folder", split="test", fps=4, **(options | {"frames": 2}))) == 1
+
+
+def test_splits_are_named(prepared, tmp_path):
+    where = {"data_dir": prepared / "array_record", "builder_config": "small"}
+    assert splits_of("tfds:stored_videos", **where) == ["train", "test"]
+    assert splits_of("moving_digits", data_dir=tmp_path) == ["train", "test"]
+    (tmp_path / "test").mkdir()
+    assert splits_of("folder", data_dir=tmp_path) == ["train"]  # of which test/ is a part
+    (tmp_path / "train").mkdir()
+    assert splits_of("folder", data_dir=tmp_path) == ["test", "train"]
+    with pytest.raises(InputError, match="is not prepared in"):
+        splits_of("ucf101", data_dir=tmp_path)
 
 
 def test_moving_digits(tmp_path):

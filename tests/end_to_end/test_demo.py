@@ -33,7 +33,7 @@ def test_trains_samples_measures_and_sums_up_and_when_called_again_samples_only(
     out, _ = run(folder, *DEMO)
     scores = json.loads((folder / "run" / "evaluation.json").read_text())
     assert (scores["num"], scores["step"], scores["steps"]) == (4, 3, 2)
-    assert scores["real test clips"]["direction"] == 1
+    assert scores["real"]["direction"]["value"] == 1
     assert scores.keys() >= {"guidance 1", "guidance 3", "shuffled", "frozen"}
     for words in ("steps      3, loss", "of training", "accuracy   guidance 3: digit", "samples    run/samples/demo"):
         assert words in out
@@ -43,6 +43,28 @@ def test_trains_samples_measures_and_sums_up_and_when_called_again_samples_only(
     _, said = run(folder, *DEMO)
     assert "finished: it is at step 3" in said
     assert (folder / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_a_second_evaluation_draws_nothing_again(run, folder):
+    kept = folder / "run" / "evaluation"
+    before = {path.name: path.stat().st_mtime_ns for path in kept.glob("videos-*")}
+    out, _ = run(folder, "evaluate.py", "--run=run", "--num=4", "--guidance=3,1", "--metrics=warping,digits_fid")
+    assert {path.name: path.stat().st_mtime_ns for path in kept.glob("videos-*")} == before
+    assert len(before) == 2
+    scores = json.loads((folder / "run" / "evaluation.json").read_text())
+    about = {"protocol": 1, "num": 4, "seed": 0, "step": 3, "steps": 2, "solver": "ddim", "model": "run"}
+    assert scores.items() >= about.items()
+    assert scores["data"] == "moving_digits, test; reference train"
+    rows = ["guidance 3", "guidance 1", "real", "shuffled", "frozen"]
+    assert [name for name, value in scores.items() if isinstance(value, dict)] == rows
+    for row in rows:
+        assert scores[row].keys() == {"warping", "occluded", "digits_fid"}
+        assert scores[row]["digits_fid"].keys() == {"value", "low", "high", "bias"}
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
+    assert table[0] == ["", "guidance 3", "guidance 1", "real clips", "frames shuffled", "frozen"]
+    assert [row[0] for row in table[2:]] == ["warping ↓", "occluded ↓", "digits_fid ↓"]
+    assert table[4][3].startswith(f"{scores['real']['digits_fid']['value']:.3g} [")
+    assert f"judge {scores['judge']}" in out
 
 
 def test_modes_are_measured_beside_the_nearest_known_frame(run, folder):

@@ -27,6 +27,7 @@ TRAIN = ["experiments/train.py", "--config=tests/tiny_config.py", "--config.data
 NEW = [*TRAIN, "--workdir={new}"]
 SAMPLE = ["experiments/sample.py", "--run={run}", "--out={new}"]
 ABLATE = ["experiments/ablate.py", "--study=configs/ablations/sampler.py", "--out={new}"]
+EVALUATE = ["experiments/evaluate.py", "--run={run}", "--out={new}"]
 STUDY = ["experiments/human_eval.py", "make", "--out={new}.html"]
 
 # name: (command, words of its error line)
@@ -178,7 +179,29 @@ CASES = {
     "border that is too wide": ([*SAMPLE, "--video={video}", "--outpaint=4,4,0,0"], "leaves nothing of 8×8 pixels"),
     "strength out of range": ([*SAMPLE, "--video={video}", "--strength=1.5"], "strength=1.5 must be above 0"),
     "unknown way to respect": ([*SAMPLE, "--respect=obey"], "respect='obey' must be one of replace, reconstruct"),
-    "evaluation of another data set": (["experiments/evaluate.py", "--run={run}"], "was trained on folder"),
+    "unknown metric": (
+        [*EVALUATE, "--metrics=jerk,smothness"],
+        "metric 'smothness' is unknown; did you mean smoothness?",
+    ),
+    "metric of another data set": (
+        [*EVALUATE, "--metrics=digit"],
+        "digit is of moving digits, one in a clip; the data is",
+    ),
+    "metric without weights": ([*EVALUATE, "--metrics=fvd"], "fvd needs weights, --i3d=<path>: i3d_torchscript.pt ("),
+    "weights that are not there": (
+        [*EVALUATE, "--metrics=clip", "--clip={none}"],
+        "none is not a folder; CLIP is published as a folder with",
+    ),
+    "fewer real clips than asked": (
+        [*EVALUATE, "--metrics=flicker", "--num=6"],
+        "num=6 needs 12 real clips, half of them to compare the others with",
+    ),
+    "real clips that are not there": (
+        [*EVALUATE, "--metrics=flicker", "--real={none}"],
+        "is not prepared in",
+    ),
+    "guidance that is no number": ([*EVALUATE, "--guidance=1,x"], "--guidance=1,x must be numbers, such as 1,3"),
+    "a model without real clips": (["experiments/evaluate.py", "--pretrained=x"], "--pretrained needs --real=<folder"),
     "report of nothing": (["experiments/report.py"], "--run=runs/<name> is needed"),
     "report of no run": (["experiments/report.py", "--run={none}"], "none is no run folder"),
     "human evaluation without a job": (["experiments/human_eval.py"], "the first word must be make or aggregate"),
@@ -201,7 +224,7 @@ CASES = {
     ),
     "modes of another data set": (["experiments/modes.py", "--run={run}"], "was trained on folder"),
     "modes of nothing": (["experiments/modes.py"], "--run=runs/<name> is needed"),
-    "evaluation of nothing": (["experiments/evaluate.py"], "--run=runs/<name> is needed"),
+    "evaluation of nothing": (["experiments/evaluate.py"], "--run=runs/<name> is needed, or in its place"),
 }
 
 # Commands of one line, by file name.

@@ -9,7 +9,7 @@ from tests.end_to_end.conftest import ROOT
 from tests.pretrained.pipelines import write_lora, write_pipeline
 from tests.tiny_config import write_videos
 from vdm_jax.pretrained.unets import load_unet
-from vdm_jax.video import read_metadata, read_video
+from vdm_jax.video import read_metadata, read_video, write_video
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,21 @@ def test_draws_what_is_asked_for(run, folder):
     run(folder, "sample.py", *model, *more, "--format=gif,npy")
     assert np.abs(np.load(folder / "styled" / "000-the-cat.npy") - video).max() > 1e-3
     assert read_metadata(folder / "styled" / "000-the-cat.gif")["lora"] == ["style.safetensors:0.5"]
+
+
+def test_is_measured_beside_a_folder_of_videos(run, folder):
+    for number in range(4):
+        video = np.random.default_rng(number).integers(256, size=(16, 20, 20, 3)).astype(np.uint8)
+        write_video(folder / "real" / f"{number}.gif", video, 8)
+        (folder / "real" / f"{number}.txt").write_text("the cat")
+    how = ["--metrics=flicker,dynamic", "--num=2", "--steps=2", "--guidance=2"]
+    out, _ = run(folder, "evaluate.py", "--pretrained=model", "--real=real", *how)
+    assert "data real, train; reference other clips of it: nothing is held out" in out
+    assert "written to evaluations/model/evaluation.json" in out
+    scores = json.loads((folder / "evaluations" / "model" / "evaluation.json").read_text())
+    assert scores["frozen"]["flicker"]["value"] == 0
+    assert scores["guidance 2"].keys() == {"flicker", "dynamic"}
+    assert scores["model"] == "model"
 
 
 def test_an_image_model_learns_to_move_from_a_folder_of_videos(run, folder):

@@ -18,6 +18,14 @@ from vdm_jax.video import read_video, write_image, write_video
 
 tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
 NOISE = np.random.default_rng(0).integers(256, size=(4, 8, 8, 3)).astype(np.uint8)
+SCORES = {
+    "num": 4,
+    "real": {"digit": {"value": 0.995, "low": 0.9, "high": 1.0, "bias": 0.0}, "warping": None},
+    "guidance 1": {
+        "digit": {"value": 0.72, "low": 0.5, "high": 0.8, "bias": 0.0},
+        "warping": {"value": 0.5, "low": 0.25, "high": 0.75, "bias": 0.0},
+    },
+}
 TABLE = """+------+--------+---------+------+
 | Name | Shape  | Dtype   | Size |
 +------+--------+---------+------+
@@ -45,7 +53,7 @@ def run(tmp_path_factory):
         about = {"prompt": f"clip {number}", "number": number, "guidance": 3.0, "seed": 7}
         write_video(run / "samples" / "seed7" / f"{number}.gif", NOISE, 8, about)
     (run / "samples" / "empty").mkdir()
-    (run / "evaluation.json").write_text('{"num": 4, "real": {"digit": 0.995}, "guidance 1": {"digit": 0.72}}')
+    (run / "evaluation.json").write_text(json.dumps(SCORES))
     scores = [{"known": "half", "way": "concat", "seeds": [{"digit": 0.5}, {"digit": 1.0}]}]
     (run / "modes.json").write_text(
         json.dumps({"seeds": [0, 1], "scores": scores, "psnr": {"cubic": [20, 22], "by": [{"a": "x"}]}})
@@ -91,7 +99,8 @@ def test_what_the_folder_holds_is_on_the_page(report):
         "Prompts: a &lt;b&gt;; c. 12 of 14 sheets",
         "guidance 3.0, seed 7",
         "clip 2",
-        "0.995",
+        "real guidance 1 digit 0.995 [0.9, 1] 0.72 [0.5, 0.8] warping – 0.5 [0.25, 0.75]",
+        "In brackets: 95 % intervals",
         "0.75 ± 0.25",
         "21 ± 1",
         "[{&quot;a&quot;: &quot;x&quot;}]",
@@ -101,6 +110,21 @@ def test_what_the_folder_holds_is_on_the_page(report):
     ):
         assert words in " ".join(text.split()), words
     assert re.findall(r'<figure class="chart".*?<b>(\w+)', report) == ["loss", "learning_rate", "videos_per_second"]
+
+
+def test_intervals_of_a_metric_are_drawn_on_one_scale(report):
+    table = report[report.index("evaluation.json") : report.index("modes.json")]
+    centres = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', table)]
+    assert centres == pytest.approx([4 + 52 * x for x in (0.99, 0.44, 0.5)], abs=0.06)  # of 0.5 … 1, and 0.25 … 0.75
+
+
+def test_scores_without_intervals_are_shown_as_they_are(tmp_path):
+    configuration.write_config(tmp_path, tiny["get_config"]())
+    (tmp_path / "evaluation.json").write_text('{"num": 4, "real test clips": {"digit": 0.995}}')
+    text = make_report(tmp_path)
+    assert "0.995" in text
+    assert "real test clips" in text
+    assert "In brackets" not in text
 
 
 def test_the_config_is_a_tree_with_what_was_changed_marked(report):

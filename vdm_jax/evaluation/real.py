@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +13,6 @@ from vdm_jax.configuration import source_arguments
 from vdm_jax.data.source import make_source, splits_of
 from vdm_jax.errors import InputError
 from vdm_jax.typing import UInt8
-
-log = logging.getLogger(__name__)
 
 Progress = Callable[[Sequence[int], str], Iterable[int]]  # of batches, and a word for what is done with them
 HELD_OUT = ("test", "validation", "valid", "val")  # the first of these that a data set has
@@ -90,8 +87,7 @@ def _real_data(name: str, *, data_dir: str | Path, split: str = "train", **how) 
     splits = splits_of(name, data_dir=data_dir, builder_config=how.get("builder_config"))
     held_out = next((s for s in HELD_OUT if s in splits and s != split), None)
     if held_out is None:
-        log.warning("%s has no held-out split (%s): captions and floors are of training clips", where, HELD_OUT[0])
-        return RealData(f"{where}, {split}", reference, reference)
+        return RealData(f"{where}, {split}; reference other clips of it: nothing is held out", reference, reference)
     source = make_source(name, data_dir=data_dir, split=held_out, **how)
     return RealData(f"{where}, {held_out}; reference {split}", source, reference)
 
