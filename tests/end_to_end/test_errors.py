@@ -121,6 +121,12 @@ CASES = {
         ["experiments/sample.py", "--pretrained={model}", "--lora={lora}:0.5"],
         "lora.safetensors: 1 tensors are of no known form; pairs of matrices",
     ),
+    "free noise without its model": ([*SAMPLE, "--free_noise=16,4"], "--free_noise needs --pretrained=<model>"),
+    "free noise of one number": (
+        ["experiments/sample.py", "--pretrained=x", "--free_noise=16"],
+        "--free_noise=16 must be length,stride",
+    ),
+    "no rounds": ([*SAMPLE, "--free_init=0"], "free_init=0 must be at least 1"),
     "no folder of a model": (
         ["experiments/sample.py", "--pretrained=nowhere"],
         "nowhere is not a folder; download the model",

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import vdm_jax
 from vdm_jax import configuration
 from vdm_jax.diffusion.known import Known
+from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
-from vdm_jax.generation.pipeline import check_samples
+from vdm_jax.generation.pipeline import check_samples, make_pipeline
 from vdm_jax.generation.settings import Settings
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.training.checkpoints import Checkpoints
@@ -106,6 +108,18 @@ def test_seed_number_and_prompt_each_make_another_video(pipeline, videos):
     changed = pipeline(["b", *PROMPTS[1:]], seed=3, batch_size=5)
     assert np.abs(changed[0] - videos[0]).max() > 0.01
     np.testing.assert_array_equal(changed[1:], videos[1:])
+
+
+def test_rounds_of_free_init_end_with_another_video_on_any_number_of_devices(pipeline, run, videos):
+    again = pipeline(PROMPTS, seed=3, batch_size=5, free_init=3)
+    assert np.abs(again - videos).max((1, 2, 3, 4)).min() > 0.1
+    spread = vdm_jax.load(run, mesh=make_mesh(data=4, context=2))
+    np.testing.assert_allclose(spread(PROMPTS, seed=3, free_init=3), again, atol=1e-3)
+    (kept,) = pipeline.batches(PROMPTS, seed=3, batch_size=5, free_init=2, known=half_known(0))
+    np.testing.assert_array_equal(kept[..., :4, :], half_known(0).video[..., :4, :])
+    flow = dataclasses.replace(pipeline, process=make_process("flow"))
+    with pytest.raises(InputError, match="free_init=2 needs a process that leaves something of the video at t = 1"):
+        flow.check(["a"], free_init=2)
 
 
 def test_weight_1_is_the_network_without_guidance_and_others_differ(pipeline, videos):
@@ -248,6 +262,8 @@ def test_one_compilation_for_each_way_whatever_is_known(pipeline, told, caplog):
         ({"respect": "obey"}, "respect='obey' must be one of replace, reconstruct, concat"),
         ({"known_noise": 1.0}, "known_noise=1.0 must be at least 0 and below 1"),
         ({"reconstruction": -1.0}, "reconstruction=-1.0 must not be negative"),
+        ({"free_init": 0}, "free_init=0 must be at least 1"),
+        ({"free_init": 3, "strength": 0.5}, "free_init=3 begins with noise alone, and needs strength=1"),
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"guidance": -1.0}, "guidance=-1.0 must not be negative"),
         ({"guidence": 3.0}, "guidence: no such setting; there are steps, solver"),
@@ -270,3 +286,18 @@ def test_sheets_of_samples_are_checked_before_training():
     config.sample.prompts = ("x" * 16,)
     with pytest.raises(InputError, match="text of 16 bytes"):
         check_samples(config)
+
+
+def test_frames_share_the_noise_that_the_process_has_them_share():
+    config = tiny["get_config"]()
+    config.objective.prediction = "eps"
+    config.process.frame_correlation = 0.8
+    mesh = make_mesh(devices=jax.devices()[:1])
+    graphdef, params = nnx.split(configuration.abstract_model(config))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nnx.to_pure_dict(params))
+    # A network of zeros sees no noise, and so the signs of z as the video.
+    pipeline = make_pipeline(config, graphdef, params, mesh, 0)
+    for rounds in (1, 2):
+        videos = pipeline([""] * 16, steps=1, guidance=1.0, free_init=rounds)
+        # Of two Gaussians that correlate by ρ, signs agree in ½ + asin(ρ)/π.
+        assert np.mean(videos[:, 1:] == videos[:, :-1]) == pytest.approx(0.5 + np.arcsin(0.8) / np.pi, abs=0.03)
