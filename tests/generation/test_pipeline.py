@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import vdm_jax
 from vdm_jax import configuration
 from vdm_jax.diffusion.known import Known
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
-from vdm_jax.generation.pipeline import check_samples
+from vdm_jax.generation.pipeline import check_samples, make_pipeline
 from vdm_jax.generation.settings import Settings
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.training.checkpoints import Checkpoints
@@ -285,3 +286,18 @@ def test_sheets_of_samples_are_checked_before_training():
     config.sample.prompts = ("x" * 16,)
     with pytest.raises(InputError, match="text of 16 bytes"):
         check_samples(config)
+
+
+def test_frames_share_the_noise_that_the_process_has_them_share():
+    config = tiny["get_config"]()
+    config.objective.prediction = "eps"
+    config.process.frame_correlation = 0.8
+    mesh = make_mesh(devices=jax.devices()[:1])
+    graphdef, params = nnx.split(configuration.abstract_model(config))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nnx.to_pure_dict(params))
+    # A network of zeros sees no noise, and so the signs of z as the video.
+    pipeline = make_pipeline(config, graphdef, params, mesh, 0)
+    for rounds in (1, 2):
+        videos = pipeline([""] * 16, steps=1, guidance=1.0, free_init=rounds)
+        # Of two Gaussians that correlate by ρ, signs agree in ½ + asin(ρ)/π.
+        assert np.mean(videos[:, 1:] == videos[:, :-1]) == pytest.approx(0.5 + np.arcsin(0.8) / np.pi, abs=0.03)

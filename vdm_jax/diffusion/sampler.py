@@ -12,8 +12,8 @@ from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Float, Key, Scalar
 
 # What a sample's key is used for: its first noise, the noise of each step, that of what is known, that of what the
-# network is told of it, the keys of FreeInit's later rounds, and FreeNoise's order of frames; then the same again for
-# what the frames of each noise share.
+# network is told of it, the keys of FreeInit's later rounds, and FreeNoise's order of frames; from SHARED on the noises
+# again, for what their frames share.
 INITIAL, STEP, KNOWN, TOLD, ROUND, SHUFFLE, SHARED = range(7)
 
 
