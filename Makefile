@@ -1,5 +1,6 @@
 # `make demo` trains the small text-to-video model and samples from it; `make test` runs the tests.
-# Both make their own environment first. make demo ACCELERATOR=cuda uses a GPU, ACCELERATOR=tpu a TPU.
+# `make parity` compares with PyTorch's libraries. Each makes its environment first. make demo ACCELERATOR=cuda uses a GPU,
+# ACCELERATOR=tpu a TPU.
 
 PYTHON ?= python3
 ACCELERATOR ?= cpu
@@ -9,10 +10,12 @@ RUN ?= runs/moving_digits
 # Tested versions: one set for Python 3.11 (jax 0.10), one for 3.12 and newer.
 MINOR := $(shell $(PYTHON) -c "import sys; print(sys.version_info.minor)")
 CONSTRAINTS := constraints-py$(if $(filter 11,$(MINOR)),311,312).txt
+EXTRA_test := [dev]
+EXTRA_parity := [dev,parity]
 EXTRA := $(if $(filter cpu,$(ACCELERATOR)),,[$(ACCELERATOR)])
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS)
 
-.PHONY: demo test lint clean
+.PHONY: demo test parity lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.for-$(ACCELERATOR)
@@ -20,6 +23,9 @@ demo: $(VENV)/.for-$(ACCELERATOR)
 
 test: $(VENV)/.for-test
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+parity: $(VENV)/.for-parity
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m parity tests/parity
 
 lint: $(VENV)/.for-test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -30,7 +36,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.for-%: setup.py $(CONSTRAINTS) | $(VENV)/bin/python
 	@echo "installing into $(VENV) ($*), a minute or two"
-	$(PIP) --editable '.$(if $(filter test,$*),[dev],$(EXTRA))'
+	$(PIP) --editable '.$(or $(EXTRA_$*),$(EXTRA))'
 	@touch $@
 
 clean:

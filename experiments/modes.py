@@ -22,20 +22,7 @@ WEIGHTS = flags.DEFINE_list("reconstruction", ["1", "3", "10"], "Weights of reco
 ONLY = flags.DEFINE_string("only", "", "Measure only modes with these letters in their name.")
 BATCH = flags.DEFINE_integer("batch_size", 32, "Videos drawn at a time.", lower_bound=1)
 
-
-# What a mode knows, of frame t of so many, row y and column x of so many.
-MODES = {
-    "extension, half known": lambda t, y, x, frames, size: t < frames // 2,
-    "extension backward, half known": lambda t, y, x, frames, size: t >= frames - frames // 2,
-    "image to video, with the caption": lambda t, y, x, frames, size: t == 0,
-    "first and last frame": lambda t, y, x, frames, size: t % (frames - 1) == 0,
-    "every second frame": lambda t, y, x, frames, size: t % 2 == 0,
-    "inpainting, left half": lambda t, y, x, frames, size: x >= size // 2,
-    "outpainting, a border of an eighth": lambda t, y, x, frames, size: (
-        np.maximum(abs(y + 0.5 - size / 2), abs(x + 0.5 - size / 2)) < size * 3 / 8
-    ),
-    "video to video, strength 0.6": None,  # nothing; it is drawn from the noised video
-}
+VARIATION = "video to video, strength 0.6"  # nothing is known; it is drawn from the noised video
 
 
 def main() -> None:
@@ -48,7 +35,8 @@ def main() -> None:
     from vdm_jax.configuration import read_config
     from vdm_jax.data import moving_digits
     from vdm_jax.diffusion.known import Known
-    from vdm_jax.evaluation.moving_digits import centroids, load_or_train_judge
+    from vdm_jax.evaluation.keeping import MODES, digit_kept, mask_of, new_frames, place_kept, without_a_network
+    from vdm_jax.evaluation.moving_digits import load_or_train_judge
     from vdm_jax.generation.pipeline import load
 
     run = Path(RUN.value)
@@ -65,54 +53,42 @@ def main() -> None:
     if pipeline.conditioning is not None and pipeline.conditioning.downsample > 1:
         return _measure_enlarging(run, pipeline, test, seeds)
     judge = load_or_train_judge(Path(data.data_dir) / f"judge-{builder.builder_config.name}.npz", builder)
-    frames = pipeline.shape[0]
 
     def measure(drawn, real, digits, new):
         """Over the frames that were drawn: right digit, distance of the centroid, and clips that keep to a pixel."""
-        # The judge's look at the digit is blind to the order of frames: those drawn, again and again, fill its clip.
-        seen = drawn[:, np.resize(new, frames)]
-        far = np.linalg.norm(np.asarray(centroids(drawn) - centroids(real))[:, new], axis=-1)
-        return {
-            "digit": float((np.asarray(judge(seen).digit).argmax(-1) == digits).mean()),
-            "distance": float(far.mean()),
-            "near": float((far.mean(-1) <= 1).mean()),
-        }
+        scores = {"digit": digit_kept(judge, drawn, digits, new)} | place_kept(drawn, real, new)
+        digit, distance, near = (float(np.mean(values)) for values in scores.values())
+        return {"digit": digit, "distance": distance, "near": near}
 
     ways = {"replace": {"respect": "replace"}} | {
         f"reconstruct, w = {w:g}": {"respect": "reconstruct", "reconstruction": w} for w in weights
     }
     if pipeline.conditioning is not None:
         ways["concat"] = {"respect": "concat"}
-    modes = {mode: known_of for mode, known_of in MODES.items() if ONLY.value in mode}
+    modes = [mode for mode in (*MODES, VARIATION) if ONLY.value in mode]
     if not modes:
-        raise InputError(f"--only={ONLY.value} must be letters of one of: {'; '.join(MODES)}")
-    t, y, x = np.ogrid[:frames, : data.height, : data.width]
+        raise InputError(f"--only={ONLY.value} must be letters of one of: {'; '.join((*MODES, VARIATION))}")
     scores, sheet = {}, []
-    rounds = sum(len(ways) if known_of else 1 for known_of in modes.values())
+    rounds = sum(1 if mode == VARIATION else len(ways) for mode in modes)
     with tqdm(total=rounds * len(seeds) * NUM.value, unit="video") as bar:
         for seed in seeds:
             rows = [test[int(i)] for i in np.random.default_rng(seed).permutation(len(test))[: NUM.value]]
             real = np.stack([row["video"] for row in rows]).astype(np.float32) / 127.5 - 1
             digits = np.array([row["digit"][0] for row in rows])
-            for mode, known_of in modes.items():
-                if known_of:
-                    mask = np.broadcast_to(known_of(t, y, x, frames, data.width), real.shape[1:4])[None, ..., None]
-                    tried, start = ways, {}
-                else:
+            for mode in modes:
+                tried, start, captioned = ways, {}, mode in MODES and MODES[mode].captioned
+                if mode == VARIATION:
                     mask = np.zeros((1, *real.shape[1:4], 1), bool)
                     tried, start = {"from the noised video": {"respect": "replace"}}, {"strength": 0.6}
-                whole = mask[0].all((1, 2, 3))
-                captions = [row["caption"].decode() if "caption" in mode else "" for row in rows]
-                copied = np.where(mask, real, -1)
-                if whole.any():
-                    at = np.flatnonzero(whole)
-                    copied = real[:, at[np.abs(np.subtract.outer(np.arange(frames), at)).argmin(-1)]]
-                new = np.flatnonzero(~whole)
-                if known_of:
-                    way = "nearest known frame again" if whole.any() else "black"
-                    scores.setdefault((mode, way), []).append(measure(copied, real, digits, new))
+                else:
+                    mask = mask_of(mode, real.shape[1:])
+                captions = [row["caption"].decode() if captioned else "" for row in rows]
+                new = new_frames(mask)
+                if mode != VARIATION:
+                    way = "nearest known frame again" if len(new) < len(mask[0]) else "black"
+                    scores.setdefault((mode, way), []).append(measure(without_a_network(real, mask), real, digits, new))
                 if seed == seeds[0]:
-                    sheet.append(np.where(mask[0], real[0], -1) if known_of else real[0])
+                    sheet.append(real[0] if mode == VARIATION else np.where(mask[0], real[0], -1))
                 for way, settings in tried.items():
                     drawn = []
                     for batch in pipeline.batches(

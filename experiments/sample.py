@@ -19,6 +19,7 @@ CASCADE = flags.DEFINE_list("cascade", None, "In its place several: each makes f
 PRETRAINED = flags.DEFINE_string("pretrained", None, "In its place a published model's folder (diffusers format).")
 ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of AnimateDiff's motion modules, for an image model.")
 LORA = flags.DEFINE_multi_string("lora", None, "path or path:strength of a LoRA, for it; may be given several times.")
+FREE_NOISE = flags.DEFINE_list("free_noise", None, "Draw AnimateDiff's --frames at once in windows: length,stride.")
 SIZE = flags.DEFINE_list("size", None, "Rows,columns of a published model's videos (default: as published).")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of a published model's computation.")
 MOTION = flags.DEFINE_float("motion", None, "Stable Video Diffusion's motion bucket (default: 127).")
@@ -34,6 +35,7 @@ STEPS = flags.DEFINE_integer("steps", None, "Sampling steps (default: the run's 
 SOLVER = flags.DEFINE_string("solver", None, "ddim, heun or dpmpp (default: the run's config, or as published).")
 ETA = flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1 (ancestral sampling).")
 GRID = flags.DEFINE_string("grid", None, "Spacing of the steps: uniform, log_snr, karras …")
+FREE_INIT = flags.DEFINE_integer("free_init", None, "Rounds of sampling, each on what the last drew (FreeInit: 3).")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1 is none.")
 IMAGE = flags.DEFINE_multi_string("image", [], "A picture that is known; several with --image_at.")
 IMAGE_AT = flags.DEFINE_list("image_at", ["0"], "The frames that the pictures are.")
@@ -66,12 +68,14 @@ def main() -> None:
         raise InputError(
             "--run=runs/<name> is needed, or in its place --cascade=<run>,<run>,… or --pretrained=<folder>"
         )
+    published = {"motion_adapter": ADAPTER, "lora": LORA, "free_noise": FREE_NOISE}
+    published |= {"size": SIZE, "motion": MOTION, "chunk": CHUNK}
     if not PRETRAINED.value:
-        for name in _given({"motion_adapter": ADAPTER, "lora": LORA, "size": SIZE, "motion": MOTION, "chunk": CHUNK}):
+        for name in _given(published):
             raise InputError(f"--{name} needs --pretrained=<model>")
     prompts = _prompts()
 
-    from vdm_jax.generation.modes import finer, first_frames, windows_of
+    from vdm_jax.generation.modes import changes_at, finer, windows_of
     from vdm_jax.generation.partial import remove_partial
     from vdm_jax.generation.pipeline import load
     from vdm_jax.generation.travel import check_travel, read_travel
@@ -87,7 +91,7 @@ def main() -> None:
     noise = _given({"known_noise": KNOWN_NOISE})
     first_changes = (
         changes
-        | _given({"respect": RESPECT, "reconstruction": RECONSTRUCTION, "exact": EXACT})
+        | _given({"free_init": FREE_INIT, "respect": RESPECT, "reconstruction": RECONSTRUCTION, "exact": EXACT})
         | ({} if later else noise)
     )
     travels = [read_travel(prompt) for prompt in prompts]
@@ -96,7 +100,7 @@ def main() -> None:
     asked = [text for travel in travels for text in travel.values()]
     about_task = {"strength": task.strength, "coarse": task.coarse}
     settings, _ = pipeline.check(asked, seed=SEED.value, **about_task, **first_changes)
-    check_travel(prompts, first_frames(task, windows_of(pipeline, task, CONTEXT.value)))
+    check_travel(prompts, changes_at(pipeline, task, windows_of(pipeline, task, CONTEXT.value)))
     planned = task
     for stage in later:  # before anything is drawn
         planned = finer(stage, planned.video, planned.fps)
@@ -119,7 +123,7 @@ def main() -> None:
 
     scale = SCALE.value or max(1, 128 // min(pipeline.shape[1:3]))
     about = {"run": ",".join(runs), "step": pipeline.step, "seed": SEED.value, **dataclasses.asdict(settings), **known}
-    about |= _given({"negative": NEGATIVE, "motion_adapter": ADAPTER, "lora": LORA, "motion": MOTION, "chunk": CHUNK})
+    about |= _given(published | {"negative": NEGATIVE})
     for number, (prompt, video) in enumerate(zip(everything, drawn, strict=True)):
         stem = out / f"{number:03}-{_slug(prompt)}"
         for suffix in FORMAT.value:
@@ -137,12 +141,20 @@ def _published():
     from vdm_jax.generation.published import load_published
     from vdm_jax.pretrained.lora import parse_lora
 
-    size = _whole_numbers("size", SIZE.value) if SIZE.value else None
-    if size is not None and len(size) != 2:
-        raise InputError(f"--size={','.join(SIZE.value)} must be rows,columns")
     options = _given({"motion_adapter": ADAPTER, "dtype": DTYPE, "motion": MOTION, "chunk": CHUNK})
-    loras = [parse_lora(text) for text in LORA.value or []]
-    return load_published(PRETRAINED.value, size=size and tuple(size), loras=loras, **options)
+    options["loras"] = [parse_lora(text) for text in LORA.value or []]
+    if FREE_NOISE.value:  # else a longer video is drawn in windows
+        options |= {"free_noise": _pair("free_noise", FREE_NOISE, "length,stride"), "frames": FRAMES.value}
+    if SIZE.value:
+        options["size"] = _pair("size", SIZE, "rows,columns")
+    return load_published(PRETRAINED.value, **options)
+
+
+def _pair(name: str, flag: flags.FlagHolder, meaning: str) -> tuple[int, ...]:
+    numbers = _whole_numbers(name, flag.value)
+    if len(numbers) != 2:
+        raise InputError(f"--{name}={','.join(flag.value)} must be {meaning}")
+    return tuple(numbers)
 
 
 def _given(chosen: dict[str, flags.FlagHolder]) -> dict:

@@ -3,6 +3,7 @@
 import pytest
 
 from vdm_jax.configuration import default_config, process_of
+from vdm_jax.errors import InputError
 
 
 def test_a_group_of_keyword_arguments_takes_a_further_one():
@@ -17,3 +18,15 @@ def test_all_other_keys_are_those_that_there_are():
         config.stepz = 3
     with pytest.raises(AttributeError, match="evry"):
         config.checkpoint.evry = 3
+
+
+def test_frames_share_no_noise_with_stills():
+    config = default_config()
+    config.process.frame_correlation = 0.5
+    assert process_of(config).frame_correlation == 0.5
+    config.data.joint_images = 2
+    with pytest.raises(InputError, match=r"process.frame_correlation=0.5 must be 0 with data.joint_images=2"):
+        process_of(config)
+    config.process.frame_correlation = 1.0
+    with pytest.raises(InputError, match=r"frame_correlation=1.0 must be at least 0 and below 1"):
+        process_of(config)

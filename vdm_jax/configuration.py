@@ -30,6 +30,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.accumulate = 1  # work through the batch in so many parts
     config.ema = 0.999
     config.max_skipped = 20  # stop after so many non-finite steps in a row
+    config.init_from = ""  # a run whose averaged parameters this one begins with, where both have them
 
     config.data = dict(
         name="moving_digits",  # or "folder", or a TFDS data set
@@ -134,7 +135,7 @@ _AT_LEAST = {
 
 def check_numbers(config: ml_collections.ConfigDict) -> None:
     """Raises InputError for counts that nothing can be counted with; what takes the other values checks them."""
-    values = _flatten(config.to_dict())
+    values = flatten(config.to_dict())
     for key, least in _AT_LEAST.items():
         if values[key] < least:
             raise InputError(f"config.{key}={values[key]} must be at least {least}")
@@ -165,17 +166,25 @@ def make_model(config: ml_collections.ConfigDict, rngs: nnx.Rngs) -> Denoiser:
 
 def abstract_model(config: ml_collections.ConfigDict) -> Denoiser:
     """A config's model with shapes in the place of arrays; kept, as it takes half a second: read it, change nothing."""
-    return _abstract_model(config.to_json())
+    groups = {name: config[name].to_dict() for name in ("model", "known", "pretrained")}
+    groups["data"] = {name: config.data[name] for name in ("channels", "height", "width")}
+    return _abstract_model(json.dumps(groups))
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=8)
 def _abstract_model(config: str) -> Denoiser:
     return nnx.eval_shape(lambda: make_model(ml_collections.ConfigDict(json.loads(config)), Keys(0)))
 
 
 def process_of(config: ml_collections.ConfigDict) -> Process:
     """The diffusion process of a config."""
-    return make_process(**config.process.to_dict())
+    process = make_process(**config.process.to_dict())
+    if process.frame_correlation and config.data.joint_images:
+        raise InputError(
+            f"process.frame_correlation={process.frame_correlation} must be 0 with data.joint_images="
+            f"{config.data.joint_images}: the noise of a still is its own"
+        )
+    return process
 
 
 def objective_of(config: ml_collections.ConfigDict) -> Objective:
@@ -241,11 +250,17 @@ FREE_KEYS = (
     "mesh",
     "max_skipped",
     "data.data_dir",
+    "init_from",
     "pretrained.folder",
     "pretrained.motion_adapter",
     "data.num_workers",
     "data.prefetch",
 )
+
+
+def is_free(key: str) -> bool:
+    """Whether a key, such as data.fps, is one of FREE_KEYS or in such a group."""
+    return key.split(".")[0] in FREE_KEYS or key in FREE_KEYS
 
 
 def write_config(run: Path, config: ml_collections.ConfigDict) -> None:
@@ -257,10 +272,9 @@ def write_config(run: Path, config: ml_collections.ConfigDict) -> None:
     path = run / "config.json"
     new = json.loads(config.to_json())
     if path.exists():
-        old, changed = _flatten(json.loads(read_config(run).to_json())), _flatten(new)
+        old, changed = flatten(json.loads(read_config(run).to_json())), flatten(new)
         for key in sorted(old.keys() | changed.keys()):
-            free = key.split(".")[0] in FREE_KEYS or key in FREE_KEYS
-            if old.get(key) != changed.get(key) and not free:
+            if old.get(key) != changed.get(key) and not is_free(key):
                 raise InputError(
                     f"{run} was started with config.{key}={old.get(key)!r}, not {changed.get(key)!r}: "
                     "use another workdir, or that value"
@@ -289,15 +303,16 @@ def read_config(run: str | Path) -> ml_collections.ConfigDict:
         raise InputError(f"{path} cannot be read: {error}") from error
     default = default_config()
     missing = [key for key in default if not isinstance(values, dict) or key not in values]
-    if missing and set(missing) <= {"known", "pretrained"}:  # a run of before there were these groups
-        values |= {key: default[key].to_dict() for key in missing}
+    if missing and set(missing) <= {"known", "pretrained", "init_from"}:  # a run of before there were these
+        values |= {key: default.to_dict()[key] for key in missing}
     elif missing:
         raise InputError(f"{path} is not the config of a run: it lacks {', '.join(missing)}")
     return ml_collections.ConfigDict(values)
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}; a group without keys leaves nothing."""
     flat = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

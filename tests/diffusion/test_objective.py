@@ -149,6 +149,17 @@ def test_conditions_are_dropped_at_the_stated_rate_and_draws_are_independent():
     assert draw(Objective(null_probability=1.0), process, x, KEY).drop.all()
 
 
+def test_noise_is_correlated_between_frames_and_only_there():
+    x = jnp.zeros((4000, 3, 2, 1, 1))
+    draws = draw(Objective(), make_process("cosine", frame_correlation=0.4), x, KEY)
+    covariance = np.cov(draws.noise.reshape(4000, 6), rowvar=False)  # frames × pixels
+    expected = np.kron(np.full((3, 3), 0.4) + 0.6 * np.eye(3), np.eye(2))
+    np.testing.assert_allclose(covariance, expected, atol=0.08)
+    alone = draw(Objective(), make_process("cosine"), x, KEY)
+    np.testing.assert_array_equal(alone.time, draws.time)
+    np.testing.assert_allclose(np.cov(alone.noise.reshape(4000, 6), rowvar=False), np.eye(6), atol=0.08)
+
+
 def test_a_discrete_process_is_trained_at_its_steps():
     process = make_process("ddpm")
     index = process.network_time(draw(Objective(), process, jnp.zeros((5000, 1)), KEY).time)

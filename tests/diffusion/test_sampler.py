@@ -1,5 +1,7 @@
 """On Gaussian data, solved in closed form, the solvers converge at their order and give the right moments."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,3 +202,27 @@ def test_bad_input(options, message):
         options["keys"] = jax.random.split(jax.random.key(0), 1)
     with pytest.raises(InputError, match=message):
         sample(lambda z, t: (z, z), jnp.ones((1, 2)), process=process, **options)
+
+
+def test_ancestral_noise_is_correlated_as_the_first_is():
+    """Frames of variance 1 with correlation 0.9, noised with correlation 0.5, are drawn with theirs."""
+    process, frames, samples = make_process("cosine", frame_correlation=0.5), 4, 2000
+    data, noise = (np.full((frames, frames), r) + (1 - r) * np.eye(frames) for r in (0.9, 0.5))
+    data, noise = jnp.float32(data), jnp.float32(noise)
+
+    def denoise(z, t):
+        alpha, sigma = (value[0] for value in process.alpha_sigma(t))
+        whitened = z.reshape(-1, frames) @ jnp.linalg.inv(alpha**2 * data + sigma**2 * noise)
+        return tuple((whitened @ part).reshape(z.shape) for part in (alpha * data, sigma * noise))
+
+    keys = jax.random.split(jax.random.key(4), samples)
+    z = initial_noise(keys, (frames, 1, 1, 1), process)
+    np.testing.assert_allclose(np.cov(z.reshape(-1, frames), rowvar=False), noise, atol=0.1)
+
+    def correlation(process):
+        drawn = sample(denoise, z, make_grid("log_snr", 80, process), process, eta=1.0, keys=keys)
+        return np.corrcoef(drawn.reshape(-1, frames), rowvar=False)
+
+    np.testing.assert_allclose(correlation(process), data, atol=0.02)
+    # With noise that frames do not share it is missed.
+    assert np.abs(correlation(dataclasses.replace(process, frame_correlation=0.0)) - data).max() > 0.1

@@ -27,10 +27,26 @@ TRAIN = ["experiments/train.py", "--config=tests/tiny_config.py", "--config.data
 NEW = [*TRAIN, "--workdir={new}"]
 SAMPLE = ["experiments/sample.py", "--run={run}", "--out={new}"]
 EVALUATE = ["experiments/evaluate.py", "--run={run}", "--out={new}"]
+ABLATE = ["experiments/ablate.py", "--study=configs/ablations/sampler.py", "--out={new}"]
 STUDY = ["experiments/human_eval.py", "make", "--out={new}.html"]
 
 # name: (command, words of its error line)
 CASES = {
+    "no study": (["experiments/ablate.py"], "--study=configs/ablations/<study>.py and --out=studies/<name> are needed"),
+    "unknown study": (
+        ["experiments/ablate.py", "--study=configs/ablations/samplers.py", "--out={new}"],
+        "samplers.py is not there; there are configs/ablations/extension.py",
+    ),
+    "unknown scale of a study": ([*ABLATE[:1], "--study={faulty}", "--out={new}"], "KeyError: no get_study()"),
+    "unknown key of a study": ([*ABLATE, "--set=stepz=3"], "stepz=3 cannot be set"),
+    "key of a study without a value": ([*ABLATE, "--set=steps"], "--set=steps must be key=value"),
+    "seeds of a study": ([*ABLATE, "--seeds=a"], "--seeds=a must be numbers with commas between"),
+    "seeds of a study twice": ([*ABLATE, "--seeds=1,1"], "seeds=1,1 must differ"),
+    "share that is not there": ([*ABLATE, "--shard=3/2"], "--shard=3/2 must be 1/2 to 2/2"),
+    "share without a whole": ([*ABLATE, "--shard=2"], "--shard=2 must be a part of so many, as in 2/4"),
+    "adopted run that is not there": ([*ABLATE, "--adopt={none}"], "none is no run folder"),
+    "adopted run of another training": ([*ABLATE, "--adopt={run}"], "no run of this study is trained so; the nearest"),
+    "job of another study": ([*ABLATE, "--job=abc"], "--job=abc is not one of this study: was it changed meanwhile?"),
     "unknown flag": ([*NEW, "--stepz=3"], "stepz"),
     "a word that is no flag": ([*NEW, "steps"], "'steps' is not a flag"),
     "no flags": (["experiments/train.py"], "--config=configs/<experiment>.py and --workdir=runs/<name>"),
@@ -105,6 +121,12 @@ CASES = {
         ["experiments/sample.py", "--pretrained={model}", "--lora={lora}:0.5"],
         "lora.safetensors: 1 tensors are of no known form; pairs of matrices",
     ),
+    "free noise without its model": ([*SAMPLE, "--free_noise=16,4"], "--free_noise needs --pretrained=<model>"),
+    "free noise of one number": (
+        ["experiments/sample.py", "--pretrained=x", "--free_noise=16"],
+        "--free_noise=16 must be length,stride",
+    ),
+    "no rounds": ([*SAMPLE, "--free_init=0"], "free_init=0 must be at least 1"),
     "no folder of a model": (
         ["experiments/sample.py", "--pretrained=nowhere"],
         "nowhere is not a folder; download the model",

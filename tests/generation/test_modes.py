@@ -39,18 +39,20 @@ def clip(length, size=SIZE):
 class Counting(Pipeline):
     """A pipeline whose n-th window is all 100·n, where nothing is known; it notes what it was given."""
 
-    def __init__(self, shape=(FRAMES, *SIZE, 1), conditioning=None, breaks_at=None):
+    def __init__(self, shape=(FRAMES, *SIZE, 1), conditioning=None, breaks_at=None, text_per_frame=False):
         about = {"shape": shape, "seen": [], "asked": [], "conditioning": conditioning, "breaks_at": breaks_at}
+        about |= {"text_per_frame": text_per_frame, "begins": []}
         for name, value in (
             about | {"params": {"w": jnp.ones(3)}, "step": 5, "settings": None, "origin": "here"}
         ).items():
             object.__setattr__(self, name, value)
 
-    def batches(self, prompts, *, known, block, strength, coarse, seed=0):
+    def batches(self, prompts, *, known, block, strength, coarse, seed=0, frame=None):
         if block == self.breaks_at:
             raise KeyboardInterrupt
         self.seen.append((copy.deepcopy(known), block, strength, seed))
         self.asked.append(list(prompts))
+        self.begins.append(frame)
         assert coarse == (self.conditioning.downsample if self.conditioning else 1)
         drawn = np.full((len(prompts), *self.shape), 100.0 * (block + 1), np.float32)
         yield drawn if known is None or coarse > 1 else np.where(known.mask, known.video, drawn)
@@ -163,6 +165,14 @@ def test_a_prompt_may_change_from_window_to_window():
     assert pipeline.asked == [["a", "c"], ["b", "c"], ["b", "c"]]
     with pytest.raises(InputError, match="changes at frame 5, but the windows draw from frames 0, 4, 7 on"):
         list(generate(Counting(), ["0: a | 5: b"], text_to_video((9, *SIZE, 1), 8.0), context=1))
+
+
+def test_a_network_that_takes_a_text_per_frame_is_told_where_a_window_begins():
+    pipeline, prompts, task = Counting(text_per_frame=True), ["0: a | 5: b", "c"], text_to_video((9, *SIZE, 1), 8.0)
+    list(generate(pipeline, prompts, task, context=1))
+    assert (pipeline.asked, pipeline.begins) == ([prompts] * 3, [0, 3, 5])
+    with pytest.raises(InputError, match="changes at frame 9, but the video has frames 0 to 8"):
+        list(generate(pipeline, ["0: a | 9: b"], task, context=1))
 
 
 def test_an_interrupted_drawing_goes_on_after_its_last_window(tmp_path):

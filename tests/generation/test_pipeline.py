@@ -14,6 +14,7 @@ import pytest
 import vdm_jax
 from vdm_jax import configuration
 from vdm_jax.diffusion.known import Known
+from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
 from vdm_jax.generation.pipeline import check_samples
 from vdm_jax.generation.settings import Settings
@@ -106,6 +107,18 @@ def test_seed_number_and_prompt_each_make_another_video(pipeline, videos):
     changed = pipeline(["b", *PROMPTS[1:]], seed=3, batch_size=5)
     assert np.abs(changed[0] - videos[0]).max() > 0.01
     np.testing.assert_array_equal(changed[1:], videos[1:])
+
+
+def test_rounds_of_free_init_end_with_another_video_on_any_number_of_devices(pipeline, run, videos):
+    again = pipeline(PROMPTS, seed=3, batch_size=5, free_init=3)
+    assert np.abs(again - videos).max((1, 2, 3, 4)).min() > 0.1
+    spread = vdm_jax.load(run, mesh=make_mesh(data=4, context=2))
+    np.testing.assert_allclose(spread(PROMPTS, seed=3, free_init=3), again, atol=1e-3)
+    (kept,) = pipeline.batches(PROMPTS, seed=3, batch_size=5, free_init=2, known=half_known(0))
+    np.testing.assert_array_equal(kept[..., :4, :], half_known(0).video[..., :4, :])
+    flow = dataclasses.replace(pipeline, process=make_process("flow"))
+    with pytest.raises(InputError, match="free_init=2 needs a process that leaves something of the video at t = 1"):
+        flow.check(["a"], free_init=2)
 
 
 def test_weight_1_is_the_network_without_guidance_and_others_differ(pipeline, videos):
@@ -248,6 +261,8 @@ def test_one_compilation_for_each_way_whatever_is_known(pipeline, told, caplog):
         ({"respect": "obey"}, "respect='obey' must be one of replace, reconstruct, concat"),
         ({"known_noise": 1.0}, "known_noise=1.0 must be at least 0 and below 1"),
         ({"reconstruction": -1.0}, "reconstruction=-1.0 must not be negative"),
+        ({"free_init": 0}, "free_init=0 must be at least 1"),
+        ({"free_init": 3, "strength": 0.5}, "free_init=3 begins with noise alone, and needs strength=1"),
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"guidance": -1.0}, "guidance=-1.0 must not be negative"),
         ({"guidence": 3.0}, "guidence: no such setting; there are steps, solver"),

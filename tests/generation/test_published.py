@@ -59,6 +59,31 @@ def test_loras_change_both_networks_and_the_origin(folder, pipeline, tmp_path):
     assert len(origins) == 3
 
 
+def test_prompts_travel_from_frame_to_frame(pipeline):
+    def draw(prompt, **options):
+        return next(pipeline.batches([prompt], seed=1, steps=2, **options))
+
+    plain = draw("the cat")
+    np.testing.assert_array_equal(draw("0: the cat"), plain)  # bit for bit
+    assert np.abs(draw("0: the cat | 3: in 12") - plain).max() > 1e-3
+    np.testing.assert_allclose(draw("0: the cat | 3: in 12", frame=3), draw("in 12"), atol=1e-3)
+
+
+def test_free_noise_is_animatediffs(folder, tmp_path):
+    with pytest.raises(InputError, match="free_noise=4,2 needs a network with motion modules"):
+        load_published(folder, free_noise=(4, 2))
+    motion = write_pipeline(tmp_path / "motion", "animatediff")
+    mesh = make_mesh(devices=jax.devices()[:1])
+    assert load_published(motion, free_noise=(8, 4), frames=21, mesh=mesh).shape[0] == 21
+    for options, message in (
+        ({"frames": 7, "free_noise": (8, 4)}, "frames=7 must be at least 8"),
+        ({"frames": 9, "free_noise": (9, 4)}, "free_noise=9,4 must be a context length of at most 8 frames"),
+        ({"frames": 9}, "frames=9 must be at most 8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_published(motion, mesh=mesh, **options)
+
+
 def test_what_is_known_of_the_pixels_is_kept(pipeline):
     rng = np.random.default_rng(0)
     known = rng.uniform(-1, 1, (6, 16, 16, 3)).astype(np.float32)
@@ -119,8 +144,9 @@ def test_what_an_animator_of_pictures_cannot_do(animator, tmp_path):
         animator([""], steps=2)
     with pytest.raises(InputError, match="prompt='a cat': this model animates a picture, and takes no text"):
         animator(["a cat"], steps=2)
-    with pytest.raises(InputError, match="strength and respect are not for this model"):
-        animator.check([""], strength=0.5)
+    for change in ({"strength": 0.5}, {"free_init": 3}):
+        with pytest.raises(InputError, match="strength, respect and free_init are not for this model"):
+            animator.check([""], **change)
 
 
 def test_a_lora_for_texts_is_not_for_an_animator(svd, tmp_path):

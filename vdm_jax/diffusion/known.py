@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from vdm_jax.diffusion.prediction import per_sample, to_x_eps
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.sampler import KNOWN, gaussian
+from vdm_jax.diffusion.sampler import KNOWN, process_noise
 from vdm_jax.typing import Array, Bool, Float, Key, Scalar
 
 
@@ -41,7 +41,7 @@ def replaced(
         alpha, sigma = (per_sample(value, z) for value in process.alpha_sigma(t))
         # The time's bits tell the calls apart: solvers do not number them.
         moment = jax.lax.bitcast_convert_type(t[0].astype(jnp.float32), jnp.int32)
-        noise = gaussian(keys, KNOWN, z.shape[1:], z.dtype, moment)
+        noise = process_noise(process, keys, KNOWN, z.shape[1:], z.dtype, moment)
         x_hat, eps_hat = denoise(jnp.where(known.mask, alpha * known.video + sigma * noise, z), t)
         return (known.put(x_hat) if exact else x_hat), jnp.where(known.mask, noise, eps_hat)
 

@@ -17,7 +17,7 @@ WEIGHTINGS = ("none", "truncated_snr", "min_snr")
 LOSSES = ("squared", "huber")
 
 # Each random draw of a training step has its own purpose, folded into the step's key.
-TIME, NOISE, DROP = range(3)
+TIME, NOISE, DROP, SHARED = range(4)
 
 # Beyond ±20 no weight matters in float32, and the ends of a flow are infinite.
 LOG_SNR_LIMIT = 20.0
@@ -95,6 +95,9 @@ def draw(objective: Objective, process: Process, x: Float[Array, "B *shape"], ke
     time = process.training_time(sample_times(objective, jax.random.fold_in(key, TIME), batch))
     # The same bits in any shape; XLA takes eight times as long to compile them in five dimensions for CPUs.
     noise = jax.random.normal(jax.random.fold_in(key, NOISE), (batch, x[0].size), x.dtype).reshape(x.shape)
+    if process.frame_correlation:
+        shared = jax.random.normal(jax.random.fold_in(key, SHARED), (batch, x[0, 0].size), x.dtype)
+        noise = process.mix(noise, shared.reshape(batch, 1, *x.shape[2:]))
     drop = jax.random.bernoulli(jax.random.fold_in(key, DROP), objective.null_probability, (batch,))
     return Draws(time, noise, drop)
 

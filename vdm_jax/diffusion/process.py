@@ -5,7 +5,7 @@ Its methods take times of any shape and answer in the same shape and precision.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 
 import jax
@@ -25,10 +25,17 @@ class Process:
     The base class is variance preserving, α² + σ² = 1; a subclass gives `log_snr` and its inverse `time`,
     and overrides what differs. `num_steps` is the number of training steps of a discrete process, else None.
     `finite_times` are the least and the most noisy time with a finite log-SNR: grids in log-SNR span them.
+    `frame_correlation` ρ is that of the noise between any two frames of a video (PYoCo's mixed noise model, Ge et al.
+    2023, section 4.1, whose α² is ρ/(1 − ρ)); each frame's noise has variance 1 all the same.
     """
 
     num_steps = None
     finite_times = (0.0, 1.0)
+    frame_correlation: float = field(default=0.0, kw_only=True)
+
+    def mix(self, own: Float[Array, "*B T H W C"], shared: Float[Array, "*B 1 H W C"]) -> Float[Array, "*B T H W C"]:
+        """Noise ε of the process from what is each frame's own and what they share, both of variance 1."""
+        return math.sqrt(1 - self.frame_correlation) * own + math.sqrt(self.frame_correlation) * shared
 
     def log_snr(self, t: Times) -> Times:
         """λ(t) = log α²/σ², decreasing."""
@@ -258,6 +265,8 @@ def make_process(name: str, **options) -> Process:
     known = [field.name for field in fields(kind)]
     for option in options:
         _require(option in known, f"process {name!r} has no option {option!r}; it has {', '.join(known)}")
+    correlation = options.get("frame_correlation", 0)
+    _require(0 <= correlation < 1, f"frame_correlation={correlation} must be at least 0 and below 1")
     return kind(**preset | options)
 
 

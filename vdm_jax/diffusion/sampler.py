@@ -11,9 +11,10 @@ from vdm_jax.diffusion.solvers import make_table
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Float, Key, Scalar
 
-# What a sample's key is used for: its first noise, the noise of each step, that of what is known, and that of what the
-# network is told of it.
-INITIAL, STEP, KNOWN, TOLD = range(4)
+# What a sample's key is used for: its first noise, the noise of each step, that of what is known, that of what the
+# network is told of it, the keys of FreeInit's later rounds, and FreeNoise's order of frames; then the same again for
+# what the frames of each noise share.
+INITIAL, STEP, KNOWN, TOLD, ROUND, SHUFFLE, SHARED = range(7)
 
 
 def initial_noise(
@@ -25,7 +26,7 @@ def initial_noise(
     diffusers starts): 1 for variance-preserving processes and flows, √(1 + σ_max²) for EDM.
     """
     alpha, sigma = process.alpha_sigma(jnp.float32(time))
-    return jnp.hypot(alpha, sigma) * gaussian(keys, INITIAL, shape, jnp.float32)
+    return jnp.hypot(alpha, sigma) * process_noise(process, keys, INITIAL, shape, jnp.float32)
 
 
 def sample(
@@ -58,11 +59,21 @@ def sample(
         now = x_hat if changes_of_x else eps_hat
         z = row.keep * z + row.x * x_hat + row.eps * eps_hat + row.change * (now - before)
         if eta > 0:
-            z = z + row.noise * gaussian(keys, STEP, z.shape[1:], z.dtype, index)
+            z = z + row.noise * process_noise(process, keys, STEP, z.shape[1:], z.dtype, index)
         return (z, now), None
 
     (z, _), _ = jax.lax.scan(call, (z, jnp.zeros_like(z)), (table, jnp.arange(len(table.time))))
     return z
+
+
+def process_noise(
+    process: Process, keys: Key[Array, "B"], purpose: int, shape: tuple[int, ...], dtype, index: Array | int = 0
+) -> Float[Array, "B ..."]:
+    """Noise as a process puts it on videos: Gaussian, with its correlation of frames."""
+    own = gaussian(keys, purpose, shape, dtype, index)
+    if not process.frame_correlation:
+        return own
+    return process.mix(own, gaussian(keys, SHARED + purpose, (1, *shape[1:]), dtype, index))
 
 
 def gaussian(

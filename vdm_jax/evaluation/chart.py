@@ -41,8 +41,8 @@ def line_chart(title: str, lines: Sequence[Line], *, log: bool = False, x_label:
     if not series:
         return f"<figure><figcaption>{escape(title)}: nothing to draw</figcaption></figure>"
     every = np.concatenate(list(series.values()), axis=1)
-    x_of, x_ticks = _axis(every[0], LEFT, WIDTH - RIGHT)
-    y_of, y_ticks = _axis(every[1:], HEIGHT - BOTTOM, TOP, log)
+    x_of, x_ticks = axis(every[0], LEFT, WIDTH - RIGHT)
+    y_of, y_ticks = axis(every[1:], HEIGHT - BOTTOM, TOP, log)
 
     drawn = [f'<path class="grid" d="M{LEFT} {y_of(v):.1f}H{WIDTH - RIGHT}"/>' for v in y_ticks]
     drawn += [f'<text x="{LEFT - 7}" y="{y_of(v) + 4:.1f}" text-anchor="end">{v:g}</text>' for v in y_ticks]
@@ -84,9 +84,7 @@ def _thinned(points: Float[np.ndarray, "4 N"]) -> Float[np.ndarray, "4 M"]:
     return np.array([(p[0, -1], p[1].mean(), p[2].min(), p[3].max()) for p in parts]).T
 
 
-def _axis(
-    values: Float[np.ndarray, "..."], start: int, end: int, log: bool = False
-) -> tuple[Callable, Sequence[float]]:
+def axis(values: Float[np.ndarray, "..."], start: int, end: int, log: bool = False) -> tuple[Callable, Sequence[float]]:
     """(value -> position, ticks) of an axis from `start` to `end` that just holds all values."""
     low, high = float(values.min()), float(values.max())
     if low == high:

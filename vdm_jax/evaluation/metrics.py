@@ -8,7 +8,7 @@ looks at clips in a new way. docs/metrics.md says what each one means and what i
 import difflib
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.evaluation import features, temporal
 from vdm_jax.evaluation.confidence import Interval, bootstrap, bootstrap_mean, wilson
 from vdm_jax.evaluation.frechet import frechet_distance, unbiased_frechet_distance
+from vdm_jax.evaluation.keeping import MODES, digit_kept, place_kept
 from vdm_jax.evaluation.real import Clips, RealData, read_all
 from vdm_jax.pretrained import clip_pair, i3d, videomae
 from vdm_jax.typing import Float
@@ -52,11 +53,23 @@ def _jerk(clips: Clips) -> Rows:
 def _nearest(clips: Clips, training: np.ndarray) -> Rows:
     from vdm_jax.evaluation.digit_metrics import nearest
 
-    return {"novelty": nearest(_in_range(clips.videos), _in_range(training))[0]}
+    return {"novelty": nearest(in_range(clips.videos), in_range(training))[0]}
+
+
+def _place_kept(clips: Clips) -> Rows:
+    videos, real = in_range(clips.videos), in_range(clips.real)
+    return place_kept(videos, real, clips.new) | {"psnr": temporal.psnr(videos[:, clips.new], real[:, clips.new])}
+
+
+def _digit_kept(clips: Clips, judge: Any) -> Rows:
+    from vdm_jax.data.moving_digits import parse_caption
+
+    digits = np.array([parse_caption(caption)[0][0] for caption in clips.captions])
+    return {"digit_kept": digit_kept(judge, clips.videos, digits, clips.new)}
 
 
 def _warping(clips: Clips) -> Rows:
-    videos = _in_range(clips.videos)
+    videos = in_range(clips.videos)
     return {"warping": temporal.warping_error(videos), "occluded": temporal.occluded_share(videos)}
 
 
@@ -68,14 +81,14 @@ def _clip(clips: Clips, network: clip_pair.PublishedClip) -> Rows:
 
 
 def _alone(name: str, rows: Callable[[np.ndarray], np.ndarray]) -> Callable[[Clips], Rows]:
-    return lambda clips: {name: rows(_in_range(clips.videos))}
+    return lambda clips: {name: rows(in_range(clips.videos))}
 
 
 def _by(name: str, rows: Callable[[Any, np.ndarray], np.ndarray]) -> Callable[[Clips, Any], Rows]:
     return lambda clips, network: {name: rows(network, clips.videos)}
 
 
-def _in_range(videos: np.ndarray) -> Float[np.ndarray, "B T H W C"]:
+def in_range(videos: np.ndarray) -> Float[np.ndarray, "B T H W C"]:
     """In [-1, 1]: real clips are stored as bytes."""
     return videos.astype(np.float32) / 127.5 - 1 if videos.dtype == np.uint8 else videos
 
@@ -98,7 +111,10 @@ EXTRACTORS = {
     "i3d": Extractor(_by("fvd", features.i3d_features), "i3d"),
     "videomae": Extractor(_by("videomae", features.videomae_features), "videomae"),
     "clip": Extractor(_clip, "clip"),
+    "place_kept": Extractor(_place_kept),
+    "digit_kept": Extractor(_digit_kept, "judge"),
 }
+OF_KNOWN = ("place_kept", "digit_kept")  # compare with the clips that a part is known of
 
 # --------------------------------------------------------------------------------------------------- figures
 
@@ -164,6 +180,10 @@ METRICS = {
     "clip": Metric("clip", _mean, "↑"),
     "clip_fid": Metric("clip", _frechet, "↓"),
     "consistency": Metric("clip", _mean, "↑"),
+    "digit_kept": Metric("digit_kept", _share, "↑"),
+    "position_error": Metric("place_kept", _mean, "↓"),
+    "within_pixel": Metric("place_kept", _share, "↑"),
+    "psnr": Metric("place_kept", _mean, "↑"),
 }
 OF_DIGITS = ("digit", "direction", "both", "jerk")
 OF_ANY = ("flicker", "smoothness", "warping", "dynamic")
@@ -175,14 +195,19 @@ def default_metrics(data: RealData, weights: Iterable[str] = ()) -> tuple[str, .
     return (OF_DIGITS if data.judge else OF_ANY) + sum((OF_WEIGHTS[name] for name in weights), ())
 
 
-def check_metrics(names: Iterable[str]) -> tuple[str, ...]:
-    """The names, `occluded` after `warping`, which says little without it. Raises InputError for an unknown one."""
+def check_metrics(names: Iterable[str], known: str = "") -> tuple[str, ...]:
+    """The names, `occluded` after `warping`, which says little without it.
+
+    Raises InputError for an unknown one, and for one that needs a mode in which something is known.
+    """
     wanted = []
     for name in names:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, 1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise InputError(f"metric {name!r} is unknown; {hint}known are {', '.join(METRICS)}")
+        if METRICS[name].extractor in OF_KNOWN and not known:
+            raise InputError(f"{name} compares with what is known of a clip: known must be one of {'; '.join(MODES)}")
         wanted += [name, "occluded"] if name == "warping" else [name]
     if not wanted:
         raise InputError(f"metrics=[] must name some of {', '.join(METRICS)}")
@@ -206,8 +231,16 @@ WEIGHTS = {
 }
 
 
+def check_weights(metrics: Iterable[str], weights: Mapping[str, str | Path]) -> None:
+    """Raises InputError for a metric whose weights are missing."""
+    for name in metrics:
+        need = EXTRACTORS[METRICS[name].extractor].needs
+        if need in WEIGHTS and need not in weights:
+            raise InputError(f"{name} needs weights, --{need}=<path>: {WEIGHTS[need][1]}")
+
+
 def load_networks(
-    metrics: Iterable[str], data: RealData, weights: Mapping[str, str | Path] | None = None, *, mesh: Mesh | None = None
+    metrics: Sequence[str], data: RealData, weights: Mapping[str, str | Path] | None = None, *, mesh: Mesh | None = None
 ) -> dict[str, Network]:
     """What the metrics look with; `weights` has the files of "i3d", "videomae" and "clip".
 
@@ -215,6 +248,7 @@ def load_networks(
         InputError: a metric that the data cannot have, or whose weights are missing or of another network.
     """
     networks, weights = {}, weights or {}
+    check_weights(metrics, weights)
     for name in metrics:
         need = EXTRACTORS[METRICS[name].extractor].needs
         if not need or need in networks:
@@ -224,9 +258,7 @@ def load_networks(
                 raise InputError(f"{name} is of moving digits, one in a clip; the data is {data.name}")
             networks[need] = _of_digits(need, data)
             continue
-        load, published = WEIGHTS[need]
-        if need not in weights:
-            raise InputError(f"{name} needs weights, --{need}=<path>: {published}")
+        load, _ = WEIGHTS[need]
         networks[need] = Network(load(weights[need], mesh=mesh), _hash(Path(weights[need])))
     return networks
 

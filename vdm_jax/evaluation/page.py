@@ -105,11 +105,14 @@ def embed_video(video: UInt8[np.ndarray, "T H W C"] | Float[np.ndarray, "T H W C
         return data_uri(path.read_bytes(), "video/webm")
 
 
+def video(uri: str, caption: str) -> str:
+    """A silent video that plays again and again; the caption is for who does not see it."""
+    return f'<video src="{uri}" aria-label="{escape(caption, quote=True)}" autoplay loop muted playsinline></video>'
+
+
 def video_figure(uri: str, caption: str) -> str:
-    """A silent video that plays again and again, with text below it."""
-    label = escape(caption, quote=True)
-    video = f'<video src="{uri}" aria-label="{label}" autoplay loop muted playsinline></video>'
-    return f"<figure>{video}<figcaption>{escape(caption)}</figcaption></figure>"
+    """Such a video with its caption below it."""
+    return f"<figure>{video(uri, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def image_figure(path: FilePath, caption: str, least: int = 0) -> str:

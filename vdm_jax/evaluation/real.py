@@ -24,10 +24,12 @@ def silent(batches: Sequence[int], what: str) -> Iterable[int]:
 
 
 class Clips(NamedTuple):
-    """Clips of one shape, with a caption each."""
+    """Clips of one shape, with a caption each; the real ones that a part is known of, and the frames that are new."""
 
     videos: UInt8[np.ndarray, "B T H W C"]
     captions: tuple[str, ...]
+    real: UInt8[np.ndarray, "B T H W C"] | None = None
+    new: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vdm_jax.diffusion.known import Known
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import Interval
+from vdm_jax.evaluation.keeping import MODES, mask_of, new_frames, without_a_network
 from vdm_jax.evaluation.metrics import (
     BESIDE,
     EXTRACTORS,
@@ -26,6 +28,7 @@ from vdm_jax.evaluation.metrics import (
     Network,
     Rows,
     check_metrics,
+    in_range,
     load_networks,
 )
 from vdm_jax.evaluation.real import Clips, Progress, RealData, read_clips, silent
@@ -46,6 +49,7 @@ def score(
     folder: str | Path | None = None,
     networks: Mapping[str, Network] | None = None,
     progress: Progress = silent,
+    known: str = "",
     **settings,
 ) -> dict[str, Interval]:
     """What the metrics say of `num` clips that are drawn on captions of held-out ones.
@@ -57,12 +61,13 @@ def score(
             a call with other metrics draws nothing again. It may be deleted at any time.
         networks: of `load_networks`, so as not to load them at every call.
         progress: is given the batches and a word for what is done with them.
+        known: a mode of `keeping.MODES`: so much of each held-out clip is given, and its caption where the mode has it.
         settings: fields of `Settings`, such as guidance and steps.
 
     Raises:
         InputError: an unknown metric or setting, one that does not fit the data, or too few real clips.
     """
-    job = _job(data, metrics, num, seed, batch_size, folder, networks, progress)
+    job = _job(data, metrics, num, seed, batch_size, folder, networks, progress, known)
     real = read_clips(data, num, seed)
     if real.videos.shape[1:] != pipeline.shape:
         shapes = ("×".join(map(str, shape)) for shape in (real.videos.shape[1:], pipeline.shape))
@@ -70,17 +75,22 @@ def score(
     chosen, _ = pipeline.check(real.captions, seed=seed, batch_size=batch_size, **settings)
     weights = [hashlib.sha256(np.asarray(x.addressable_data(0)).tobytes()) for x in jax.tree.leaves(pipeline.params)]
     about = (*(x.hexdigest() for x in weights), pipeline.origin, pipeline.step, chosen, seed)
+    about += (known, real.videos) if known else ()
 
     def draw(first: int, captions: Sequence[str]) -> Rows:
-        prompts = np.resize(captions, job.size).tolist()  # the last batch is a full one, too: one compilation
-        videos = pipeline(prompts, seed=seed, batch_size=job.size, first=first, **settings)
+        rows = np.resize(np.arange(len(captions)), job.size)  # the last batch is a full one, too: one compilation
+        prompts, given = [captions[row] for row in rows], {}
+        if known:
+            given["known"] = Known(in_range(real.videos[first + rows]), mask_of(known, pipeline.shape))
+            prompts = prompts if MODES[known].captioned else [""] * job.size
+        videos = pipeline(prompts, seed=seed, batch_size=job.size, first=first, **given, **settings)
         return {"videos": videos[: len(captions)]}
 
     def batches() -> Iterator[Clips]:
         for first in progress(range(0, num, job.size), f"guidance {chosen.guidance:g}"):
             captions = real.captions[first : first + job.size]
             drawn = _kept(folder, "videos", (*about, first, captions), functools.partial(draw, first, captions))
-            yield Clips(drawn["videos"], captions)
+            yield _beside(job, Clips(drawn["videos"], captions), real, first)
 
     return _figures(job, _extract(job, batches(), job.metrics))
 
@@ -95,20 +105,26 @@ def floors(
     folder: str | Path | None = None,
     networks: Mapping[str, Network] | None = None,
     progress: Progress = silent,
+    known: str = "",
 ) -> dict[str, dict[str, Interval]]:
     """What the metrics say of real held-out clips ("real"), of these "shuffled" in time, and "frozen".
 
+    Where a part of the clips is `known`, there is "no network" instead of the last two: `keeping.without_a_network`.
     Arguments as of `score`, whose figures are to be read beside these.
     """
     from vdm_jax.evaluation.moving_digits import frozen, shuffle_frames  # imports TFDS
 
-    job = _job(data, metrics, num, seed, batch_size, folder, networks, progress)
+    job = _job(data, metrics, num, seed, batch_size, folder, networks, progress, known)
     real = read_clips(data, num, seed)
     changed = {"real": lambda x: x, "shuffled": lambda x: shuffle_frames(x, jax.random.key(0)), "frozen": frozen}
+    if known:
+        mask = mask_of(known, real.videos.shape[1:])
+        changed = {"real": changed["real"], "no network": lambda x: without_a_network(in_range(x), mask)}
     found = {}
     for name, change in changed.items():
         clips = Clips(np.asarray(change(real.videos)), real.captions)
-        found[name] = _figures(job, _extract(job, _batches(job, clips, name), job.metrics))
+        batches = (_beside(job, batch, real, i * job.size) for i, batch in enumerate(_batches(job, clips, name)))
+        found[name] = _figures(job, _extract(job, batches, job.metrics))
     return found
 
 
@@ -123,16 +139,25 @@ class _Job(NamedTuple):
     folder: str | Path | None
     networks: Mapping[str, Network]
     progress: Progress
+    known: str
 
 
-def _job(data, metrics, num, seed, batch_size, folder, networks, progress) -> _Job:
-    metrics = check_metrics(metrics)
+def _job(data, metrics, num, seed, batch_size, folder, networks, progress, known) -> _Job:
+    metrics = check_metrics(metrics, known)
     if num < 2 or batch_size < 1:
         raise InputError(f"num={num} must be at least 2 to have an interval, batch_size={batch_size} at least 1")
     networks = load_networks(metrics, data) if networks is None else networks
     for which in ("held-out", *(BESIDE[METRICS[name].figure] for name in metrics if METRICS[name].figure in BESIDE)):
         read_clips(data, num, seed, which, progress=progress)  # before anything is drawn: there may be too few
-    return _Job(data, metrics, num, seed, min(batch_size, num), folder, networks, progress)
+    return _Job(data, metrics, num, seed, min(batch_size, num), folder, networks, progress, known)
+
+
+def _beside(job: _Job, clips: Clips, real: Clips, first: int) -> Clips:
+    """The clips with the real ones that a part of them is known of."""
+    if not job.known:
+        return clips
+    new = new_frames(mask_of(job.known, real.videos.shape[1:]))
+    return clips._replace(real=real.videos[first : first + len(clips.videos)], new=new)
 
 
 def _figures(job: _Job, rows: Rows) -> dict[str, Interval]:
@@ -171,7 +196,7 @@ def _extract(job: _Job, batches: Iterable[Clips], metrics: Sequence[str]) -> Row
         for name in dict.fromkeys(METRICS[metric].extractor for metric in metrics):
             extractor = EXTRACTORS[name]
             network = [job.networks[extractor.needs]] if extractor.needs else []
-            about = (*(x.digest for x in network), clips.videos.shape, clips.videos, clips.captions)
+            about = (*(x.digest for x in network), clips.videos.shape, *clips)
             extract = functools.partial(extractor.rows, clips, *(x.model for x in network))
             rows |= _kept(job.folder, name, about, extract)
         found.append(rows)

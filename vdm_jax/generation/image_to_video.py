@@ -48,10 +48,10 @@ class ImageToVideo(Pipeline):
     def check(
         self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, coarse: int = 1, **changes
     ) -> tuple[Settings, Int[np.ndarray, "B L"]]:
-        """As `Pipeline.check`; there is no other strength than 1."""
+        """As `Pipeline.check`; there is one way to begin, and to keep the picture."""
         settings, tokens = super().check(prompts, seed=seed, batch_size=batch_size, coarse=coarse, **changes)
-        if settings.strength != 1 or settings.respect != "replace":
-            raise InputError("strength and respect are not for this model, which is told its first frame")
+        if settings.strength != 1 or settings.respect != "replace" or settings.free_init != 1:
+            raise InputError("strength, respect and free_init are not for this model, which is told its first frame")
         return settings, tokens
 
     def check_window(self, known: Bool[np.ndarray, "T H W 1"]) -> None:

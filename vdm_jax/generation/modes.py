@@ -172,6 +172,11 @@ def first_frames(task: Task, windows: Sequence[slice]) -> list[int]:
     return begins
 
 
+def changes_at(pipeline: Pipeline, task: Task, windows: Sequence[slice]) -> Sequence[int]:
+    """The frames at which a prompt may change: those where a window begins, or all."""
+    return range(len(task.video)) if pipeline.text_per_frame else first_frames(task, windows)
+
+
 def generate(
     pipeline: Pipeline,
     prompts: Sequence[str],
@@ -184,10 +189,10 @@ def generate(
     """Draws the task once for each prompt: yields the videos after every window, until they are whole.
 
     It is the same array each time, with more drawn in it; what is not yet drawn is black. Known pixels are those of the
-    task, exactly, but for `exact=False`. A prompt may change from window to window (`travel`). `context` is how many
-    frames a window sees of those before it (default: half of them); `settings` are the other arguments of
-    `Pipeline.batches`. With `partial`, an .npy file, the videos lie in that file in place of memory, and the same call
-    goes on after the last window that is done.
+    task, exactly, but for `exact=False`. A prompt may change from window to window, or from frame to frame (`travel`).
+    `context` is how many frames a window sees of those before it (default: half of them); `settings` are the other
+    arguments of `Pipeline.batches`. With `partial`, an .npy file, the videos lie in that file in place of memory, and
+    the same call goes on after the last window that is done.
 
     Raises:
         InputError: the task does not fit the pipeline.
@@ -196,7 +201,7 @@ def generate(
     video, mask = _padded(task.video, frames, mode="edge"), _padded(task.mask, frames)
     places = windows_of(pipeline, task, context)
     begins = first_frames(task, places)
-    check_travel(prompts, begins)
+    check_travel(prompts, changes_at(pipeline, task, places))
     shape, done, drawing = (len(prompts), *video.shape), 0, ""
     if partial is None:
         videos = np.empty(shape, np.float32)
@@ -219,7 +224,10 @@ def generate(
             elif mask[at].any() or task.strength < 1:
                 known = Known(np.where(mask[at], videos[:, at], video[at]), mask[None, at])
             how = {"block": block, "coarse": task.coarse, "strength": task.strength}
-            drawn = pipeline.batches(prompts_at(prompts, begin), known=known, **how, **settings)
+            asked = prompts_at(prompts, begin)
+            if pipeline.text_per_frame:
+                asked, how["frame"] = prompts, at.start
+            drawn = pipeline.batches(asked, known=known, **how, **settings)
             videos[:, at] = np.concatenate(list(drawn))
             if partial is not None:
                 save_partial(partial, drawing, block + 1, videos)

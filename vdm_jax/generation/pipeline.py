@@ -16,16 +16,19 @@ from jax.sharding import PartitionSpec as P
 
 from vdm_jax import configuration
 from vdm_jax.diffusion.conditioning import Conditioning, coarsen, tell
+from vdm_jax.diffusion.free_init import in_rounds
+from vdm_jax.diffusion.free_noise import rescheduled
 from vdm_jax.diffusion.guidance import clipped, guided
 from vdm_jax.diffusion.known import Known, reconstructed, replaced, under
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.sampler import TOLD, gaussian, initial_noise, sample
+from vdm_jax.diffusion.sampler import INITIAL, TOLD, gaussian, process_noise, sample
 from vdm_jax.errors import InputError
 from vdm_jax.generation.settings import Settings, check_sampling, grid_of
+from vdm_jax.generation.travel import texts_and_shares
 from vdm_jax.models.text import Encoded
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, shardings
-from vdm_jax.training.checkpoints import restore_ema
+from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding
+from vdm_jax.training.trainee import load_averaged
 from vdm_jax.typing import Array, Bool, Float, Int, Key, Params, UInt
 
 
@@ -49,7 +52,8 @@ class Pipeline:
     `shape` is that of one video (T, H, W, C); `tokenize` turns a prompt into the tokens of its text encoder;
     `conditioning` is what the network was trained to be told of a video, None for nothing; `codec` stands between
     videos and what the network draws, None where it draws pixels; `unet_config` is the config.json of a published
-    U-Net; `origin` says where and how all this was loaded.
+    U-Net; `text_per_frame` says that the network may be told each frame its own text, so that prompts travel
+    (`travel`); `origin` says where and how all this was loaded.
     """
 
     graphdef: nnx.GraphDef
@@ -65,6 +69,7 @@ class Pipeline:
     conditioning: Conditioning | None = None
     codec: Codec | None = None
     unet_config: Mapping[str, Any] | None = None
+    text_per_frame: bool = False
     origin: str = ""
 
     def __call__(
@@ -85,6 +90,7 @@ class Pipeline:
         batch_size: int = 16,
         first: int = 0,
         block: int = 0,
+        frame: int = 0,
         known: Known | None = None,
         coarse: int = 1,
         negative: str = "",
@@ -93,11 +99,16 @@ class Pipeline:
         """The same, a batch at a time.
 
         `first` is the number of the first video (for a part of a longer list), `block` that of the window in a
-        longer video. `negative` is the prompt that guidance leads away from. `known` (host arrays, one for each prompt
-        or one for all) is kept as it is, if `exact`. With `coarse` n it is a video of an n-th of the rows and columns,
-        each pixel repeated, which is followed instead.
+        longer video, which begins at its `frame`. `negative` is the prompt that guidance leads away from. `known` (host
+        arrays, one for each prompt or one for all) is kept as it is, if `exact`. With `coarse` n it is a video of an
+        n-th of the rows and columns, each pixel repeated, which is followed instead.
         """
-        settings, tokens = self.check(prompts, seed=seed, batch_size=batch_size, coarse=coarse, **changes)
+        texts, shares = prompts, None
+        if self.text_per_frame:
+            texts, shares = texts_and_shares(prompts, frame, self.shape[0])
+        settings, tokens = self.check(texts, seed=seed, batch_size=batch_size, coarse=coarse, **changes)
+        if shares is not None:
+            tokens = tokens.reshape(len(prompts), -1, tokens.shape[-1])
         draw = _compile(
             self.graphdef,
             self.process,
@@ -114,11 +125,11 @@ class Pipeline:
         if known is not None:
             known = Known(*(np.broadcast_to(array, (len(prompts), *array.shape[1:])) for array in known))
         for start, rows in full_batches(len(prompts), batch_size, self.mesh):
-            known_rows = jax.tree.map(lambda x, rows=rows: x[rows], known)
-            given = tokens[rows], np.uint32(first + start + np.arange(len(rows))), known_rows
-            texts, numbers, pixels = jax.device_put(given, batch_sharding(self.mesh))
+            given = jax.tree.map(lambda x, rows=rows: x[rows], (tokens, shares, known))
+            given = *given, np.uint32(first + start + np.arange(len(rows)))
+            *asked, pixels, numbers = jax.device_put(given, batch_sharding(self.mesh))
             told = pixels if self.codec is None or pixels is None else self._latent(pixels)
-            drawn = draw(self.params, texts, numbers, told, null, np.uint32([seed, block]), weights)
+            drawn = draw(self.params, *asked, numbers, told, null, np.uint32([seed, block]), weights)
             if self.codec is not None:
                 drawn = jnp.clip(self.codec.decode(self.codec.params, drawn), -1, 1)
                 drawn = pixels.put(drawn) if pixels is not None and settings.exact else drawn
@@ -207,13 +218,13 @@ def _compile(
     layout = ActivationLayout(mesh)
     times = grid_of(settings, process)
 
-    def draw(params, tokens, index, known, null, seed_and_block, weights) -> Array:
+    def draw(params, tokens, shares, index, known, null, seed_and_block, weights) -> Array:
         guidance, reconstruction = weights
         model = nnx.merge(graphdef, params)
         batch = tokens.shape[0]
         text = null_text = None
         if model.text is not None:
-            text = model.encode(tokens)
+            text = model.encode(tokens) if shares is None else model.encode(tokens, shares)
             null_text = model.encode(null[None])
             both = Encoded(
                 *(jnp.concatenate([jnp.broadcast_to(n, c.shape), c]) for n, c in zip(null_text, text, strict=True))
@@ -242,17 +253,25 @@ def _compile(
             rescale=settings.rescale,
             interval=settings.interval,
         )
-        z = initial_noise(keys, shape, process, times[0])
         if known is not None and settings.respect == "reconstruct":
             measure = under(known.mask) if coarse == 1 else functools.partial(coarsen, factor=coarse)
             denoise = reconstructed(denoise, measure(known.video), measure, process, reconstruction)
         denoise = clipped(denoise, process, settings.clip)
-        if known is not None and coarse == 1:
-            denoise = replaced(denoise, known, process, keys, exact=settings.exact)
-        if known is not None and settings.strength < 1:
+
+        def from_noise(noise, keys):
             alpha, sigma = process.alpha_sigma(times[0])
-            z = alpha * known.video + sigma / jnp.hypot(alpha, sigma) * z
-        video = sample(denoise, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys)
+            z = jnp.hypot(alpha, sigma) * noise  # as in `initial_noise`
+            if known is not None and settings.strength < 1:
+                z = alpha * known.video + sigma * noise
+            kept = denoise
+            if known is not None and coarse == 1:
+                kept = replaced(denoise, known, process, keys, exact=settings.exact)
+            return sample(kept, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys)
+
+        noise = process_noise(process, keys, INITIAL, shape, jnp.float32)
+        if model.window is not None:
+            noise = rescheduled(noise, keys, *model.window)
+        video = in_rounds(from_noise, noise, keys, process, settings.free_init)
         video = jnp.clip(video, -1, 1) if in_pixels else video
         return known.put(video) if known is not None and coarse == 1 and settings.exact else video
 
@@ -308,10 +327,6 @@ def load(run: str | Path, *, mesh: Mesh | None = None) -> Pipeline:
         from vdm_jax.generation.finetune import load_finetuned  # which builds on this file
 
         return load_finetuned(run, config, mesh)
-    graphdef, abstract = nnx.split(configuration.abstract_model(config))
-    abstract = nnx.to_pure_dict(abstract)
-    sharded = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings(mesh, abstract)
-    )
-    step, params = restore_ema(Path(run) / "checkpoints", sharded)
+    step, params = load_averaged(run, config, mesh)
+    graphdef = nnx.split(configuration.abstract_model(config))[0]
     return dataclasses.replace(make_pipeline(config, graphdef, params, mesh, step), origin=str(run))

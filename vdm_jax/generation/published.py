@@ -49,6 +49,7 @@ def load_published(
     motion_adapter: str | Path | None = None,
     loras: Sequence[tuple[str | Path, float | int]] = (),
     frames: int | None = None,
+    free_noise: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
     dtype: str = "float32",
     params_dtype: str | None = None,
@@ -66,6 +67,8 @@ def load_published(
             Video Diffusion.
         loras: pairs (file or folder, strength), merged into the U-Net and the text encoder.
         frames, size: of a video, (rows, columns) in pixels (default: as published).
+        free_noise: (context length, stride) of FreeNoise, which takes AnimateDiff more frames than its motion modules
+            know ((16, 4) as published).
         dtype, params_dtype: of the computation, and of the parameters (default: the same).
         chunk: frames that Stable Video Diffusion decodes at a time, which changes them (default: all, as published).
         motion: Stable Video Diffusion's motion bucket.
@@ -87,16 +90,15 @@ def load_published(
         if kind == SVD and lora.text:
             raise InputError(f"{lora.where} changes a text encoder ({len(lora.text)} modules), and {kind} has none")
     how = dict(mesh=mesh, dtype=dtype, params_dtype=params_dtype or dtype)
-    motion_modules = dict(motion_adapter=motion_adapter, new_motion=new_motion, seed=seed)
+    motion_modules = dict(motion_adapter=motion_adapter, new_motion=new_motion, seed=seed, window=free_noise)
     unet = load_unet(folder, **motion_modules, loras=changes, **how, **options)
+    network = nnx.merge(unet.graphdef, unet.params)
     schedule = schedule_of(ANIMATEDIFF) if moves else read_scheduler(folder)
     autoencoder = load_autoencoder(folder, **how)
     usual, side, steps, guidance, fps = DEFAULTS[kind]
     usual = unet.config.get("num_frames") or usual
     frames = usual if frames is None else frames
-    longest = unet.config.get("motion_max_seq_length", frames)
-    if not 1 <= frames <= longest:
-        raise InputError(f"frames={frames} must be at least 1 and at most {longest}")
+    network.check_frames(frames)
     images, _ = translate(autoencoder.config)
     factor = 2 ** (len(images["widths"]) - 1)
     if kind != SVD:  # whose config says the size of its first training
@@ -125,16 +127,18 @@ def load_published(
         step=0,
         unet_config=unet.config,
         codec=make_codec(autoencoder, latents, chunk or frames if in_time else None),
-        origin=repr((str(folder), str(motion_adapter), dtype, chunk, motion, [(str(f), s) for f, s in loras])),
+        origin=repr(
+            (str(folder), str(motion_adapter), dtype, chunk, motion, free_noise, [(str(f), s) for f, s in loras])
+        ),
     )
     if in_time:
         look = make_look(load_image_encoder(folder, **how), autoencoder)
-        network = dict(graphdef=unet.graphdef, params=unet.params, tokenize=no_words)
-        return ImageToVideo(**network, **common, look=look, motion=motion)
+        common |= dict(graphdef=unet.graphdef, params=unet.params, tokenize=no_words)
+        return ImageToVideo(**common, look=look, motion=motion)
     text = load_text_encoder(folder, loras=changes, **how)
-    denoiser = LatentDenoiser(nnx.merge(text.graphdef, text.params), nnx.merge(unet.graphdef, unet.params))
-    graphdef, params = nnx.split(denoiser)
-    return Pipeline(graphdef=graphdef, params=nnx.to_pure_dict(params), tokenize=load_tokenizer(folder), **common)
+    graphdef, params = nnx.split(LatentDenoiser(nnx.merge(text.graphdef, text.params), network))
+    common |= dict(graphdef=graphdef, params=nnx.to_pure_dict(params), tokenize=load_tokenizer(folder))
+    return Pipeline(**common, text_per_frame=True)
 
 
 def make_look(encoder: PublishedEncoder, autoencoder: PublishedAutoencoder) -> Callable:

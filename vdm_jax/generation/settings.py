@@ -22,10 +22,11 @@ RESPECT = ("replace", "reconstruct", "concat")
 class Settings:
     """How a video is drawn; all but the values of the two weights are fixed when the sampler is compiled.
 
-    `grid_options` are those of the grid (`diffusion.grids`), as pairs. The last five matter where something is known:
-    `strength`, the time to begin at; how to `respect` it; the weight of `reconstruction` guidance (`diffusion.known`);
-    the noise put on what a network is told, `known_noise` (`diffusion.conditioning`); and whether the known part stays
-    `exact`, or is drawn by the network, too.
+    `grid_options` are those of the grid (`diffusion.grids`), as pairs; `free_init` is the number of rounds of sampling,
+    each from noise that holds something of what the one before drew (`diffusion.free_init`: 3; 1 is sampling as usual).
+    The last five matter where something is known: `strength`, the time to begin at; how to `respect` it; the weight of
+    `reconstruction` guidance (`diffusion.known`); the noise put on what a network is told, `known_noise`
+    (`diffusion.conditioning`); and whether the known part stays `exact`, or is drawn by the network, too.
     """
 
     steps: int = 32
@@ -37,6 +38,7 @@ class Settings:
     rescale: float | int = 0.0
     interval: tuple[float | int, float | int] = (0.0, 1.0)
     clip: str | None = "static"
+    free_init: int = 1
     strength: float | int = 1.0
     respect: str = "replace"
     reconstruction: float | int = 10.0
@@ -50,6 +52,10 @@ class Settings:
             raise InputError(f"guidance={self.guidance} must not be negative (1 is none)")
         if not 0 < self.strength <= 1:
             raise InputError(f"strength={self.strength} must be above 0 and at most 1 (noise alone)")
+        if self.free_init < 1:
+            raise InputError(f"free_init={self.free_init} must be at least 1 (the rounds of sampling)")
+        if self.free_init > 1 and self.strength < 1:
+            raise InputError(f"free_init={self.free_init} begins with noise alone, and needs strength=1")
         if self.respect not in RESPECT:
             raise InputError(f"respect={self.respect!r} must be one of {', '.join(RESPECT)}")
         if not 0 <= self.reconstruction < float("inf"):
@@ -68,6 +74,11 @@ def check_sampling(
     jax.eval_shape(lambda: make_table(settings.solver, times, process, float(settings.eta)))  # for its checks alone
     guided(lambda *_: None, process, "v", rescale=settings.rescale, interval=settings.interval)
     clipped(lambda *_: None, process, settings.clip)
+    if settings.free_init > 1 and process.alpha_sigma(jnp.float32(1))[0] == 0:
+        raise InputError(
+            f"free_init={settings.free_init} needs a process that leaves something of the video at t = 1; "
+            f"{type(process).__name__} ends in noise alone"
+        )
     return np.stack([tokenize(prompt) for prompt in prompts])
 
 

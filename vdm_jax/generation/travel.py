@@ -3,7 +3,10 @@
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from vdm_jax.errors import InputError
+from vdm_jax.typing import Float
 
 
 def read_travel(prompt: str) -> dict[int, str]:
@@ -29,12 +32,32 @@ def prompts_at(prompts: Sequence[str], frame: int) -> list[str]:
     return [travel[max(start for start in travel if start <= frame)] for travel in travels]
 
 
-def check_travel(prompts: Sequence[str], windows: Sequence[int]) -> None:
-    """Raises InputError where a prompt changes at a frame that is not the first new one of a window."""
+def texts_and_shares(
+    prompts: Sequence[str], frame: int, frames: int
+) -> tuple[list[str], Float[np.ndarray, "B T K"] | None]:
+    """K texts for each prompt, one after the other, and the share of each in `frames` frames from `frame` on.
+
+    Between its frames one text passes linearly into the next; the last holds to the end. A prompt of fewer than K
+    texts has empty ones, without a share. Where no prompt changes (K = 1) there are no shares.
+    """
+    travels = [read_travel(prompt) for prompt in prompts]
+    most = max(map(len, travels), default=1)
+    texts = [text for travel in travels for text in [*travel.values(), *[""] * (most - len(travel))]]
+    if most == 1:
+        return texts, None
+    shares = np.zeros((len(travels), frames, most), np.float32)
+    for share, travel in zip(shares, travels, strict=True):
+        for k, only in enumerate(np.eye(len(travel))):
+            share[:, k] = np.interp(np.arange(frame, frame + frames), list(travel), only)
+    return texts, shares
+
+
+def check_travel(prompts: Sequence[str], frames: Sequence[int]) -> None:
+    """Raises InputError where a prompt changes at a frame that is none of these: a range, or those of windows."""
+    there = f"the windows draw from frames {', '.join(map(str, sorted(frames)))} on (--context and --frames set them)"
+    if isinstance(frames, range):
+        there = f"the video has frames 0 to {frames[-1]}"
     for prompt in prompts:
         for frame in read_travel(prompt):
-            if frame not in (0, *windows):
-                raise InputError(
-                    f"prompt {prompt!r} changes at frame {frame}, but the windows draw from frames "
-                    f"{', '.join(map(str, sorted(windows)))} on (--context and --frames set them)"
-                )
+            if frame not in (0, *frames):
+                raise InputError(f"prompt {prompt!r} changes at frame {frame}, but {there}")

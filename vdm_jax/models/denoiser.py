@@ -19,6 +19,8 @@ class Denoiser(nnx.Module):
         told: also sees what is known of the video, in `channels` + 1 more channels (`diffusion.conditioning`).
     """
 
+    window = None  # sees all frames at once
+
     def __init__(
         self,
         *,

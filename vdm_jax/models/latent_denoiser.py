@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import jax.numpy as jnp
 from flax import nnx
 
 from vdm_jax.models.clip import ClipText
@@ -19,9 +20,19 @@ class LatentDenoiser(nnx.Module):
     def __init__(self, text: ClipText, unet: LatentUNet):
         self.text, self.unet = text, unet
 
-    def encode(self, tokens: Int[Array, "B L"], image_tokens: None = None) -> Encoded:
-        """Encodes the texts, one for all frames."""
-        return self.text(tokens[:, None])
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """(length, stride) of FreeNoise's windows, None where the network sees all frames at once."""
+        return self.unet.window
+
+    def encode(self, tokens: Int[Array, "B *K L"], shares: Float[Array, "B T K"] | None = None) -> Encoded:
+        """Encodes the texts, one for all frames; or K, of which each frame's is a mixture in the given shares."""
+        if shares is None:
+            return self.text(tokens[:, None])
+        texts, mask, pooled = self.text(tokens)
+        texts = jnp.einsum("btk,bkle->btle", shares, texts, precision="highest").astype(texts.dtype)
+        pooled = jnp.einsum("btk,bke->bte", shares, pooled, precision="highest").astype(pooled.dtype)
+        return Encoded(texts, jnp.broadcast_to(mask[:, :1], texts.shape[:3]), pooled)
 
     def __call__(
         self,

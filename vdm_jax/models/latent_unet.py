@@ -74,6 +74,8 @@ class LatentUNet(Trunk):
         added: width of the sinusoid of each further number that the network is told, and how many there are.
         per_frame_norm: motion modules normalise each frame apart, as the original AnimateDiff code does; diffusers
             takes all frames together.
+        window: (length, stride) of the overlapping windows that motion modules see of a video of any number of frames
+            (FreeNoise, Qiu et al. 2023, arXiv 2310.15169); None: all frames at once.
         dtype: of the computation; parameters are float32. attention, remat: as of `UNet`.
     """
 
@@ -101,6 +103,7 @@ class LatentUNet(Trunk):
         epsilon_up: float = 1e-5,
         added: tuple[int, int] | None = None,
         per_frame_norm: bool = False,
+        window: tuple[int, int] | None = None,
         dtype: str = "float32",
         attention: str = "auto",
         remat: str = "none",
@@ -113,8 +116,11 @@ class LatentUNet(Trunk):
         for width in widths:
             if width % groups:
                 raise InputError(f"groups={groups} must divide every width, not {width}")
+        if window is not None:
+            _check_window(window, time, max_frames)
         common = dict(dtype=dtype, rngs=rngs)
-        self.width, self.added, self.max_frames, self.remat = widths[0], added, max_frames, remat
+        self.width, self.added, self.remat = widths[0], added, remat
+        self.max_frames, self.window = max_frames, window
         embedding = 4 * widths[0]
         places = [*zip(widths, heads, strict=True), (widths[-1], middle_heads)]  # the levels, and the middle
         sizes = [head_size or (width // n if n else 0) for width, n in places]
@@ -137,6 +143,7 @@ class LatentUNet(Trunk):
             if time == "motion" and (middle_motion or place != MIDDLE):
                 n = time_heads[place]
                 options = attending(place, heads=n, head_size=width // n, layers=time_layers, position=True)
+                options["window"] = window
                 return Transformer(width, along="time", across_frames=not per_frame_norm, **options)
             return None
 
@@ -175,6 +182,14 @@ class LatentUNet(Trunk):
         self.norm = GroupNorm(widths[0], dtype, rngs, groups=groups, epsilon=epsilon_middle)
         self.conv_out = nnx.Conv(widths[0], channels_out, (3, 3), **common)
 
+    def check_frames(self, frames: int) -> None:
+        """Raises InputError for fewer frames than a window has, or more than the motion modules have positions for."""
+        least, most = (self.window[0], None) if self.window else (1, self.max_frames)
+        if frames < least:
+            raise InputError(f"frames={frames} must be at least {least}" + " (window of free_noise)" * (least > 1))
+        if most is not None and frames > most:
+            raise InputError(f"frames={frames} must be at most {most} (positions of the motion modules)")
+
     def __call__(
         self,
         z: Float[Array, "B T H W C"],
@@ -198,8 +213,7 @@ class LatentUNet(Trunk):
         Raises:
             InputError: too many frames, or a condition that is missing.
         """
-        if self.max_frames is not None and z.shape[1] > self.max_frames:
-            raise InputError(f"frames={z.shape[1]} must be at most {self.max_frames} (positions of the motion modules)")
+        self.check_frames(z.shape[1])
         embedding = self.time(sinusoid(time, self.width))[:, None]
         if self.added is not None:
             if added is None:
@@ -222,3 +236,15 @@ class LatentUNet(Trunk):
             layout(x, "space"), run, lambda down, x: down(x), lambda up, x, skip: up(x, skip.shape[2:4], layout)
         )
         return layout.per_frame(self.conv_out, jax.nn.silu(self.norm(x))).astype(jnp.float32)
+
+
+def _check_window(window: tuple[int, int], time: str, max_frames: int | None) -> None:
+    length, stride = window
+    if time != "motion":
+        raise InputError(f"free_noise={length},{stride} needs a network with motion modules (AnimateDiff)")
+    longest = length if max_frames is None else max_frames
+    if not 1 <= stride <= length <= longest:
+        raise InputError(
+            f"free_noise={length},{stride} must be a context length of at most {longest} frames (positions of the "
+            "motion modules), and a stride from 1 to that length"
+        )

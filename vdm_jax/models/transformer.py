@@ -1,7 +1,10 @@
 """The transformers of the published latent U-Nets: over the pixels of a frame, over the frames of a pixel, and both."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 
@@ -58,21 +61,42 @@ def interleaved_code(frames: int, width: int) -> Float[Array, "T C"]:
     return rearrange(jnp.stack([sines, cosines], -1), "t c two -> t (c two)")
 
 
+def in_windows(attend: Callable, x: Float[Array, "B T H W C"], length: int, stride: int) -> Float[Array, "B T H W C"]:
+    """FreeNoise's window-based attention fusion (Qiu et al. 2023): `attend` on overlapping windows at once.
+
+    Frames are the means of what the windows make of them, weighted by their distance to a window's ends. Frames that
+    the last whole window leaves over are those of one more window at the end, which has no say in the others.
+    """
+    frames = x.shape[1]
+    starts = np.arange(0, frames - length + 1, stride)
+    weights = np.tile(np.minimum(np.arange(length), np.arange(length)[::-1]) + 1.0, (len(starts), 1))
+    if over := frames - (starts[-1] + length):
+        starts = np.append(starts, frames - length)
+        weights = np.append(weights, [np.arange(length) >= length - over], axis=0)
+    at = starts[:, None] + np.arange(length)
+    weights /= np.bincount(at.ravel(), weights.ravel())[at]
+    parts = attend(rearrange(x[:, at], "b n t h w c -> (b n) t h w c"))
+    parts = rearrange(parts, "(b n) t h w c -> b n t h w c", n=len(at)) * np.float32(weights[..., None, None, None])
+    return jnp.zeros(x.shape, parts.dtype).at[:, at].add(parts).astype(x.dtype)
+
+
 class TransformerBlock(nnx.Module):
     """Two attentions and a feed-forward, each after a layer norm and added to its input.
 
     The second attention is to the context where there is one (`context_width`), else like the first. `position` adds
     a code of the frame before both (AnimateDiff). `feed_in` begins with a further feed-forward (Stable Video
-    Diffusion's temporal block).
+    Diffusion's temporal block). `window` (length, stride) lets frames attend in windows, and counts them there.
     """
 
-    def __init__(self, width, *, along, context_width=0, position=False, feed_in=False, dtype, rngs, **heads):
+    def __init__(
+        self, width, *, along, context_width=0, position=False, feed_in=False, window=None, dtype, rngs, **heads
+    ):
         common = dict(dtype=dtype, rngs=rngs)
 
         def norm():
             return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, **common)
 
-        self.along, self.position, self.to_context = along, position, bool(context_width)
+        self.along, self.position, self.to_context, self.window = along, position, bool(context_width), window
         self.norm_in = norm() if feed_in else None
         self.feed_in = FeedForward(width, **common) if feed_in else None
         self.norm1, self.attention1 = norm(), Attention(width, **heads, **common)
@@ -85,9 +109,15 @@ class TransformerBlock(nnx.Module):
         """`context` is read by a block that was made with a `context_width`."""
         if self.feed_in is not None:
             x = x + self.feed_in(self.norm_in(x))
-        x = x + self.attention1(self._placed(self.norm1(x)), self.along)
-        x = x + self.attention2(self._placed(self.norm2(x)), self.along, context if self.to_context else None)
+        if self.window is not None:
+            x = in_windows(self._attend, x, *self.window)
+        else:
+            x = self._attend(x, context if self.to_context else None)
         return x + self.feed(self.norm3(x))
+
+    def _attend(self, x, context=None):
+        x = x + self.attention1(self._placed(self.norm1(x)), self.along)
+        return x + self.attention2(self._placed(self.norm2(x)), self.along, context)
 
     def _placed(self, x):
         if not self.position:

@@ -64,7 +64,8 @@ def load_unet(
         loras: what they have for a U-Net is merged into its weights.
         mesh: default: all devices along data.
         params_dtype: of the parameters.
-        options: arguments of `LatentUNet` that are no matter of the config: dtype, attention, remat, per_frame_norm.
+        options: arguments of `LatentUNet` that are no matter of the config: dtype, attention, remat, per_frame_norm,
+            window.
 
     Raises:
         InputError: an unknown family or setting, pickles, tensors that the config does not say, or a LoRA that does

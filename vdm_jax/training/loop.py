@@ -29,7 +29,7 @@ from vdm_jax.parallel.sharding import batch_sharding, check_batch
 from vdm_jax.training.checkpoints import Checkpoints, restore_state
 from vdm_jax.training.state import TrainState, plan_state
 from vdm_jax.training.step import make_train_step
-from vdm_jax.training.trainee import Trainee, from_scratch
+from vdm_jax.training.trainee import Trainee, begin_with, from_scratch
 from vdm_jax.typing import Params
 
 # Draws samples during training: (graphdef, averaged parameters, mesh, step).
@@ -62,6 +62,8 @@ def train(
     tx, schedule = configuration.optimizer_of(config)
     schedule = jax.jit(schedule)
     trainee, data = trainee or from_scratch(config), config.data
+    if config.init_from:
+        trainee = begin_with(trainee, config.init_from, mesh)
 
     # ----------------------------------------------------------------------------------------------- data
     source = make_source(**configuration.source_arguments(config))

@@ -2,14 +2,19 @@
 
 import dataclasses
 import itertools
+import logging
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 
 from vdm_jax import configuration
 from vdm_jax.diffusion.conditioning import Conditioning
@@ -17,7 +22,8 @@ from vdm_jax.diffusion.objective import Objective
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import InputError
 from vdm_jax.models.keys import Keys
-from vdm_jax.parallel.sharding import path_name
+from vdm_jax.parallel.sharding import path_name, shardings
+from vdm_jax.training.checkpoints import restore_ema
 from vdm_jax.typing import Array, Float, Int, Key, Params, PyTree
 
 PARTS = ("all", "time", "lora")
@@ -69,6 +75,55 @@ def from_scratch(config) -> Trainee:
         initialise=lambda: nnx.to_pure_dict(nnx.split(configuration.make_model(config, Keys(config.seed)))[1]),
         conditioning=configuration.conditioning_of(config),
     )
+
+
+def load_averaged(run: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[int, Params]:
+    """The step of a run's newest checkpoint and its averaged parameters, straight into their shards.
+
+    Raises:
+        InputError: no checkpoint, or one that does not fit the config.
+    """
+    abstract = nnx.to_pure_dict(nnx.split(configuration.abstract_model(config))[1])
+    sharded = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings(mesh, abstract)
+    )
+    return restore_ema(Path(run) / "checkpoints", sharded)
+
+
+def begin_with(trainee: Trainee, run: str | Path, mesh: Mesh) -> Trainee:
+    """The trainee with a run's averaged parameters wherever both have one of that name; all others are new.
+
+    So a video network begins as the image network of the run, frame by frame: new time slots end in zeros, and do
+    nothing yet (identity-initialised, Singer et al. 2022, section 3.2; Guo et al. 2024, section 4.2).
+
+    Raises:
+        InputError: no such run, nothing in common with it, another shape under the same name, or a published model.
+    """
+    if trainee.frozen:
+        raise InputError(f"init_from={run} must be empty: a published model begins as it was loaded")
+    step, loaded = load_averaged(run, configuration.read_config(run), mesh)
+    common = in_common(trainee.shapes, loaded, f"init_from={run}")
+    count = len(jax.tree.leaves(trainee.shapes))
+    logging.info("begins with %d of its %d arrays from %s at step %d", len(common), count, run, step)
+
+    def initialise(common: dict[tuple, Array]) -> Params:
+        # Copies, as a training step takes the place of what it is given.
+        return unflatten_dict(flatten_dict(trainee.initialise()) | jax.tree.map(jnp.copy, common))
+
+    return dataclasses.replace(trainee, initialise=initialise, given=(common,))
+
+
+def in_common(here: PyTree, there: PyTree, name: str) -> dict[tuple, Any]:
+    """What is there under the names that both have, by path. Raises InputError for other shapes, and for nothing."""
+    here, there = flatten_dict(here), flatten_dict(there)
+    common = {path: there[path] for path in here if path in there}
+    for path, array in common.items():
+        if array.shape != here[path].shape:
+            shapes = f"{array.shape} there and {here[path].shape} here"
+            raise InputError(f"{name}: {'/'.join(map(str, path))} has shape {shapes}")
+    if not common:
+        raise InputError(f"{name} has no parameter of this network")
+    return common
 
 
 def divide(params: Params, part: str) -> tuple[Params, Params]:

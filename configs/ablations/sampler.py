@@ -1,0 +1,35 @@
+"""Solvers at so many steps: how few will do?
+
+    python experiments/ablate.py --study configs/ablations/sampler.py --out studies/sampler
+    python experiments/ablate.py --study configs/ablations/sampler.py:ucf101 \
+        --out studies/sampler-ucf101 --i3d i3d.safetensors
+
+Only draws: the runs are those of `configs/moving_digits.py`, which other studies train, too. Heun's method calls the
+network twice a step: 4 steps of it cost what 7 of the others do. `ucf101` has not been run.
+"""
+
+from pathlib import Path
+
+from vdm_jax.evaluation.ablation import Study, load_config, sweep
+
+CONFIGS = Path(__file__).parents[1]
+CLAIM = "Second-order solvers need fewer steps than DDIM, and ancestral sampling needs more."
+SOURCE = "DPM-Solver++, Lu et al. 2022, arXiv 2211.01095; Heun's method, Karras et al. 2022, arXiv 2206.00364"
+SOLVERS = {
+    "DDIM": {"sample.solver": "ddim"},
+    "ancestral": {"sample.solver": "ddim", "sample.eta": 1.0},
+    "Heun": {"sample.solver": "heun"},
+    "DPM-Solver++": {"sample.solver": "dpmpp"},
+}
+
+
+def get_study(scale: str = "digits") -> Study:
+    """The study at the scale of "digits" or "ucf101"."""
+    arms = sweep(SOLVERS, "sample.steps", {f"{steps} steps": steps for steps in (4, 8, 16, 32, 64)})
+    how = {"claim": CLAIM, "source": SOURCE, "arms": arms, "along": "sample.steps"}
+    if scale == "ucf101":
+        base = load_config(CONFIGS / "video_diffusion_models.py", "ucf101")
+        base.sample.eta = 0.0
+        return Study(base=base, metrics=("fvd", "smoothness", "dynamic"), num=2048, devices=0, **how)
+    base = load_config(CONFIGS / "moving_digits.py")
+    return Study(base=base, metrics=("digit", "digits_fvd", "digits_fid", "jerk"), **how)

@@ -1,0 +1,60 @@
+"""The results of a study: a file for each cell, which is there or is not, and is never half of one."""
+
+import dataclasses
+import json
+import logging
+import math
+
+import numpy as np
+
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation.ablation import Cell
+from vdm_jax.evaluation.confidence import Interval
+from vdm_jax.evaluation.page import write_file
+from vdm_jax.video import to_uint8
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What was measured of a cell, under the name ""; of the floors, the scores of each by its name."""
+
+    scores: dict[str, dict[str, Interval]]
+    cost: dict[str, float | int]
+    networks: dict[str, str]  # what the metrics look with, and a hash of it
+    machine: str
+    prompts: list[str]  # of the first videos, which lie beside it
+
+
+def read_result(cell: Cell) -> Result | None:
+    """The result of a cell; None where there is none. A damaged file is set aside, with a warning."""
+    try:
+        values = json.loads(cell.file.read_text())
+        for rows in values["scores"].values():
+            for metric, row in rows.items():
+                rows[metric] = Interval(**{name: math.nan if x is None else float(x) for name, x in row.items()})
+        return Result(**values)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        aside = cell.file.with_suffix(".damaged")
+        cell.file.replace(aside)
+        log.warning(
+            "%s is damaged (%s): now %s, and measured again", cell.file, " ".join(str(error).split()), aside.name
+        )
+        return None
+
+
+def write_result(cell: Cell, result: Result, videos: np.ndarray) -> None:
+    """Writes a result, and beside it the first videos; whole or not at all."""
+    values = dataclasses.asdict(result)
+    for rows in values["scores"].values():
+        for metric, row in rows.items():
+            rows[metric] = {name: x if math.isfinite(x) else None for name, x in row.items()}
+    try:
+        cell.file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(cell.file.with_suffix(".npy"), to_uint8(videos))
+    except OSError as error:
+        raise InputError(f"{cell.file.parent} cannot be written: {error.strerror or error}") from error
+    write_file(cell.file, json.dumps(values, indent=1) + "\n")  # last: whoever finds it finds the videos

@@ -1,0 +1,118 @@
+"""A job of a study, in a process of its own: trains a run, or goes on with it, draws its cells and measures them.
+
+The process holds a lock on the run, so that two studies that need it do not both train it.
+"""
+
+import contextlib
+import fcntl
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vdm_jax.configuration import read_config
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation.ablation import Cell, Plan, Run
+from vdm_jax.evaluation.ablation_results import Result, read_result, write_result
+from vdm_jax.evaluation.ablation_time import training_seconds
+from vdm_jax.evaluation.metrics import Network, load_networks
+from vdm_jax.evaluation.real import RealData, read_clips, real_data
+from vdm_jax.evaluation.run_hash import run_hash
+from vdm_jax.evaluation.score import floors, score
+from vdm_jax.evaluation.speed import about_machine
+from vdm_jax.generation.pipeline import Pipeline, load
+from vdm_jax.training.loop import train
+
+log = logging.getLogger(__name__)
+
+FLOORS = "floors"  # the job that measures real clips; other jobs are called by their runs
+SHOWN = 6  # videos of each cell that the page can show
+
+
+def work(plan: Plan, job: str) -> None:
+    """Does one job of a plan, as far as it is not done yet.
+
+    Raises:
+        InputError: a run that cannot be trained or drawn from.
+    """
+    if job == FLOORS:
+        return _measure_floors(plan)
+    run = plan.runs[job]
+    with locked(run):
+        cells = [cell for cell in plan.cells if cell.run is run and read_result(cell) is None]
+        if cells:
+            pipeline, data = trained(run), real_data(plan.study.base)
+            networks = load_networks(cells[0].about["metrics"], data, plan.study.weights)
+            for cell in cells:
+                _measure(plan, cell, pipeline, data, networks)
+
+
+@contextlib.contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Holds the run against other processes; waits where one holds it."""
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    with run.folder.with_name(f"{run.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process works on %s: waiting for it", run.folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def trained(run: Run) -> Pipeline:
+    """The pipeline of a run, which is trained now if it is not yet, after what it begins with."""
+    if not run.finished:
+        if run.begins_with is not None:
+            with locked(run.begins_with):
+                trained(run.begins_with)
+        train(run.config, run.folder)
+    if (found := run_hash(read_config(run.folder))) != run.name:
+        raise InputError(f"{run.folder} holds a run of another config ({found}): move it away")
+    pipeline = load(run.folder)
+    if pipeline.step == run.config.steps:
+        return pipeline
+    train(run.config, run.folder)  # its last checkpoint is damaged
+    return load(run.folder)
+
+
+def _measure(plan: Plan, cell: Cell, pipeline: Pipeline, data: RealData, networks: Mapping[str, Network]) -> None:
+    study, metrics, drawn = plan.study, cell.about["metrics"], cell.file.with_suffix("")
+    log.info("measuring %s, seed %d", cell.arm, cell.seed)
+    start = time.perf_counter()
+    # What is drawn is kept meanwhile: an interrupted drawing goes on.
+    how = {"num": study.num, "seed": cell.seed, "batch_size": study.batch_size, "known": study.known, "folder": drawn}
+    scores = score(pipeline, data, metrics, networks=networks, **how, **cell.settings)
+    cost = {
+        "parameters": sum(x.size for x in jax.tree.leaves(pipeline.params)),
+        "training_seconds": training_seconds(cell.run),
+        "drawing_seconds": time.perf_counter() - start,
+    }
+    first = min(drawn.glob("videos-*.npz"), key=lambda path: path.stat().st_mtime)  # batches come in order
+    with np.load(first) as file:
+        videos = file["videos"][:SHOWN]
+    captions = read_clips(data, study.num, cell.seed).captions
+    write_result(cell, _result({"": scores}, cost, networks, captions), videos)
+    shutil.rmtree(drawn, ignore_errors=True)
+
+
+def _measure_floors(plan: Plan) -> None:
+    if read_result(plan.floors) is not None:
+        return
+    study, seed, metrics = plan.study, plan.floors.seed, plan.floors.about["metrics"]
+    data = real_data(study.base)
+    networks, clips = load_networks(metrics, data, study.weights), read_clips(data, study.num, seed)
+    how = {"num": study.num, "seed": seed, "batch_size": study.batch_size, "known": study.known}
+    scores = floors(data, metrics, networks=networks, **how)
+    write_result(plan.floors, _result(scores, {}, networks, clips.captions), clips.videos[:SHOWN])
+
+
+def _result(
+    scores: Mapping[str, Any], cost: Mapping[str, float | int], networks: Mapping[str, Network], captions: Sequence[str]
+) -> Result:
+    digests = {name: network.digest for name, network in networks.items()}
+    return Result(dict(scores), dict(cost), digests, about_machine(), list(captions[:SHOWN]))
