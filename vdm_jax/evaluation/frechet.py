@@ -73,7 +73,10 @@ def frechet_distance(real: Features | Moments, generated: Features | Moments) ->
     """
     a, b = _moments(real), _moments(generated)
     if min(a.count, b.count) <= len(a.mean):
-        _warn_of_few(min(a.count, b.count), len(a.mean))
+        _warn_once(
+            f"{min(a.count, b.count)} samples of {len(a.mean)} features: the covariance is singular and the Fréchet "
+            "distance far too large; take more samples (unbiased_frechet_distance says by how much)"
+        )
     return _distance(a, b)
 
 
@@ -118,7 +121,7 @@ def unbiased_frechet_distance(
         if (fewest := round(smallest * len(x))) < 2:
             raise InputError(f"rows={len(x)} must be more: the smallest subset, {smallest:g} of them, has less than 2")
         if (samples := fewest * x[0].size // x.shape[-1]) <= x.shape[-1]:
-            log.warning("subsets of %d samples of %d features: too few for a line in 1/N", samples, x.shape[-1])
+            _warn_once(f"subsets of {samples} samples of {x.shape[-1]} features: too few for a line in 1/N")
 
     def at(share: float) -> float:
         subset, *real_subset = [x[rng.permutation(len(x))[: round(share * len(x))]] for x in sets]
@@ -156,11 +159,6 @@ def _same_width(a: Moments, b: Moments) -> None:
         raise InputError(f"features of {len(a.mean)} and of {len(b.mean)} numbers: they must come of one network")
 
 
-@functools.cache  # once for each pair of numbers, not at every turn of a bootstrap
-def _warn_of_few(samples: int, width: int) -> None:
-    log.warning(
-        "%d samples of %d features: the covariance is singular and the Fréchet distance far too large; "
-        "take more samples (unbiased_frechet_distance says by how much)",
-        samples,
-        width,
-    )
+@functools.cache  # not at every turn of a bootstrap
+def _warn_once(text: str) -> None:
+    log.warning(text)
