@@ -80,12 +80,12 @@ def test_a_logarithmic_axis_has_powers_at_equal_distances_and_leaves_out_what_it
 
 def test_ticks_are_round_numbers_within_the_axis():
     for values in ([0.013, 0.094], [-3, 7], [1e-9, 4e-3], [5, 5], [50, 2400]):
-        place, ticks = chart._axis(np.array(values, float), 0, 100)
+        place, ticks = chart.axis(np.array(values, float), 0, 100)
         assert 3 <= len(ticks) <= 11, ticks
         assert all(-1e-9 <= place(tick) <= 100 + 1e-9 for tick in ticks)
         assert np.ptp(np.diff(ticks)) < 1e-12
         assert all(f"{tick:e}".strip("-")[0] in "0123456789" and len(f"{tick:.6g}") < 9 for tick in ticks)
-    assert chart._axis(np.array([0.05, 0.84]), 0, 100, log=True)[1] == [0.05, 0.1, 0.2, 0.5]
+    assert chart.axis(np.array([0.05, 0.84]), 0, 100, log=True)[1] == [0.05, 0.1, 0.2, 0.5]
 
 
 def test_a_long_line_becomes_the_mean_of_neighbours_in_the_band_of_their_extremes():

@@ -19,7 +19,7 @@ from vdm_jax.evaluation import digit_metrics, features, metrics, temporal
 from vdm_jax.evaluation import moving_digits as ev
 from vdm_jax.evaluation.confidence import bootstrap, bootstrap_mean, wilson
 from vdm_jax.evaluation.frechet import frechet_distance, unbiased_frechet_distance
-from vdm_jax.evaluation.metrics import EXTRACTORS, METRICS, check_metrics, default_metrics, load_networks
+from vdm_jax.evaluation.metrics import EXTRACTORS, METRICS, OF_KNOWN, check_metrics, default_metrics, load_networks
 from vdm_jax.evaluation.real import Clips, RealData, other_data, read_clips, real_data
 from vdm_jax.evaluation.score import floors, score
 from vdm_jax.generation.pipeline import Pipeline, make_pipeline
@@ -27,7 +27,7 @@ from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.video import write_video
 
 NUM, BATCH = 20, 8  # the last batch is not a full one
-OF_DIGITS = [name for name, metric in METRICS.items() if metric.extractor not in ("i3d", "videomae", "clip")]
+OF_DIGITS = [name for name, metric in METRICS.items() if metric.extractor not in ("i3d", "videomae", "clip", *OF_KNOWN)]
 
 
 @pytest.fixture(autouse=True)

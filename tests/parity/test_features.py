@@ -5,11 +5,15 @@ import runpy
 import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+
+if find_spec("torch") is None:  # before what imports it
+    pytest.skip("needs the parity extra", allow_module_level=True)
 from flax import nnx
 from safetensors.numpy import load_file
 

@@ -2,11 +2,15 @@
 
 import types
 import warnings
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+if find_spec("torch") is None:  # before what imports it
+    pytest.skip("needs the parity extra", allow_module_level=True)
 
 from tests.parity.test_pipelines import BETAS, NEGATIVE, PROMPT, noise, parts
 from tests.parity.test_unets import call, theirs
