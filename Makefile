@@ -40,4 +40,4 @@ $(VENV)/.for-%: setup.py $(CONSTRAINTS) | $(VENV)/bin/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .jax_cache build *.egg-info

@@ -1,12 +1,23 @@
-"""Eight fake CPU devices for every test, and shape checks on the package's annotated functions."""
+"""Eight fake CPU devices for every test, shape checks on the package's annotated functions, and quick compilation."""
 
 import os
+from importlib.metadata import version
+from pathlib import Path
 
-# Unoptimised programs compile in two thirds of the time, and that is what the tests wait for.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# Compiling is what the tests wait for. Unoptimised programs take two thirds of the time.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones have no other way
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", QUICK)
 
-import jax
-from jaxtyping import install_import_hook
+# Compiled programs are kept: the first run needs some of them again, and the next one all. A folder for each worker, as
+# JAX writes its files in place, where another one could read a half of them.
+KEPT = Path(__file__).parents[1] / ".jax_cache" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(KEPT))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
+
+import jax  # noqa: E402, as it reads them
+from jaxtyping import install_import_hook  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook("vdm_jax", "beartype.beartype")

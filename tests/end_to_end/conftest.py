@@ -1,5 +1,6 @@
 """Commands as a user gives them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,15 +12,33 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def run():
+def outcome():
+    """Runs a script in a folder; returns its status, stdout and stderr."""
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("each_in_a_fork.py"))],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+    def outcome(folder, script, *arguments):
+        command = [str(script), *map(str, arguments)]
+        server.stdin.write(json.dumps({"command": command, "folder": str(folder)}) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+
+    with server:
+        yield outcome
+
+
+@pytest.fixture(scope="session")
+def run(outcome):
     """Runs a script of experiments/ in a folder; returns what it prints, (stdout, stderr)."""
 
     def run(folder, script, *arguments):
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
-        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-        command = [sys.executable, str(ROOT / "experiments" / script), *map(str, arguments)]
-        done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=600)
-        assert done.returncode == 0, done.stderr
-        return done.stdout, done.stderr
+        status, stdout, stderr = outcome(folder, ROOT / "experiments" / script, *arguments)
+        assert status == 0, stderr
+        return stdout, stderr
 
     return run

@@ -1,29 +1,38 @@
-"""Runs many commands, each in a fork of one process that has imported everything: a start would cost seconds each.
+"""Runs commands, each in a fork of one process that has imported everything: a start would cost seconds each.
 
-Reads [[script, argument, …], …] as JSON from standard input; writes [[status, stdout, stderr], …].
+Reads {"command": [script, argument, …], "folder": …} as lines of JSON from standard input; answers each with a line
+[status, stdout, stderr].
 """
 
 import json
 import os
 import runpy
+import signal
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 
+import vdm_jax.evaluation.score
 import vdm_jax.generation.pipeline
 import vdm_jax.training.loop  # noqa: F401
 
+TIMEOUT = 600  # seconds
 
-def status_of(command: list[str], stdout: int, stderr: int) -> int:
-    """The exit status of a command, run in a child as `python command…` would."""
+
+def status_of(command: list[str], folder: str, stdout: int, stderr: int) -> int:
+    """The exit status of a command, run in a child as `python command…` would in the folder."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     status = 1
     try:
+        signal.alarm(TIMEOUT)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
-        sys.argv = command
+        os.chdir(folder)
+        sys.argv, sys.path[0] = command, str(Path(command[0]).resolve().parent)
         runpy.run_path(command[0], run_name="__main__")
         status = 0
     except SystemExit as stop:
@@ -36,10 +45,9 @@ def status_of(command: list[str], stdout: int, stderr: int) -> int:
         os._exit(status)
 
 
-results = []
-for command in json.load(sys.stdin):
+for line in sys.stdin:
+    asked = json.loads(line)
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        status = status_of(command, stdout.fileno(), stderr.fileno())
+        status = status_of(asked["command"], asked["folder"], stdout.fileno(), stderr.fileno())
         stdout.seek(0), stderr.seek(0)
-        results.append([status, stdout.read(), stderr.read()])
-json.dump(results, sys.stdout)
+        print(json.dumps([status, stdout.read(), stderr.read()]), flush=True)

@@ -1,9 +1,5 @@
 """Bad input as a user would give it: one line that says what, where, which value, and what would be right."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from runpy import run_path
 
@@ -296,28 +292,19 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def outcomes(folders):
+def outcomes(folders, outcome):
     """Status, stdout and stderr of every case."""
     names = [path.name for path in folders.iterdir()]
     places = {name.split(".")[0]: str(folders / name) for name in [*names, "new", "none"]}
     commands = {name: [argument.format(**places) for argument in arguments] for name, (arguments, _) in CASES.items()}
     commands |= {name: [str(folders / "commands" / name)] for name in COMMANDS}
     commands["help"] = ["experiments/train.py", "--help"]
-    everything = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("each_in_a_fork.py"))],
-        input=json.dumps(list(commands.values())),
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folders / "cache")},
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=600,
-    )
-    assert everything.returncode == 0, everything.stderr
+    outcomes = {name: outcome(ROOT, *command) for name, command in commands.items()}
     assert not (folders / "new").exists()  # of none of them
     assert not (folders / "none").exists()
     assert (folders / "file").read_text() == "in the way"
     assert sorted(path.name for path in (folders / "run").iterdir()) == ["checkpoints", "config.json"]
-    return dict(zip(commands, json.loads(everything.stdout), strict=True))
+    return outcomes
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.conftest import ROOT
-from tests.pretrained.pipelines import write_lora, write_pipeline
+from tests.pretrained.pipelines import ONE_LEVEL, write_lora, write_pipeline
 from tests.tiny_config import write_videos
 from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.video import read_metadata, read_video, write_video
@@ -16,7 +16,7 @@ from vdm_jax.video import read_metadata, read_video, write_video
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
     write_pipeline(folder / "model")
-    write_pipeline(folder / "image", "image")
+    write_pipeline(folder / "image", "image", **ONE_LEVEL)
     write_videos(folder / "videos")
     write_lora(folder / "style.safetensors")
     return folder

@@ -33,9 +33,8 @@ def world(tmp_path_factory):
 def start(world, script, *arguments, devices=1, **variables):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        # Unoptimised programs compile faster, and are bit-exact or not like any other.
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(world / "cache"),
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(world / "cache"),  # of its own, as a process may be killed while it writes
         **variables,
     }
     command = [sys.executable, str(ROOT / "experiments" / script), *map(str, arguments)]

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.pretrained.pipelines import write_image_to_video, write_pipeline
+from tests.pretrained.pipelines import ONE_LEVEL, write_image_to_video, write_pipeline
 from tests.tiny_config import get_config
 from vdm_jax.errors import InputError
 from vdm_jax.generation.finetune import load_trainee
@@ -20,7 +20,7 @@ from vdm_jax.training.step import make_train_step
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("finetune")
-    write_pipeline(place / "image", "image")
+    write_pipeline(place / "image", "image", **ONE_LEVEL)
     write_image_to_video(place / "svd")
     return place
 

@@ -36,7 +36,8 @@ def make_run(folder, **known):
     mesh = make_mesh(devices=jax.devices()[:1])
     _, state = create_state(lambda rngs: configuration.make_model(config, rngs), tx, mesh, seed=0)
     leaves, tree = jax.tree.flatten(state.ema)
-    leaves = [x + 0.2 * jnp.sin(i + jnp.arange(float(x.size))).reshape(x.shape) for i, x in enumerate(leaves)]
+    more = [np.float32(0.2 * np.sin(i + np.arange(x.size)).reshape(x.shape)) for i, x in enumerate(leaves)]
+    leaves = [jax.device_put(np.asarray(x) + y, x.sharding) for x, y in zip(leaves, more, strict=True)]
     checkpoints = Checkpoints(folder / "checkpoints")
     checkpoints.save(12, dataclasses.replace(state, ema=tree.unflatten(leaves)), {"next_batch": 12})
     checkpoints.close()

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -16,7 +17,8 @@ from vdm_jax.models.keys import Keys
 from vdm_jax.models.latent_unet import LatentUNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import translate, with_motion
-from vdm_jax.pretrained.names import Naming, from_torch, to_torch, torch_shapes
+from vdm_jax.pretrained.folder import Weights
+from vdm_jax.pretrained.names import Naming, from_torch, load_params, to_torch, torch_shapes
 from vdm_jax.pretrained.unets import load_unet, save_unet, tensors_of
 
 GOLDEN = Path(__file__).parent / "golden.npz"  # made by make_golden.py
@@ -210,7 +212,9 @@ def test_what_is_no_model_is_refused(folder, tmp_path):
 
 def test_an_image_network_with_new_motion_modules_draws_the_same_frames(folder, tmp_path):
     where = folder(IMAGE)
-    image, video = load_unet(where), load_unet(where, new_motion={"motion_max_seq_length": 8}, seed=1)
+    one = make_mesh(devices=jax.devices()[:1])
+    image = load_unet(where, mesh=one)
+    video = load_unet(where, mesh=one, new_motion={"motion_max_seq_length": 8}, seed=1)
     rng = np.random.default_rng(0)
     z = rng.normal(size=(2, 5, 8, 8, 4)).astype(np.float32)
     context = rng.normal(size=(2, 1, 6, IMAGE["cross_attention_dim"])).astype(np.float32)
@@ -231,9 +235,27 @@ def test_an_image_network_with_new_motion_modules_draws_the_same_frames(folder, 
 
 def test_parameters_take_the_type_that_is_asked_for(folder):
     where = folder(IMAGE)
-    whole, half = load_unet(where), load_unet(where, params_dtype="bfloat16", dtype="bfloat16")
+    half = load_unet(where, params_dtype="bfloat16", dtype="bfloat16", mesh=make_mesh(devices=jax.devices()[:1]))
     assert {x.dtype.name for x in jax.tree.leaves(half.params)} == {"bfloat16"}
-    given = jax.tree.map(jax.numpy.asarray, inputs("image"))
-    answers = [nnx.merge(unet.graphdef, unet.params)(**given) for unet in (whole, half)]
-    assert answers[1].dtype == np.float32
-    assert relative(np.asarray(answers[1]), np.asarray(answers[0])) < 0.05
+    given = inputs("image")
+    answer = jax.jit(lambda params, given: nnx.merge(half.graphdef, params)(**given))(half.params, given)
+    assert answer.dtype == np.float32
+    assert relative(np.asarray(answer), network("image")(given)) < 0.05
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_few_tensors_at_a_time_are_on_the_host(folder, dtype):
+    """What numpy has at most while they are read, above what is left in the end."""
+    where = folder(IMAGE)
+    arguments, naming = translate(IMAGE)
+    module = nnx.eval_shape(lambda: LatentUNet(**arguments, rngs=Keys(0)))
+    sizes = [tensor.nbytes for tensor in load_file(where / "diffusion_pytorch_model.safetensors").values()]
+    assert sum(sizes) > 10 * max(sizes)
+    load = functools.partial(load_params, module=module, naming=naming, mesh=make_mesh(), where="", dtype=dtype)
+    load(Weights(where))  # what is made once for all
+    tracemalloc.start()
+    params = load(Weights(where))
+    left, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(jax.tree.leaves(params)) == len(sizes)
+    assert most - left < 3 * max(sizes)

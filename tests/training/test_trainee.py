@@ -1,6 +1,7 @@
 """Which parameters are trained, and that the whole comes together again."""
 
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 from runpy import run_path
@@ -101,7 +102,12 @@ def images(tmp_path_factory):
     configuration.write_config(folder, config)
     tx, _ = configuration.optimizer_of(config)
     state = plan_state(from_scratch(config).shapes, from_scratch(config).initialise, tx, make_mesh(fsdp=2, data=4))[1]()
-    ema = jax.tree.map(lambda x: x + 0.2 * jnp.sin(jnp.arange(float(x.size))).reshape(x.shape), state.ema)
+    ema = jax.tree.map(
+        lambda x: jax.device_put(
+            np.asarray(x) + np.float32(0.2 * np.sin(np.arange(x.size)).reshape(x.shape)), x.sharding
+        ),
+        state.ema,
+    )
     checkpoints = Checkpoints(folder / "checkpoints")
     checkpoints.save(3, dataclasses.replace(state, ema=ema), {"next_batch": 3})
     checkpoints.close()
@@ -122,13 +128,15 @@ def test_a_video_network_begins_as_an_image_network_frame_by_frame(images, caplo
 
     rng = np.random.default_rng(0)
     z, time = jnp.float32(rng.normal(size=(2, 4, 8, 8, 3))), jnp.float32([900, 30])
-    video, image = (nnx.merge(t.graphdef, p) for t, p in ((trainee, begins), (from_scratch(config), params)))
 
-    def predict(model, z):
+    @functools.partial(jax.jit, static_argnums=0)
+    def predict(graphdef, params, z):
+        model = nnx.merge(graphdef, params)
         return model(z, time, model.encode(jnp.stack([model.tokenize("a"), model.tokenize("b")])))
 
-    whole = predict(video, z)
-    frames = [predict(image, z[:, t : t + 1]) for t in range(4)]
+    whole = predict(trainee.graphdef, begins, z)
+    image = from_scratch(config).graphdef
+    frames = [predict(image, params, z[:, t : t + 1]) for t in range(4)]
     np.testing.assert_allclose(whole, np.concatenate(frames, 1), atol=1e-5)
     assert np.std(whole) > 0.1
 

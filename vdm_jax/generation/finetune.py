@@ -13,7 +13,7 @@ from vdm_jax.generation.published import SVD, load_published
 from vdm_jax.parallel.sharding import shardings
 from vdm_jax.pretrained.folder import read_config
 from vdm_jax.training.checkpoints import restore_ema
-from vdm_jax.training.trainee import Trainee, divide, join, low_rank
+from vdm_jax.training.trainee import Trainee, check_part, divide, join, low_rank
 from vdm_jax.typing import Params
 
 
@@ -28,6 +28,7 @@ def load_trainee(config, mesh: Mesh) -> tuple[Trainee, Pipeline]:
     data, group = config.data, config.pretrained.to_dict()
     if data.joint_images or config.known.mixture:
         raise InputError("data.joint_images and known.mixture are not for a published model: set them to 0 and {}")
+    check_part(group["train"])
     adapter, kind = group["motion_adapter"] or None, read_config(group["folder"])["_class_name"]
     if kind == SVD:
         raise InputError(f"pretrained.folder={group['folder']}: training {kind} is not implemented")

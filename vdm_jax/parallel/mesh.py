@@ -78,5 +78,11 @@ def make_mesh(
 
 
 def on_cpu(mesh: Mesh, *, optimization: int) -> dict[str, int] | None:
-    """Compiler options that set how far LLVM optimises where the mesh is of CPUs (XLA's default: 3)."""
-    return {"xla_backend_optimization_level": optimization} if mesh.devices.flat[0].platform == "cpu" else None
+    """Compiler options that set how far LLVM optimises where the mesh is of CPUs (XLA's default: 3).
+
+    What XLA_FLAGS says of it stands.
+    """
+    name = "xla_backend_optimization_level"
+    if mesh.devices.flat[0].platform != "cpu" or name in os.environ.get("XLA_FLAGS", ""):
+        return None
+    return {name: optimization}

@@ -17,7 +17,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.models.keys import Keys
 from vdm_jax.models.latent_unet import LatentUNet
 from vdm_jax.models.transformer import interleaved_code
-from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.parallel.mesh import make_mesh, on_cpu
 from vdm_jax.parallel.sharding import path_name
 from vdm_jax.pretrained.families import Config, translate, with_motion
 from vdm_jax.pretrained.folder import NAMES, Weights, component, read_config
@@ -93,10 +93,10 @@ def load_unet(
     mesh = make_mesh() if mesh is None else mesh
     how = dict(mesh=mesh, where=" and ".join(map(str, folders)), dtype=params_dtype)
     params = load_params(weights, module, naming, **how, new=new)
-    return PublishedUNet(nnx.split(module)[0], _begun(params, lambda: make(seed)), config)
+    return PublishedUNet(nnx.split(module)[0], _begun(params, lambda: make(seed), mesh), config)
 
 
-def _begun(params: PyTree, make: Callable[[], LatentUNet]) -> Params:
+def _begun(params: PyTree, make: Callable[[], LatentUNet], mesh: Mesh) -> Params:
     """The parameters, where those that are still shapes begin as a new module's, which adds nothing to its input."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     new = [i for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
@@ -109,7 +109,8 @@ def _begun(params: PyTree, make: Callable[[], LatentUNet]) -> Params:
 
     arrays = [leaf for _, leaf in leaves]
     if new:  # all else of the module is never computed
-        begun = jax.jit(begin, out_shardings=[arrays[i].sharding for i in new])()
+        how = {"out_shardings": [arrays[i].sharding for i in new], "compiler_options": on_cpu(mesh, optimization=0)}
+        begun = jax.jit(begin, **how)()
         for i, array in zip(new, begun, strict=True):
             arrays[i] = array
     return jax.tree.unflatten(tree, arrays)

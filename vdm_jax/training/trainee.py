@@ -126,13 +126,18 @@ def in_common(here: PyTree, there: PyTree, name: str) -> dict[tuple, Any]:
     return common
 
 
+def check_part(part: str) -> None:
+    """Raises InputError for what is not one of the parts that can be trained."""
+    if part not in PARTS:
+        raise InputError(f"pretrained.train={part!r} must be one of {', '.join(PARTS)}")
+
+
 def divide(params: Params, part: str) -> tuple[Params, Params]:
     """(what is trained, what is frozen) of a loaded denoiser: "all" of its U-Net, or its "time" slots.
 
     With "lora" nothing of it is trained itself: the first are the attention matrices that `low_rank` adds to.
     """
-    if part not in PARTS:
-        raise InputError(f"pretrained.train={part!r} must be one of {', '.join(PARTS)}")
+    check_part(part)
     pattern = re.compile({"all": "^unet/", "time": TIME_SLOTS, "lora": ATTENTION}[part])
     chosen, rest = {}, {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
