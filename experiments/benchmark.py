@@ -43,7 +43,8 @@ def main() -> None:
 
     import jax
 
-    from vdm_jax.evaluation.speed import about_machine, measure_peak, rate
+    from vdm_jax.evaluation.speed import measure_peak, rate
+    from vdm_jax.parallel.machine import about_machine
 
     jax.config.update("jax_enable_compilation_cache", False)  # compilations are timed fresh
     if PEER.value:  # leaves the peer its share of a GPU's memory

@@ -39,7 +39,7 @@ def main() -> None:
 
     import jax
 
-    from vdm_jax.evaluation.speed import about_machine
+    from vdm_jax.parallel.machine import about_machine
 
     shape, widths = tuple(map(int, SHAPE.value.split("x"))), tuple(map(int, WIDTHS.value))
     result = {"machine": about_machine(("torch", "diffusers")), "shape": shape, "widths": widths, "dtype": DTYPE.value}

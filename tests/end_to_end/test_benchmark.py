@@ -13,6 +13,7 @@ from ml_collections import config_flags
 from vdm_jax.configuration import default_config
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import speed
+from vdm_jax.parallel.machine import about_machine
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -97,7 +98,7 @@ def test_measures_and_reports_a_config(benchmark, config):
     for group in (training, sampling):
         group |= speed.rate(group["flops"], group["seconds"]["median"], 1e12)
     peak = {"product": "2048³ float32", "flops_per_second": 1e12}
-    result = {"machine": speed.about_machine(), "config": config.to_dict(), "peak": peak}
+    result = {"machine": about_machine(), "config": config.to_dict(), "peak": peak}
     lines = benchmark.report(result | {"training": training, "sampling": sampling})
     table = [line for line in lines if line.startswith("|")]
     assert {line.count("|") for line in table} == {3}

@@ -26,12 +26,13 @@ def moving_bars(count, seed):
     return np.broadcast_to(255 * lit[:, :, None, :, None], (count, FRAMES, HEIGHT, WIDTH, 1)).astype(np.uint8)
 
 
-def test_samples_of_a_briefly_trained_network_move_smoothly():
+def test_samples_of_a_briefly_trained_network_move_smoothly(monkeypatch):
     """The temporal slots of the demo's network, after some seconds on bars: no captions, one device.
 
     A network that has not learned the order of frames (a weak temporal position is enough for that) draws every
     frame as well, and its jerk is that of shuffled frames.
     """
+    monkeypatch.delenv("XLA_FLAGS")  # 300 steps take longer than their compilation: optimised as for users
     config = run_path(str(CONFIG))["get_config"]()
     config.model.text = {"length": 0}
     config.model.unet.update(channels=16, multipliers=(1,), head_size=16)

@@ -47,6 +47,8 @@ def run(tmp_path_factory):
     configuration.write_config(run, tiny["get_config"]())
     (run / "metrics.jsonl").write_text(line(5, 0.8) + line(10, None) + line(15, 0.2) + line(20, 0.1)[:30])
     (run / "parameters.txt").write_text(TABLE)
+    begun = {"step": 10, "time": "2026-11-21T12:30:00", "mesh": "data 4 × fsdp 2", "machine": "8 × x"}
+    (run / "environment.jsonl").write_text(json.dumps(begun) + "\n")
     for step in range(14):
         write_image(run / "samples" / f"{step:07}.png", NOISE[0], {"prompts": ["a <b>", "c"]})
     for number in range(3):
@@ -107,6 +109,7 @@ def test_what_the_folder_holds_is_on_the_page(report):
         "empty holds no videos",
         "(3, 4)",
         "Rows are left out",
+        "2026-11-21T12:30:00 10 data 4 × fsdp 2 8 × x",
     ):
         assert words in " ".join(text.split()), words
     assert re.findall(r'<figure class="chart".*?<b>(\w+)', report) == ["loss", "learning_rate", "videos_per_second"]

@@ -16,7 +16,7 @@ from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
 from vdm_jax.models.denoiser import Denoiser
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import batch_sharding, check_batch, path_name, shardings
+from vdm_jax.parallel.sharding import batch_sharding, check_batch, full_batches, path_name, shardings
 from vdm_jax.training.state import TrainState, create_state, state_shardings
 from vdm_jax.training.step import make_train_step
 
@@ -141,6 +141,16 @@ def test_a_batch_must_divide_over_data_and_fsdp():
     with pytest.raises(InputError, match="batch_size=6 must be a multiple of data × fsdp = 4"):
         check_batch(mesh, 6)
     assert batch_sharding(mesh).shard_shape((8, 3)) == (2, 3)
+
+
+def test_full_batches_hold_every_row_and_have_one_size():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    for count, asked, sizes in ((7, 3, [4, 4]), (9, 8, [8, 8]), (1, 8, [4]), (8, 64, [8])):
+        batches = list(full_batches(count, asked, mesh))
+        assert [len(rows) for _, rows in batches] == sizes
+        assert [rows[0] for _, rows in batches] == [start for start, _ in batches]
+        held = [row for start, rows in batches for row in rows[: count - start]]
+        assert held == list(range(count))
 
 
 # --- The compiled training step ---

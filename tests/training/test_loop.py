@@ -19,17 +19,6 @@ from vdm_jax.training.loop import train
 tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Every call of `train` compiles its step anew; the cache on disk spares that."""
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before[0])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     config = tiny["get_config"]()
@@ -76,6 +65,10 @@ def test_a_run_stopped_by_sigterm_and_by_ctrl_c_ends_like_one_that_was_not(confi
     for name in ("step", "loss", "grad_norm"):
         assert [line[name] for line in metrics(tmp_path)] == [line[name] for line in metrics(whole[0])]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    begun = [json.loads(line) for line in (tmp_path / "environment.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in begun] == [0, 4, 7]
+    assert begun[0]["mesh"] == "data 8"
+    assert begun[0]["machine"].startswith("8 × cpu, ")
 
 
 def test_a_finished_run_says_so_and_trains_no_more(config, whole, caplog):

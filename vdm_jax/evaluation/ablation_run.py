@@ -23,8 +23,8 @@ from vdm_jax.evaluation.metrics import Network, load_networks
 from vdm_jax.evaluation.real import RealData, read_clips, real_data
 from vdm_jax.evaluation.run_hash import run_hash
 from vdm_jax.evaluation.score import floors, score
-from vdm_jax.evaluation.speed import about_machine
 from vdm_jax.generation.pipeline import Pipeline, load
+from vdm_jax.parallel.machine import about_machine
 from vdm_jax.training.loop import train
 
 log = logging.getLogger(__name__)

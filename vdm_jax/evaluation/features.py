@@ -19,12 +19,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.errors import InputError
-from vdm_jax.generation.pipeline import full_batches
 from vdm_jax.models import i3d
 from vdm_jax.models.clip import DEVIATION, MEAN, ClipText, ClipVision
 from vdm_jax.models.i3d import I3D
 from vdm_jax.models.videomae import VideoMAE
-from vdm_jax.parallel.sharding import batch_sharding
+from vdm_jax.parallel.sharding import batch_sharding, full_batches
 from vdm_jax.pretrained.clip import PublishedEncoder
 from vdm_jax.pretrained.clip_pair import PublishedClip
 from vdm_jax.typing import Array, Float, Int, UInt8

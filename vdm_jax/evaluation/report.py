@@ -35,7 +35,7 @@ def make_report(run: Path, *, num: int = 24, progress: Callable[[Iterable], Iter
         InputError: the folder is not a run, or a file in it is damaged.
     """
     config = json.loads(read_config(run).to_json())
-    metrics = _read_metrics(run / "metrics.jsonl")
+    metrics = _read_lines(run / "metrics.jsonl")
     sections = {
         "Curves": _curves(metrics),
         "Samples over training": _sheets(run / "samples"),
@@ -56,8 +56,8 @@ def _missing(text: str) -> str:
 # ------------------------------------------------------------------------------------------------ training
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl up to one that is cut off, as the last one of a running job may be."""
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file up to one that is cut off, as the last one of a running job may be."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -260,8 +260,11 @@ def _environment(run: Path) -> str:
         for what, name in files.items()
         if (run / name).exists()
     }
+    begun = _read_lines(run / "environment.jsonl")
+    starts = [{"begun": x["time"], "at step": x["step"], "mesh": x["mesh"], "on": x["machine"]} for x in begun]
     rows = dates | {"report made": f"{datetime.now():%Y-%m-%d %H:%M}", "on": platform.platform()} | versions
     return (
-        '<p class="muted">Dates are those of the run\'s files; versions are those that this report was made with.</p>\n'
+        (table(starts) if starts else _missing("No environment.jsonl: what it was trained on is not known."))
+        + '<p class="muted">Dates are those of the files in the run; versions are those of this report.</p>\n'
         + table([{"": key, " ": value} for key, value in rows.items()])
     )

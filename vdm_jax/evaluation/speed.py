@@ -1,13 +1,9 @@
 """Clocks and counters of compiled programs: seconds, operations, share of the peak, memory, collectives."""
 
-import os
-import platform
 import re
 import statistics
 import time
 from collections.abc import Callable
-from importlib import metadata
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -68,13 +64,3 @@ def count_collectives(hlo: str) -> dict[str, int]:
     """How many collectives of each kind a compiled program holds (a started and awaited one counts once)."""
     counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", hlo)) for kind in COLLECTIVES}
     return {kind: count for kind, count in counts.items() if count}
-
-
-def about_machine(more: tuple[str, ...] = ()) -> str:
-    """Devices, cores and versions of JAX, Flax and further packages."""
-    cpu = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
-    device = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
-    cores = f"{os.cpu_count()} cores {names[0] if names else platform.machine()}"
-    versions = [f"{name} {metadata.version(name)}" for name in ("jax", "flax", *more)]
-    return ", ".join([device, cores, f"Python {platform.python_version()}", *versions])

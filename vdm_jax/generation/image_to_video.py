@@ -20,9 +20,9 @@ from vdm_jax.diffusion.known import Known
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sampler import TOLD, gaussian, initial_noise, sample
 from vdm_jax.errors import InputError
-from vdm_jax.generation.pipeline import Pipeline, full_batches, sample_keys
+from vdm_jax.generation.pipeline import Pipeline, sample_keys
 from vdm_jax.generation.settings import Settings, grid_of
-from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding
+from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, full_batches
 from vdm_jax.typing import Array, Bool, Float, Int
 
 

@@ -27,7 +27,7 @@ from vdm_jax.generation.settings import Settings, check_sampling, grid_of
 from vdm_jax.generation.travel import texts_and_shares
 from vdm_jax.models.text import Encoded
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding
+from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, full_batches
 from vdm_jax.training.trainee import load_averaged
 from vdm_jax.typing import Array, Bool, Float, Int, Key, Params, UInt
 
@@ -181,17 +181,6 @@ class Pipeline:
                 else f"this run enlarges videos by {trained} (config.known.downsample), and needs one"
             )
         return settings, check_sampling(settings, self.process, prompts, self.tokenize)
-
-
-def full_batches(count: int, batch_size: int, mesh: Mesh) -> Iterator[tuple[int, Int[np.ndarray, "B"]]]:
-    """(number of the first, rows) of every batch of `count` videos. All are full: one compilation.
-
-    The rows that fill up the last batch repeat its first.
-    """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    size = -(-min(batch_size, count) // ways) * ways
-    for start in range(0, count, size):
-        yield start, start + np.arange(size) % min(size, count - start)
 
 
 def sample_keys(seed_and_block: UInt[Array, "2"], index: UInt[Array, "B"]) -> Key[Array, "B"]:

@@ -17,14 +17,6 @@ from vdm_jax.typing import Array, Bool, Float
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 
-# (scores, values) einsums. Along time, pixels are a batch axis: (b h w) is never merged. The texts' einsums have one
-# source for the whole video, or one for each frame.
-_EINSUMS = {
-    "space": ("btpnd,btsnd->btnps", "btnps,btsnd->btpnd"),
-    "time": ("btpnd,bspnd->bpnts", "bpnts,bspnd->btpnd"),
-    "shared": ("btpnd,bsnd->btnps", "btnps,bsnd->btpnd"),
-}
-
 
 class Source(NamedTuple):
     """Keys and values that a query may look at, and which of them count."""
@@ -46,14 +38,13 @@ def attend_time(
 
     `bias` has one table of (query, source) frames per head; `mask` is True where a frame may look.
     """
-    scores_einsum, values_einsum = _EINSUMS["time"]
-    scores = _scores(scores_einsum, query, key)
+    query, key, value = (jnp.transpose(x, (0, 2, 3, 1, 4)) for x in (query, key, value))  # B P N T D
+    scores = _scores(query, key)
     if bias is not None:
         scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, _LOWEST)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum(values_einsum, weights, value)
+    return jnp.transpose(_average([scores], [value]), (0, 3, 1, 2, 4))
 
 
 def attend_space(
@@ -61,37 +52,47 @@ def attend_space(
 ) -> Float[Array, "B T P N D"]:
     """Attention of every pixel to the given sources, under one softmax (float32): pixels, text, or both.
 
-    A source has G = T sets of S positions, one for each frame, or G = 1 that all frames share and that is not
-    copied for each.
+    A source has G = T sets of S positions, one for each frame, or G = 1 that all frames share.
     """
     if implementation == "cudnn":
         return _cudnn_space(query, sources)
-    scores = []
+    query = jnp.swapaxes(query, 2, 3)  # B T N P D
+    scores, values = [], []
     for source in sources:
-        if source.key.shape[1] == 1:
-            part = _scores(_EINSUMS["shared"][0], query, source.key[:, 0])
-        else:
-            part = _scores(_EINSUMS["space"][0], query, source.key)
+        key, value = (jnp.swapaxes(x, 2, 3) for x in (source.key, source.value))
+        key, value = (jnp.broadcast_to(x, (*query.shape[:3], *x.shape[3:])) for x in (key, value))
+        part = _scores(query, key)
         if source.mask is not None:
             part = jnp.where(source.mask[:, :, None, None, :], part, _LOWEST)
         scores.append(part)
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(query.dtype)
-    out, start = 0, 0
-    for source in sources:
-        part = weights[..., start : start + source.key.shape[2]]
-        start += source.key.shape[2]
-        if source.key.shape[1] == 1:
-            out += jnp.einsum(_EINSUMS["shared"][1], part, source.value[:, 0])
-        else:
-            out += jnp.einsum(_EINSUMS["space"][1], part, source.value)
-    return out
+        values.append(value)
+    return jnp.swapaxes(_average(scores, values), 2, 3)
 
 
 _LOWEST = jnp.finfo(jnp.float32).min
 
 
-def _scores(einsum, query, key):
-    return jnp.einsum(einsum, query / math.sqrt(query.shape[-1]), key, preferred_element_type=jnp.float32)
+# Both products have their batch axes first, heads among them, and the softmax divides last: XLA's kernels for CPUs take
+# 2 to 15 times as long for other orders (docs/benchmarks.md). No two axes are merged: each may be sharded.
+
+
+def _scores(query, key):
+    query = query / math.sqrt(query.shape[-1])
+    return jnp.einsum("...qd,...sd->...qs", query, key, preferred_element_type=jnp.float32)
+
+
+def _average(scores, values):
+    """The values, weighed by one softmax over all scores: Σ exp(s - max) v / Σ exp(s - max), in float32."""
+    # Any constant in place of the maximum would give the same, so nothing is lost by taking it for one.
+    greatest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, [x.max(-1, keepdims=True) for x in scores]))
+    weights = [jnp.exp(x - greatest) for x in scores]
+    total = sum(x.sum(-1, keepdims=True) for x in weights)
+    dtype = values[0].dtype
+    parts = (
+        jnp.matmul(weight.astype(dtype), value, preferred_element_type=jnp.float32)
+        for weight, value in zip(weights, values, strict=True)
+    )
+    return (sum(parts) / total).astype(dtype)
 
 
 def _cudnn_space(query, sources):

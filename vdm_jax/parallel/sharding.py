@@ -2,15 +2,16 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 from einops import rearrange
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.errors import InputError
-from vdm_jax.typing import Array, Float, PyTree
+from vdm_jax.typing import Array, Float, Int, PyTree
 
 BATCH = ("data", "fsdp")
 
@@ -87,6 +88,17 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % ways:
         raise InputError(f"batch_size={batch_size} must be a multiple of data × fsdp = {ways}")
+
+
+def full_batches(count: int, batch_size: int, mesh: Mesh) -> Iterator[tuple[int, Int[np.ndarray, "B"]]]:
+    """(number of the first, rows) of every batch of `count` videos. All are full: one compilation.
+
+    The rows that fill up the last batch repeat its first.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    size = -(-min(batch_size, count) // ways) * ways
+    for start in range(0, count, size):
+        yield start, start + np.arange(size) % min(size, count - start)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from vdm_jax import configuration
 from vdm_jax.data.pipeline import make_iterator
 from vdm_jax.data.source import make_source
 from vdm_jax.errors import InputError
+from vdm_jax.parallel.machine import about_machine
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import batch_sharding, check_batch
 from vdm_jax.training.checkpoints import Checkpoints, restore_state
@@ -114,6 +116,10 @@ def train(
     if start >= config.steps:
         iterator.close()
         return state
+    if jax.process_index() == 0:
+        begun = {"step": start, "time": datetime.now().isoformat(timespec="seconds")}
+        with (workdir / "environment.jsonl").open("a") as file:
+            file.write(json.dumps(begun | {"mesh": sizes, "machine": about_machine()}) + "\n")
 
     # ----------------------------------------------------------------------------------------------- step
     train_step = make_train_step(
