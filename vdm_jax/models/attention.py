@@ -73,7 +73,7 @@ _LOWEST = jnp.finfo(jnp.float32).min
 
 
 # Both products have their batch axes first, heads among them, and the softmax divides last: XLA's kernels for CPUs take
-# 2 to 15 times as long for other orders (docs/benchmarks.md). No two axes are merged: each may be sharded.
+# several times as long for other orders (docs/benchmarks.md). No two axes are merged: each may be sharded.
 
 
 def _scores(query, key):
