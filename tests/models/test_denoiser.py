@@ -1,7 +1,5 @@
 """Text encoder and trunk together: whose text a frame hears."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +10,6 @@ from vdm_jax.models.denoiser import Denoiser
 
 B, T, S, LENGTH = 2, 4, 4, 8
 TRUNK = {"channels": 8, "multipliers": (1,), "blocks": 0, "head_size": 4, "time_conv": True}
-# Less optimisation: these programs take longer to compile than to run.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 TEXT = {"width": 8, "depth": 1, "length": LENGTH, "head_size": 4}
 
 
@@ -38,7 +34,7 @@ def run(z):
     """Captions of the videos, and of each video's stills → the prediction."""
     model = make()
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def predict(tokens, image_tokens):
         images = 0 if image_tokens is None else image_tokens.shape[1]
         return model(z, jnp.array([3.0, 700.0]), model.encode(tokens, image_tokens), images=images)
@@ -83,7 +79,7 @@ def test_a_network_that_is_told_sees_what_is_known(z):
         nnx.eval_shape(lambda: Denoiser(channels=1, unet=TRUNK, text=None, told=True, rngs=nnx.Rngs(0)))
     )
     model = nnx.merge(graphdef, jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.4, p.shape), p.dtype), shapes))
-    predict = jax.jit(lambda known: model(z, jnp.array([3.0, 700.0]), None, known=known), compiler_options=QUICK)
+    predict = jax.jit(lambda known: model(z, jnp.array([3.0, 700.0]), None, known=known))
     known = jnp.asarray(rng.normal(size=(B, T, S, S, 2)), jnp.float32)
     plain = predict(known)
     assert plain.shape == z.shape

@@ -14,8 +14,6 @@ B, T, S, C, L, E = 2, 4, 4, 2, 3, 6
 # No layers on the way down and one on the way up: three layers in all, quick to compile.
 TINY = {"channels_in": C, "channels": 8, "multipliers": (1,), "blocks": 0, "head_size": 4}
 TIME = jnp.array([3.0, 700.0])
-# Less optimisation: these programs take longer to compile than to run.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def normal(seed, *shape):
@@ -39,7 +37,7 @@ def make(zero=None, **options):
 
 
 def jit(model, **fixed):
-    return jax.jit(lambda z, time=TIME, **conditions: model(z, time, **conditions, **fixed), compiler_options=QUICK)
+    return jax.jit(lambda z, time=TIME, **conditions: model(z, time, **conditions, **fixed))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +160,7 @@ def loss_and_gradients(z):
         def loss(params):
             return (nnx.merge(graphdef, params)(z, TIME, key=jax.random.key(1)) ** 2).mean()
 
-        return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params)
+        return jax.jit(jax.value_and_grad(loss))(params)
 
     return {remat: compute(remat) for remat in ("none", "full", "dots")}
 
@@ -177,7 +175,7 @@ def test_remat_changes_neither_loss_nor_gradients(loss_and_gradients, remat):
 
 def test_dropout_is_off_without_a_key_and_follows_it(z):
     model = make(dropout=0.5)
-    run = jax.jit(lambda key: model(z, TIME, key=key), compiler_options=QUICK)
+    run = jax.jit(lambda key: model(z, TIME, key=key))
     np.testing.assert_allclose(run(None), jit(make())(z), atol=1e-5)
     one, two = run(jax.random.key(1)), run(jax.random.key(2))
     np.testing.assert_array_equal(one, run(jax.random.key(1)))

@@ -156,13 +156,6 @@ def test_full_batches_hold_every_row_and_have_one_size():
 # --- The compiled training step ---
 
 
-# Less optimisation of the machine code: what is partitioned and communicated is decided before.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
-
-
 class Step:
     """One step of plain gradient descent on a mesh: its HLO, metrics and gradients."""
 
@@ -185,7 +178,7 @@ class Step:
         batch = jax.device_put(batch, batch_sharding(mesh))
         null = np.array([257] + [0] * (LENGTH - 1), np.int32)
         step = make_train_step(graphdef, Objective(), make_process("cosine"), tx, mesh, seed=0, null_tokens=null)
-        compiled = step.lower(state, batch).compile(compiler_options=QUICK)
+        compiled = step.lower(state, batch).compile()
         self.hlo = compiled.as_text()
         after, self.metrics = compiled(state, batch)
         intended = jax.tree.leaves(shardings(mesh, after.params))

@@ -71,7 +71,6 @@ def attend_space(
 
 _LOWEST = jnp.finfo(jnp.float32).min
 
-
 # Both products have their batch axes first, heads among them, and the softmax divides last: XLA's kernels for CPUs take
 # several times as long for other orders (docs/benchmarks.md). No two axes are merged: each may be sharded.
 
@@ -82,7 +81,10 @@ def _scores(query, key):
 
 
 def _average(scores, values):
-    """The values, weighed by one softmax over all scores: Σ exp(s - max) v / Σ exp(s - max), in float32."""
+    """The values, weighed by one softmax over all scores, in float32: Σ exp(s - max) v / Σ exp(s - max).
+
+    The division comes last, as in FlashAttention-2 (Dao 2023, arXiv 2307.08691, section 3.1).
+    """
     # Any constant in place of the maximum would give the same, so nothing is lost by taking it for one.
     greatest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, [x.max(-1, keepdims=True) for x in scores]))
     weights = [jnp.exp(x - greatest) for x in scores]
