@@ -117,6 +117,10 @@ CASES = {
         ["experiments/sample.py", "--pretrained={model}", "--lora={lora}:0.5"],
         "lora.safetensors: 1 tensors are of no known form; pairs of matrices",
     ),
+    "an own network for diffusers": (
+        ["experiments/export.py", "--run={run}", "--lora", "--out={new}"],
+        "run trained a network of its own, which diffusers does not know",
+    ),
     "free noise without its model": ([*SAMPLE, "--free_noise=16,4"], "--free_noise needs --pretrained=<model>"),
     "free noise of one number": (
         ["experiments/sample.py", "--pretrained=x", "--free_noise=16"],

@@ -1,6 +1,7 @@
 """Going on with the training of a published model. Weights are random."""
 
 import functools
+import json
 
 import jax
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from tests.pretrained.pipelines import ONE_LEVEL, write_image_to_video, write_pipeline
 from tests.tiny_config import get_config
 from vdm_jax.errors import InputError
-from vdm_jax.generation.finetune import load_trainee
+from vdm_jax.generation.finetune import load_changes, load_trainee
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import batch_sharding, path_name
+from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.optimizer import make_optimizer
 from vdm_jax.training.state import plan_state
 from vdm_jax.training.step import make_train_step
@@ -22,6 +24,7 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("finetune")
     write_pipeline(place / "image", "image", **ONE_LEVEL)
     write_image_to_video(place / "svd")
+    write_pipeline(place / "modelscope")
     return place
 
 
@@ -111,3 +114,34 @@ def test_stills_and_masks_are_refused(place):
     config.data.joint_images = 2
     with pytest.raises(InputError, match="joint_images"):
         load_trainee(config, make_mesh())
+
+
+def write_run(run, config):
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(config.to_dict()))
+    return run
+
+
+def test_low_rank_changes_of_a_run(place, tmp_path):
+    config = config_of(place, train="lora", folder=str(place / "modelscope"))
+    run, mesh = write_run(tmp_path / "run", config), make_mesh()
+    trainee, _ = load_trainee(config, mesh)
+    _, initialise = plan_state(trainee.shapes, trainee.initialise, make_optimizer("sgd", lambda step: 1.0), mesh)
+    state, checkpoints = initialise(), Checkpoints(run / "checkpoints")
+    checkpoints.save(3, state, {"next_batch": 0})
+    checkpoints.close()
+    step, changes, unet = load_changes(run)
+    assert (step, unet["_class_name"]) == (3, "UNet3DConditionModel")
+    jax.tree.map(np.testing.assert_array_equal, changes, state.ema["unet"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": "time"}, "pretrained.train='time', not 'lora': there are no low-rank changes"),
+        ({"train": "lora"}, "made new motion modules, which a LoRA has no place for"),
+    ],
+)
+def test_runs_without_a_lora(place, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        load_changes(write_run(tmp_path / "run", config_of(place, **changes)))

@@ -1,5 +1,6 @@
 """LoRA files, as they are published or as diffusers writes them, change networks as diffusers and PEFT do."""
 
+import dataclasses
 import warnings
 from importlib.util import find_spec
 
@@ -14,9 +15,12 @@ from tests.parity.test_clip import ours as encoded
 from tests.parity.test_pipelines import BETAS, parts
 from tests.parity.test_unets import call, ours, theirs
 from tests.pretrained.networks import UNETS, inputs, numbers, relative
+from tests.pretrained.pipelines import trained_changes
 from vdm_jax.pretrained.clip import load_text_encoder
-from vdm_jax.pretrained.lora import read_lora
+from vdm_jax.pretrained.families import translate
+from vdm_jax.pretrained.lora import read_lora, save_lora
 from vdm_jax.pretrained.unets import load_unet
+from vdm_jax.training.trainee import join
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -157,3 +161,13 @@ def test_convolutions_over_frames_as_peft_has_them(tmp_path):
         < 1e-5
     )
     assert relative(plain, expected) > 0.01
+
+
+def test_what_a_run_trained_is_loaded_by_diffusers(pipe, tmp_path):
+    unet, given, plain = load_unet(tmp_path / "pipeline"), inputs("animatediff"), answers(pipe)[0]
+    changes = trained_changes(tmp_path / "pipeline")
+    save_lora(changes, translate(unet.config)[1], tmp_path / "lora")
+    pipe.load_lora_weights(tmp_path / "lora")
+    found = ours(dataclasses.replace(unet, params=join(changes, unet.params)), given)
+    assert relative(found, answers(pipe)[0]) < 1e-5
+    assert relative(plain, found) > 0.01

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from safetensors.numpy import save_file
 
@@ -12,9 +14,12 @@ from tests.pretrained.tiny_autoencoders import AUTOENCODERS
 from vdm_jax.models.autoencoder import Autoencoder
 from vdm_jax.models.keys import Keys
 from vdm_jax.models.latent_unet import LatentUNet
+from vdm_jax.parallel.sharding import path_name
 from vdm_jax.pretrained import autoencoders, clip, families
 from vdm_jax.pretrained.folder import NAMES
 from vdm_jax.pretrained.names import torch_shapes
+from vdm_jax.pretrained.unets import load_unet
+from vdm_jax.training.trainee import divide, low_rank
 
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
@@ -85,6 +90,13 @@ def write_lora(file: Path, text: bool = True) -> Path:
     }
     save_file({name: tensor(name, size) for name, size in names.items()}, file)
     return file
+
+
+def trained_changes(folder: Path) -> dict:
+    """Low-rank changes of all attention of a U-Net's folder, random, as a run has them."""
+    matrices, _ = divide({"unet": load_unet(folder).params}, "lora")
+    begun = low_rank(matrices, 2, jax.random.key(0))["unet"]
+    return jax.tree_util.tree_map_with_path(lambda path, x: jnp.asarray(tensor(path_name(path), x.shape)), begun)
 
 
 def _finish(folder, scheduler, name):

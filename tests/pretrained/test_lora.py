@@ -1,7 +1,10 @@
 """LoRA: files by all their names against W + strength · α / rank · B A, and what files are refused."""
 
+import functools
 import json
+import operator
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,15 +12,16 @@ from safetensors.numpy import load_file, save_file
 
 from tests.pretrained.make_golden_clip import ENCODERS
 from tests.pretrained.networks import UNETS, numbers
-from tests.pretrained.pipelines import write_part
+from tests.pretrained.pipelines import trained_changes, write_part
 from vdm_jax.errors import InputError
 from vdm_jax.models.latent_unet import LatentUNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained import clip, families
 from vdm_jax.pretrained.clip import load_text_encoder, save_encoder
 from vdm_jax.pretrained.folder import Weights
-from vdm_jax.pretrained.lora import merge_lora, parse_lora, read_lora
+from vdm_jax.pretrained.lora import merge_lora, parse_lora, read_lora, save_lora
 from vdm_jax.pretrained.unets import load_unet, save_unet
+from vdm_jax.training.trainee import join
 
 FILE = "diffusion_pytorch_model.safetensors"
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -319,3 +323,23 @@ def test_a_lora_must_fit_the_network(animatediff, base, tmp_path):
         message = rf"x\.safetensors: 1 modules are misshapen \({module} .* times .*, not \(16"
         with pytest.raises(InputError, match=message):
             merged(animatediff, read_lora(tmp_path / "x.safetensors"))
+
+
+def test_what_is_written_of_trained_changes_adds_as_much_as_they_do(animatediff, tmp_path):
+    changes = trained_changes(animatediff)
+    save_lora(changes, families.translate(UNETS["animatediff"][0])[1], tmp_path)
+    lora = read_lora(tmp_path)
+    assert set(ATTENTION) < {change.module for change in lora.unet}
+    assert not lora.text
+    plain = load_unet(animatediff).params
+    expected, found = join(changes, plain), load_unet(animatediff, loras=[lora]).params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+    kernel = ["down", 0, 0, "space_attention", "blocks", 0, "attention1", "q", "kernel"]
+    before, after = (functools.reduce(operator.getitem, kernel, tree) for tree in (plain, found))
+    assert np.abs(after - before).max() > 0.01
+
+
+def test_a_folder_that_cannot_be_written(animatediff, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/lora cannot be written: Not a directory"):
+        save_lora(trained_changes(animatediff), families.translate(UNETS["animatediff"][0])[1], tmp_path / "file/lora")

@@ -10,7 +10,9 @@ from vdm_jax import configuration
 from vdm_jax.errors import InputError
 from vdm_jax.generation.pipeline import Pipeline
 from vdm_jax.generation.published import SVD, load_published
+from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import shardings
+from vdm_jax.pretrained.families import Config
 from vdm_jax.pretrained.folder import read_config
 from vdm_jax.training.checkpoints import restore_ema
 from vdm_jax.training.trainee import Trainee, check_part, divide, join, low_rank
@@ -78,11 +80,33 @@ def load_trainee(config, mesh: Mesh) -> tuple[Trainee, Pipeline]:
 def load_finetuned(run: str | Path, config, mesh: Mesh) -> Pipeline:
     """The pipeline of a run that went on training a published model; its folder is needed still."""
     trainee, base = load_trainee(config, mesh)
+    step, params = _restore(run, trainee, mesh)
+    return trained_pipeline(trainee, base, params, step, origin=str(run))
+
+
+def load_changes(run: str | Path) -> tuple[int, Params, Config]:
+    """The step of a run that trained low-rank changes, those of the U-Net's matrices, and its `config.json`.
+
+    Raises:
+        InputError: it trained something else, or beside motion modules that only the run has.
+    """
+    config, mesh = configuration.read_config(run), make_mesh()
+    group = config.pretrained
+    if group.train != "lora":
+        raise InputError(f"{run} has pretrained.train={group.train!r}, not 'lora': there are no low-rank changes")
+    trainee, base = load_trainee(config, mesh)
+    if base.unet_config["_class_name"] != read_config(group.folder)["_class_name"] and not group.motion_adapter:
+        raise InputError(f"{run} made new motion modules, which a LoRA has no place for: export the whole U-Net")
+    step, params = _restore(run, trainee, mesh)
+    return step, params["unet"], base.unet_config
+
+
+def _restore(run, trainee, mesh):
+    """The step of a run's newest checkpoint, and what was trained, averaged."""
     sharded = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), trainee.shapes, shardings(mesh, trainee.shapes)
     )
-    step, params = restore_ema(Path(run) / "checkpoints", sharded)
-    return trained_pipeline(trainee, base, params, step, origin=str(run))
+    return restore_ema(Path(run) / "checkpoints", sharded)
 
 
 def trained_pipeline(trainee: Trainee, base: Pipeline, params: Params, step: int, origin: str = "") -> Pipeline:

@@ -1,21 +1,19 @@
 """The published autoencoders: what a config.json means for `Autoencoder`, and the names of its parameters."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 from jax.sharding import Mesh
-from safetensors.numpy import save_file
 
 from vdm_jax.errors import InputError
 from vdm_jax.models.autoencoder import Autoencoder
 from vdm_jax.models.keys import Keys
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import Config, check
-from vdm_jax.pretrained.folder import NAMES, Weights, component, read_config
+from vdm_jax.pretrained.folder import Weights, component, read_config, write_folder
 from vdm_jax.pretrained.names import BLOCKS, Naming, load_params, torch_tensors
 from vdm_jax.typing import Params
 
@@ -60,13 +58,7 @@ def load_autoencoder(
 
 def save_autoencoder(autoencoder: PublishedAutoencoder, folder: str | Path) -> None:
     """Writes config.json and safetensors that diffusers loads."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = torch_tensors(autoencoder.params, translate(autoencoder.config)[1])
-    temporary = folder / f"{NAMES[0]}.tmp"
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.replace(folder / f"{NAMES[0]}.safetensors")
-    (folder / "config.json").write_text(json.dumps(autoencoder.config, indent=2) + "\n")
+    write_folder(folder, torch_tensors(autoencoder.params, translate(autoencoder.config)[1]), autoencoder.config)
 
 
 FAMILIES = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")

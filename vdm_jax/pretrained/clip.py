@@ -11,13 +11,12 @@ from typing import Any
 
 from flax import nnx
 from jax.sharding import Mesh
-from safetensors.numpy import save_file
 
 from vdm_jax.errors import InputError
 from vdm_jax.models.clip import ACTIVATIONS, ClipText, ClipVision
 from vdm_jax.models.keys import Keys
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.pretrained.folder import Weights, component
+from vdm_jax.pretrained.folder import Weights, component, write_folder
 from vdm_jax.pretrained.lora import Lora, merge_lora
 from vdm_jax.pretrained.names import Naming, Table, load_params, torch_tensors
 from vdm_jax.typing import Params
@@ -159,12 +158,8 @@ def published(
 
 def save_encoder(encoder: PublishedEncoder, folder: str | Path) -> None:
     """Writes config.json and safetensors that transformers loads, under the names that the hub has."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "model.tmp"
-    save_file(torch_tensors(encoder.params, translate(encoder.config)[2]), temporary, metadata={"format": "pt"})
-    temporary.replace(folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(encoder.config, indent=2) + "\n")
+    tensors = torch_tensors(encoder.params, translate(encoder.config)[2])
+    write_folder(folder, tensors, encoder.config, name="model")
 
 
 def read_json(path: Path) -> Config:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from vdm_jax.errors import InputError
 
@@ -40,6 +41,26 @@ def open_safetensors(file: Path) -> Any:
         return safe_open(file, framework="numpy")
     except Exception as error:  # the library's own class, not exported
         raise InputError(f"{file} is not a whole safetensors file: {error}") from error
+
+
+def write_folder(
+    folder: str | Path, tensors: dict[str, np.ndarray], config: dict[str, Any] | None = None, name: str = NAMES[0]
+) -> None:
+    """Writes `<name>.safetensors`, which is there whole or not at all, and config.json where there is one.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    temporary = folder / f"{name}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.replace(folder / f"{name}.safetensors")
+        if config is not None:
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def refuse_pickles(paths: Iterable[Path]) -> None:

@@ -12,14 +12,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from vdm_jax.errors import InputError
-from vdm_jax.pretrained.folder import Weights, open_safetensors, refuse_pickles
-from vdm_jax.pretrained.names import few
+from vdm_jax.parallel.sharding import path_name
+from vdm_jax.pretrained.folder import Weights, open_safetensors, refuse_pickles, write_folder
+from vdm_jax.pretrained.names import Naming, few, torch_name
+from vdm_jax.typing import Params
 
 FILE = "pytorch_lora_weights.safetensors"  # the usual one of a folder
 METADATA = "lora_adapter_metadata"  # of a file: the settings that PEFT trained with
+PEFT = {"lora_down": "lora_A", "lora_up": "lora_B"}
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")
 
 _NAME = re.compile(
@@ -108,6 +112,23 @@ def read_lora(path: str | Path, strength: float | int = 1.0) -> Lora:
         for part, found in modules.items()
     )
     return Lora(str(file), *parts)
+
+
+def save_lora(changes: Params, naming: Naming, folder: str | Path) -> None:
+    """Writes low-rank changes W + B A of a U-Net's matrices, by PEFT's names, as the file of a folder.
+
+    Args:
+        changes: in the place of each matrix (in, out), its `lora_down` (in, rank) and `lora_up` (rank, out).
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    tensors = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(changes):
+        kernel, _, matrix = path_name(path).rpartition("/")
+        module = torch_name(kernel, naming).removesuffix(".weight")
+        tensors[f"unet.{module}.{PEFT[matrix]}.weight"] = np.ascontiguousarray(np.asarray(leaf).T)
+    write_folder(folder, tensors, name=FILE.removesuffix(".safetensors"))
 
 
 def merge_lora(where: str, changes: tuple[LowRank, ...], weights: Weights) -> None:

@@ -1,7 +1,6 @@
 """Published U-Nets, loaded from their folders and saved to them."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from safetensors.numpy import save_file
 
 from vdm_jax.errors import InputError
 from vdm_jax.models.keys import Keys
@@ -20,7 +18,7 @@ from vdm_jax.models.transformer import interleaved_code
 from vdm_jax.parallel.mesh import make_mesh, on_cpu
 from vdm_jax.parallel.sharding import path_name
 from vdm_jax.pretrained.families import Config, translate, with_motion
-from vdm_jax.pretrained.folder import NAMES, Weights, component, read_config
+from vdm_jax.pretrained.folder import Weights, component, read_config, write_folder
 from vdm_jax.pretrained.lora import Lora, merge_lora
 from vdm_jax.pretrained.names import load_params, torch_tensors
 from vdm_jax.typing import Array, Params, PyTree
@@ -134,15 +132,7 @@ def save_unet(unet: PublishedUNet, folder: str | Path) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    folder, tensors = Path(folder), tensors_of(unet)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror}") from error
-    temporary = folder / f"{NAMES[0]}.tmp"
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.replace(folder / f"{NAMES[0]}.safetensors")
-    (folder / "config.json").write_text(json.dumps(unet.config, indent=2) + "\n")
+    write_folder(folder, tensors_of(unet), unet.config)
 
 
 def tensors_of(unet: PublishedUNet) -> dict[str, np.ndarray]:
