@@ -3,6 +3,7 @@
 python experiments/evaluate.py --run runs/digits --num 200 --guidance 1,3
 python experiments/evaluate.py --run runs/x --metrics fvd,smoothness --num 2048 --i3d i3d.safetensors --real my/videos
 python experiments/evaluate.py --pretrained text-to-video-ms-1.7b --real my/videos --num 64
+python experiments/evaluate.py --run runs/x --known "extension, half known" --lpips lpips-vgg.safetensors
 
 docs/metrics.md says what each metric means, and what it does not see.
 """
@@ -11,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 from absl import flags
@@ -26,7 +28,9 @@ REAL = flags.DEFINE_string("real", None, "Real clips: a folder of videos, or a T
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie (default: the run's, or datasets).")
 METRICS = flags.DEFINE_list("metrics", None, "Names of metrics (default: what data and weights allow).")
 NUM = flags.DEFINE_integer("num", 256, "Samples at each guidance weight.", lower_bound=2)
-GUIDANCE = flags.DEFINE_list("guidance", None, "Weights (default: 1,3 of moving digits, else as the run draws).")
+GUIDANCE = flags.DEFINE_list(
+    "guidance", None, "Weights (default: 1,3 of moving digits, else as the run draws; 1 with --known)."
+)
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps (default: the run's config).")
 SOLVER = flags.DEFINE_string("solver", None, "ddim, heun or dpmpp (default: the run's config, or as published).")
 ETA = flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1 (ancestral sampling).")
@@ -36,9 +40,12 @@ BATCH = flags.DEFINE_integer("batch_size", 64, "Videos drawn at a time.", lower_
 I3D = flags.DEFINE_string("i3d", None, "Weights for fvd (docs/features.md).")
 VIDEOMAE = flags.DEFINE_string("videomae", None, "Weights for videomae.")
 CLIP = flags.DEFINE_string("clip", None, "Weights for clip, clip_fid and consistency.")
+LPIPS = flags.DEFINE_string("lpips", None, "Weights for lpips.")
+KNOWN = flags.DEFINE_string("known", "", "How much of each held-out clip is given: a name in docs/metrics.md.")
+RESPECT = flags.DEFINE_string("respect", None, "Then: replace, reconstruct or concat (default: the run's config).")
 OUT = flags.DEFINE_string("out", None, "Folder of evaluation.json (default: the run, or evaluations/<model>).")
 
-FLOORS = {"real": "real clips", "shuffled": "frames shuffled", "frozen": "frozen"}
+FLOORS = {"real": "real clips", "shuffled": "frames shuffled"}  # others are called as they are
 
 
 def main() -> None:
@@ -56,18 +63,23 @@ def main() -> None:
     from tqdm import tqdm
 
     from vdm_jax.evaluation import metrics as table
+    from vdm_jax.evaluation.keeping import mask_of
     from vdm_jax.evaluation.page import write_file
     from vdm_jax.evaluation.score import floors, score
 
     if METRICS.value is not None:
-        table.check_metrics(METRICS.value)  # before anything is loaded
+        table.check_metrics(METRICS.value, KNOWN.value)  # before anything is loaded
     pipeline, data = load()
-    files = {name: flag.value for name, flag in {"i3d": I3D, "videomae": VIDEOMAE, "clip": CLIP}.items() if flag.value}
-    names = table.check_metrics(METRICS.value or table.default_metrics(data, files))
+    files = {"i3d": I3D, "videomae": VIDEOMAE, "clip": CLIP, "lpips": LPIPS}
+    files = {name: flag.value for name, flag in files.items() if flag.value}
+    names = table.check_metrics(METRICS.value or table.default_metrics(data, files, KNOWN.value), KNOWN.value)
     networks = table.load_networks(names, data, files)
-    pipeline.check_window(np.zeros((*pipeline.shape[:3], 1), bool))  # of what it draws, nothing is known
-    weights = weights or ([1.0, 3.0] if data.judge else [float(pipeline.settings.guidance)])
-    changes = {"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID}
+    mask = mask_of(KNOWN.value, pipeline.shape)[0] if KNOWN.value else np.zeros((*pipeline.shape[:3], 1), bool)
+    pipeline.check_window(mask)
+    if not weights:
+        weights = [1.0, 3.0] if data.judge else [float(pipeline.settings.guidance)]
+        weights = [1.0] if KNOWN.value else weights
+    changes = {"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID, "respect": RESPECT}
     changes = {name: flag.value for name, flag in changes.items() if flag.value is not None}
     for weight in weights:
         settings, _ = pipeline.check([""], seed=SEED.value, guidance=weight, **changes)
@@ -77,9 +89,10 @@ def main() -> None:
     about = {"protocol": table.PROTOCOL, "data": data.name, "num": NUM.value, "seed": SEED.value}
     about |= {"model": model, "step": pipeline.step}
     about |= {name: getattr(settings, name) for name in ("steps", "solver", "eta", "grid")}
+    about |= {"known": KNOWN.value, "respect": settings.respect} if KNOWN.value else {}
     about |= {name: network.digest for name, network in networks.items()}
     how = {"num": NUM.value, "seed": SEED.value, "batch_size": BATCH.value, "networks": networks}
-    how |= {"folder": out / "evaluation"}
+    how |= {"known": KNOWN.value, "folder": out / "evaluation"}
     with contextlib.ExitStack() as bars:  # closes them before an error is printed
         how["progress"] = lambda part, what: bars.enter_context(tqdm(part, desc=what, leave=False))
         real = floors(data, names, **how)  # first: what cannot be measured is said before anything is drawn
@@ -89,8 +102,9 @@ def main() -> None:
     print("in brackets: 95 % intervals over the clips; another training seed is not in them\n")
     print_table(drawn | real, {name: f"{name} {table.METRICS[name].better}" for name in names})
     numbers = {row: {k: as_numbers(figure) for k, figure in figures.items()} for row, figures in (drawn | real).items()}
-    write_file(out / "evaluation.json", json.dumps(about | numbers, indent=2, allow_nan=False) + "\n")
-    print(f"\nwritten to {out / 'evaluation.json'}")
+    file = out / ("-".join(["evaluation", *re.findall(r"\w+", KNOWN.value)]) + ".json")
+    write_file(file, json.dumps(about | numbers, indent=2, allow_nan=False) + "\n")
+    print(f"\nwritten to {file}")
 
 
 def load():

@@ -67,6 +67,17 @@ def test_a_second_evaluation_draws_nothing_again(run, folder):
     assert f"judge {scores['judge']}" in out
 
 
+def test_what_is_known_of_clips_is_compared_with_what_is_drawn(run, folder):
+    mode = "image to video, with the caption"
+    out, _ = run(folder, "evaluate.py", "--run=run", "--num=4", f"--known={mode}", "--metrics=psnr,ssim")
+    assert "written to run/evaluation-image-to-video-with-the-caption.json" in out
+    scores = json.loads((folder / "run" / "evaluation-image-to-video-with-the-caption.json").read_text())
+    assert (scores["known"], scores["respect"]) == (mode, "replace")
+    assert [name for name, value in scores.items() if isinstance(value, dict)] == ["guidance 1", "real", "no network"]
+    assert scores["real"]["psnr"] is None
+    assert scores["no network"]["ssim"]["value"] < scores["real"]["ssim"]["value"] == 1
+
+
 def test_modes_are_measured_beside_the_nearest_known_frame(run, folder):
     out, _ = run(folder, "modes.py", "--run=run", "--num=2", "--seeds=0", "--reconstruction=1")
     rows = [line for line in out.splitlines() if line.startswith("| ")]

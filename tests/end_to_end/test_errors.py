@@ -194,6 +194,11 @@ CASES = {
         "digit is of moving digits, one in a clip; the data is",
     ),
     "metric without weights": ([*EVALUATE, "--metrics=fvd"], "fvd needs weights, --i3d=<path>: i3d_torchscript.pt ("),
+    "metric of what is known, where nothing is": (
+        [*EVALUATE, "--metrics=ssim"],
+        "ssim compares with what is known of a clip: known must be one of extension, half known;",
+    ),
+    "unknown mode": ([*EVALUATE, "--known=half"], "known='half' must be one of: extension, half known;"),
     "weights that are not there": (
         [*EVALUATE, "--metrics=clip", "--clip={none}"],
         "none is not a folder; CLIP is published as a folder with",

@@ -13,6 +13,7 @@ from tests.pretrained.make_golden_features import (
     WORDS,
     clips,
     i3d_weights,
+    lpips_weights,
     videomae_clips,
     write_clip,
     write_folder,
@@ -27,6 +28,7 @@ from vdm_jax.evaluation.features import (
     clip_score,
     clip_text_features,
     i3d_features,
+    lpips_distances,
     resized,
     videomae_features,
 )
@@ -34,6 +36,7 @@ from vdm_jax.models.clip import DEVIATION, MEAN
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.clip_pair import load_clip
 from vdm_jax.pretrained.i3d import load_i3d
+from vdm_jax.pretrained.lpips import load_lpips
 from vdm_jax.pretrained.videomae import load_videomae
 
 CONFIG = VIDEOMAES["videomae"]
@@ -142,3 +145,20 @@ def test_what_cannot_be_seen_is_refused(videomae, one, pair):
         videomae_features(network, given[:0])
     with pytest.raises(InputError, match="1 texts must be as many as the 2 clips"):
         clip_score(pair, given, ["the cat"])
+
+
+def test_lpips_is_the_mean_over_frames_of_grey_and_bytes_too(tmp_path):
+    save_file(lpips_weights("vgg"), tmp_path / "lpips.safetensors")
+    network = load_lpips(tmp_path / "lpips.safetensors")
+    a, b = (np.random.default_rng(i).integers(256, size=(3, 2, 16, 18, 1)).astype(np.uint8) for i in range(2))
+    found = lpips_distances(network, a, b, batch_size=2)
+    as_floats = (np.repeat(x, 3, -1).astype(np.float32) / 127.5 - 1 for x in (a, b))
+    np.testing.assert_allclose(found, lpips_distances(network, *as_floats), rtol=1e-5)
+    frames = [lpips_distances(network, a[:, [i]], b[:, [i]]) for i in range(2)]
+    np.testing.assert_allclose(found, np.mean(frames, axis=0), rtol=1e-5)
+    assert found.min() > 0.001
+    np.testing.assert_array_equal(lpips_distances(network, a, a), 0)
+    with pytest.raises(InputError, match="frames of 15×18 must be at least 16×16 for LPIPS of vgg"):
+        lpips_distances(network, a[:, :, :15], b[:, :, :15])
+    with pytest.raises(InputError, match="must have one shape"):
+        lpips_distances(network, a, b[:, :1])

@@ -10,7 +10,15 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from tests.pretrained import test_clip_pair, test_videomae
-from tests.pretrained.make_golden_features import GOLDEN, VIDEOMAES, clips, i3d_weights, write_clip, write_folder
+from tests.pretrained.make_golden_features import (
+    GOLDEN,
+    VIDEOMAES,
+    clips,
+    i3d_weights,
+    lpips_weights,
+    write_clip,
+    write_folder,
+)
 from tests.pretrained.networks import relative
 from vdm_jax import configuration
 from vdm_jax.data import moving_digits as digits
@@ -248,20 +256,45 @@ def test_fvd_is_of_the_logits_of_i3d(tmp_path):
     assert relative(rows["fvd"], np.load(GOLDEN)["i3d, small"]) < 1e-5
 
 
+def test_what_is_drawn_beside_what_is_known_is_compared_with_the_clip(pipeline, data, tmp_path):
+    save_file(lpips_weights("vgg"), tmp_path / "lpips.safetensors")
+    known, names = "extension, half known", default_metrics(data, ["lpips"], "extension, half known")
+    assert names == ("digit_kept", "position_error", "within_pixel", "psnr", "ssim", "lpips")
+    mesh = make_mesh(devices=jax.devices()[:1])
+    networks = load_networks(names, data, {"lpips": tmp_path / "lpips.safetensors"}, mesh=mesh)
+    how = {"num": 6, "batch_size": 4, "known": known, "networks": networks}
+    found = floors(data, names, **how)
+    real = read_clips(data, 6).videos
+    assert np.isnan(found["real"]["psnr"].value)  # infinite
+    assert (found["real"]["ssim"].value, found["real"]["lpips"].value) == (pytest.approx(1), 0)
+    new, copied = metrics.in_range(real[:, 4:]), metrics.in_range(real[:, [3] * 4])
+    distances = features.lpips_distances(networks["lpips"].model, copied, new)
+    expected = {"psnr": temporal.psnr(copied, new), "ssim": temporal.ssim(copied, new), "lpips": distances}
+    for name, rows in expected.items():
+        assert found["no network"][name].value == pytest.approx(rows.mean(), rel=1e-4)
+    near(
+        score(copier(pipeline, real), data, names[:3] + names[4:], **how),
+        {name: found["real"][name] for name in names if name != "psnr"},
+    )
+
+
 def test_names_are_checked():
     assert check_metrics(["warping", "jerk", "jerk"]) == ("warping", "occluded", "jerk")
     with pytest.raises(InputError, match="metric 'fdv' is unknown; did you mean fvd\\? known are digit, direction"):
         check_metrics(["jerk", "fdv"])
     with pytest.raises(InputError, match="metric 'psychedelic' is unknown; known are"):
         check_metrics(["psychedelic"])
+    with pytest.raises(InputError, match="ssim compares with what is known of a clip: known must be one of extension"):
+        check_metrics(["ssim"])
     with pytest.raises(InputError, match="must name some of digit"):
         check_metrics([])
 
 
-@pytest.mark.parametrize("name", ["fvd", "fvd_infinite", "videomae", "clip", "clip_fid"])
+@pytest.mark.parametrize("name", ["fvd", "fvd_infinite", "videomae", "clip", "clip_fid", "lpips"])
 def test_missing_weights_are_said_with_where_they_are_published(name, data):
     need = METRICS[name].extractor
     places = {"i3d": "flateon/FVD-I3D-torchscript", "videomae": "OpenGVLab", "clip": "openai/clip-vit-base-patch32"}
+    places["lpips"] = "richzhang/PerceptualSimilarity"
     with pytest.raises(InputError, match=f"{name} needs weights, --{need}=<path>: .*{places[need]}"):
         load_networks([name], data)
 

@@ -25,17 +25,21 @@ from tests.pretrained.make_golden_features import (
     WORDS,
     clips,
     i3d_weights,
+    lpips_images,
+    lpips_weights,
     named,
     videomae_clips,
 )
 from tests.pretrained.networks import numbers, relative, tensor
 from vdm_jax.evaluation.features import clip_image_features, clip_input, clip_score, clip_text_features, resized
 from vdm_jax.models.keys import Keys
+from vdm_jax.models.lpips import PLANS
 from vdm_jax.models.videomae import VideoMAE
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained import clip_pair
 from vdm_jax.pretrained.clip_pair import load_clip
 from vdm_jax.pretrained.i3d import KINETICS_I3D_PYTORCH, load_i3d
+from vdm_jax.pretrained.lpips import load_lpips
 from vdm_jax.pretrained.names import torch_shapes
 from vdm_jax.pretrained.videomae import load_videomae, translate
 
@@ -103,6 +107,52 @@ def test_a_torchscript_archive_is_converted(tmp_path):
     assert saved.keys() == (weights | counted).keys()
     assert all((saved[name] == weights[name]).all() for name in weights)
     load_i3d(tmp_path / "i3d.safetensors")
+
+
+# ----------------------------------------------------------------------------------------------------------- LPIPS
+
+
+@torch.no_grad()
+def lpips_answers(kind, weights, *images):
+    """The authors' definition (equation 1), with torchvision's lists of layers written out."""
+    if kind == "alex":  # (strides, paddings) other than 1; windows of the maxima; what is compared
+        shapes, maxima, compared = {0: (4, 2), 3: (1, 2)}, {0: 3, 3: 3}, (0, 3, 6, 8, 10)
+    else:
+        shapes, maxima, compared = {}, dict.fromkeys((2, 7, 14, 21), 2), (2, 7, 14, 21, 28)
+    places = sorted(int(name.split(".")[1]) for name in weights if name.startswith("features") and "weight" in name)
+    weights = {name: torch.from_numpy(array) for name, array in weights.items()}
+
+    def features(x):
+        shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+        x = ((torch.from_numpy(x) - shift) / scale).permute(0, 3, 1, 2)
+        for place in places:
+            stride, padding = shapes.get(place, (1, 1))
+            weight, bias = (weights[f"features.{place}.{end}"] for end in ("weight", "bias"))
+            x = torch.conv2d(x, weight, bias, stride, padding).relu()
+            if place in compared:
+                yield x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+            if place in maxima:
+                x = torch.max_pool2d(x, maxima[place], 2)
+
+    total = 0
+    for layer, (a, b) in enumerate(zip(*map(features, images), strict=True)):
+        total += torch.conv2d((a - b) ** 2, weights[f"lin{layer}.model.1.weight"]).mean((1, 2, 3))
+    return total.numpy()
+
+
+@pytest.mark.parametrize("kind", PLANS)
+@pytest.mark.parametrize("width", [8, 64])
+def test_lpips(kind, width, tmp_path):
+    weights = lpips_weights(kind, width)
+    parts = [{name: x for name, x in weights.items() if name.startswith(start)} for start in ("features", "lin")]
+    parts[0]["classifier.1.weight"] = np.ones((2, 2), np.float32)
+    for name, part in zip(("network", "layers"), parts, strict=True):
+        torch.save({key: torch.from_numpy(array) for key, array in part.items()}, tmp_path / f"{name}.pth")
+    files = [tmp_path / name for name in ("network.pth", "layers.pth", "lpips.safetensors")]
+    convert("lpips", "--network", files[0], "--layers", files[1], "--output", files[2])
+    network, images = load_lpips(files[2], mesh=ONE), lpips_images()
+    distance = jax.jit(lambda params, a, b: nnx.merge(network.graphdef, params)(a, b))
+    assert relative(distance(network.params, *images), lpips_answers(kind, weights, *images)) < 1e-5
 
 
 # --------------------------------------------------------------------------------------------------------- VideoMAE

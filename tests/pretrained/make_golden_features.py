@@ -18,12 +18,15 @@ from tests.pretrained.make_golden_clip import ENCODERS, tokens, write_vocabulary
 from tests.pretrained.networks import numbers, tensor
 from vdm_jax.models.i3d import I3D
 from vdm_jax.models.keys import Keys
+from vdm_jax.models.lpips import LPIPS, PLANS
+from vdm_jax.pretrained import lpips
 from vdm_jax.pretrained.i3d import PYTORCH_I3D
 from vdm_jax.pretrained.names import Naming, Table, torch_shapes
 
 GOLDEN = Path(__file__).parent / "golden_features.npz"
 
 I3D_WIDTH, I3D_FRAMES = 8, 11
+LPIPS_WIDTH, LPIPS_SIZE = 8, (37, 50)
 
 _VIDEOMAE = {
     "architectures": ["VideoMAEForVideoClassification"],
@@ -74,6 +77,19 @@ def i3d_weights(width: int, table: Table = PYTORCH_I3D) -> dict[str, np.ndarray]
     return {name: one(*item) for name, item in zip(spelt, known.items(), strict=True)}
 
 
+def lpips_weights(kind: str, width: int = LPIPS_WIDTH) -> dict[str, np.ndarray]:
+    """A tensor for every name; those for layers are not negative, as the published ones."""
+    abstract = nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: LPIPS(kind, width=width, rngs=Keys(0))))[1])
+    tensors = named(torch_shapes(abstract, lpips.naming(kind)))
+    return {name: np.abs(array) if name.startswith("lin") else array for name, array in tensors.items()}
+
+
+def lpips_images() -> tuple[np.ndarray, np.ndarray]:
+    """Two pairs of images."""
+    first = clips("lpips", 2, *LPIPS_SIZE, 3)
+    return first, np.tanh(first + 0.3 * numbers("lpips, other", first.shape))
+
+
 @functools.cache
 def _i3d(width: int):
     return nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: I3D(width=width, rngs=Keys(0))))[1])
@@ -122,5 +138,7 @@ if __name__ == "__main__":
     kept["clip, images"], kept["clip, texts"] = theirs.clip_answers(
         theirs.clip(), clips("clip", 2, 3, size, size, 3), tokens(12, end=522)
     )
+    for kind in PLANS:
+        kept[f"lpips, {kind}"] = theirs.lpips_answers(kind, lpips_weights(kind), *lpips_images())
     kept["resized"] = theirs.interpolated(clips("resized", 1, 2, 7, 5, 3), 9)
     np.savez_compressed(GOLDEN, **kept)

@@ -1,4 +1,4 @@
-"""Features of clips for Fréchet video distances and CLIP scores, by published networks, as the protocols say.
+"""Features of clips for Fréchet video distances and CLIP scores, by published networks, as protocols say; and LPIPS.
 
 Clips are `B T H W C`, uint8 or float32 in [-1, 1], grey (whose channel is repeated) or RGB, on the host: an array, or
 a file that is memory mapped. They are read, resized and seen a batch at a time, spread over the mesh that the network
@@ -22,6 +22,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.models import i3d
 from vdm_jax.models.clip import DEVIATION, MEAN, ClipText, ClipVision
 from vdm_jax.models.i3d import I3D
+from vdm_jax.models.lpips import LPIPS
 from vdm_jax.models.videomae import VideoMAE
 from vdm_jax.parallel.sharding import batch_sharding, full_batches
 from vdm_jax.pretrained.clip import PublishedEncoder
@@ -55,6 +56,19 @@ def videomae_features(network: PublishedEncoder, videos: Videos, *, batch_size: 
     if videos.shape[1] != frames:
         raise InputError(f"clips of {videos.shape[1]} frames must have the {frames} of VideoMAE's config")
     return _in_batches(_videomae, network, videos, batch_size)
+
+
+def lpips_distances(
+    network: PublishedEncoder, videos: Videos, reference: np.ndarray, *, batch_size: int = 16
+) -> Float[np.ndarray, "B"]:
+    """The mean LPIPS of each clip's frames from the same of the reference, at their own size.
+
+    Raises:
+        InputError: clips of different shapes, neither grey nor RGB, or too small for the network.
+    """
+    if videos.shape != reference.shape:
+        raise InputError(f"clips of {videos.shape} and their reference of {reference.shape} must have one shape")
+    return _in_batches(_lpips, network, np.stack([videos, reference], 1), batch_size)
 
 
 def clip_image_features(clip: PublishedClip, videos: Videos, *, batch_size: int = 4) -> Float[np.ndarray, "B T P"]:
@@ -115,6 +129,12 @@ def _videomae(network: VideoMAE, videos: Array) -> Float[Array, "B D"]:
     return network(resized((_in_colour(videos) + 1) / 2, network.shape[1]))
 
 
+def _lpips(network: LPIPS, pairs: Array) -> Float[Array, "B"]:
+    a, b = jnp.moveaxis(_in_colour(pairs), 1, 0)
+    distances = network(a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]))
+    return distances.reshape(a.shape[:2]).mean(1)
+
+
 def _clip_image(network: ClipVision, videos: Array) -> Float[Array, "B T P"]:
     frames = clip_input(_in_colour(videos), network.size)
     return network(frames.reshape(-1, *frames.shape[2:])).reshape(*frames.shape[:2], -1)
@@ -124,7 +144,7 @@ def _clip_text(network: ClipText, tokens: Int[Array, "B L"]) -> Float[Array, "B 
     return network(tokens).pooled
 
 
-def _in_colour(videos: Array) -> Float[Array, "B T H W 3"]:
+def _in_colour(videos: Array) -> Float[Array, "*S 3"]:
     """Float32 in [-1, 1], RGB."""
     if videos.shape[-1] not in (1, 3):
         raise InputError(f"clips of {videos.shape[-1]} channels must have 1 or 3")

@@ -22,7 +22,7 @@ from vdm_jax.evaluation.confidence import Interval, bootstrap, bootstrap_mean, w
 from vdm_jax.evaluation.frechet import frechet_distance, unbiased_frechet_distance
 from vdm_jax.evaluation.keeping import MODES, digit_kept, place_kept
 from vdm_jax.evaluation.real import Clips, RealData, read_all
-from vdm_jax.pretrained import clip_pair, i3d, videomae
+from vdm_jax.pretrained import clip_pair, i3d, lpips, videomae
 from vdm_jax.typing import Float
 
 PROTOCOL = 1  # of all in this file that a figure depends on: goes up with any change
@@ -57,15 +57,22 @@ def _nearest(clips: Clips, training: np.ndarray) -> Rows:
 
 
 def _place_kept(clips: Clips) -> Rows:
-    videos, real = in_range(clips.videos), in_range(clips.real)
-    return place_kept(videos, real, clips.new) | {"psnr": temporal.psnr(videos[:, clips.new], real[:, clips.new])}
+    return place_kept(in_range(clips.videos), in_range(clips.real), clips.new)
+
+
+def _new_frames(clips: Clips) -> tuple[np.ndarray, np.ndarray]:
+    return in_range(clips.videos)[:, clips.new], in_range(clips.real)[:, clips.new]
+
+
+def _kept(name: str, rows: Callable[..., np.ndarray]) -> Callable[..., Rows]:
+    return lambda clips, *network: {name: rows(*network, *_new_frames(clips))}
 
 
 def _digit_kept(clips: Clips, judge: Any) -> Rows:
     from vdm_jax.data.moving_digits import parse_caption
 
     digits = np.array([parse_caption(caption)[0][0] for caption in clips.captions])
-    return {"digit_kept": digit_kept(judge, clips.videos, digits, clips.new)}
+    return {"digit_kept": digit_kept(judge, in_range(clips.videos), digits, clips.new)}
 
 
 def _warping(clips: Clips) -> Rows:
@@ -113,8 +120,11 @@ EXTRACTORS = {
     "clip": Extractor(_clip, "clip"),
     "place_kept": Extractor(_place_kept),
     "digit_kept": Extractor(_digit_kept, "judge"),
+    "psnr": Extractor(_kept("psnr", temporal.psnr)),
+    "ssim": Extractor(_kept("ssim", temporal.ssim)),
+    "lpips": Extractor(_kept("lpips", features.lpips_distances), "lpips"),
 }
-OF_KNOWN = ("place_kept", "digit_kept")  # compare with the clips that a part is known of
+OF_KNOWN = ("place_kept", "digit_kept", "psnr", "ssim", "lpips")  # compare with the clips that a part is known of
 
 # --------------------------------------------------------------------------------------------------- figures
 
@@ -183,16 +193,23 @@ METRICS = {
     "digit_kept": Metric("digit_kept", _share, "↑"),
     "position_error": Metric("place_kept", _mean, "↓"),
     "within_pixel": Metric("place_kept", _share, "↑"),
-    "psnr": Metric("place_kept", _mean, "↑"),
+    "psnr": Metric("psnr", _mean, "↑"),
+    "ssim": Metric("ssim", _mean, "↑"),
+    "lpips": Metric("lpips", _mean, "↓"),
 }
 OF_DIGITS = ("digit", "direction", "both", "jerk")
 OF_ANY = ("flicker", "smoothness", "warping", "dynamic")
 OF_WEIGHTS = {"i3d": ("fvd",), "videomae": ("videomae",), "clip": ("clip", "clip_fid", "consistency")}
+OF_WEIGHTS |= {"lpips": ("lpips",)}
 
 
-def default_metrics(data: RealData, weights: Iterable[str] = ()) -> tuple[str, ...]:
+def default_metrics(data: RealData, weights: Iterable[str] = (), known: str = "") -> tuple[str, ...]:
     """Those of moving digits, or of any data; and those of the networks whose weights there are."""
-    return (OF_DIGITS if data.judge else OF_ANY) + sum((OF_WEIGHTS[name] for name in weights), ())
+    names = OF_DIGITS if data.judge else OF_ANY
+    if known:
+        names = ("digit_kept", "position_error", "within_pixel") if data.judge else ()
+        names += ("psnr", "ssim")
+    return names + sum((OF_WEIGHTS[name] for name in weights), ())
 
 
 def check_metrics(names: Iterable[str], known: str = "") -> tuple[str, ...]:
@@ -228,6 +245,7 @@ WEIGHTS = {
     "i3d": (i3d.load_i3d, i3d.PUBLISHED),
     "videomae": (videomae.load_videomae, videomae.PUBLISHED),
     "clip": (clip_pair.load_clip, clip_pair.PUBLISHED),
+    "lpips": (lpips.load_lpips, lpips.PUBLISHED),
 }
 
 
@@ -242,7 +260,7 @@ def check_weights(metrics: Iterable[str], weights: Mapping[str, str | Path]) -> 
 def load_networks(
     metrics: Sequence[str], data: RealData, weights: Mapping[str, str | Path] | None = None, *, mesh: Mesh | None = None
 ) -> dict[str, Network]:
-    """What the metrics look with; `weights` has the files of "i3d", "videomae" and "clip".
+    """What the metrics look with; `weights` has the files of "i3d", "videomae", "clip" and "lpips".
 
     Raises:
         InputError: a metric that the data cannot have, or whose weights are missing or of another network.
