@@ -1,12 +1,11 @@
-"""What mixes frames: attention over time, convolutions over time, both, or nothing; and how attention knows the order.
+"""What mixes frames: attention over time, apart from space or at once with it, convolutions, both, or nothing.
 
     python experiments/ablate.py --study configs/ablations/time_layers.py --out studies/time_layers
     python experiments/ablate.py --study configs/ablations/time_layers.py:ucf101 \
         --out studies/time_layers-ucf101 --i3d i3d.safetensors
 
 Parameters, training and drawing time stand beside the scores. On digits the stem takes one frame at a time, so that
-nothing but the layers mixes frames, and the batch is half of the demo's. Attention over space and time at once is not
-among the arms: the trunk has no such slot. `ucf101` has not been run.
+nothing but the layers mixes frames, and the batch is half of the demo's. `ucf101` has not been run.
 """
 
 from pathlib import Path
@@ -44,4 +43,9 @@ def get_study(scale: str = "digits") -> Study:
     arms["convolutions alone"] = {time_conv: True, attention: nowhere}
     arms["space alone"] = {time_conv: False, attention: nowhere}
     arms["no attention over space"] = {time_conv: False, "model.unet.space_attention": nowhere}
+    arms["attention over space and time at once"] = {
+        time_conv: False,
+        attention: nowhere,
+        "model.unet.all_frames": True,
+    }
     return Study(claim=CLAIM, source=SOURCE, base=base, arms=arms, metrics=metrics, **how)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from vdm_jax.errors import InputError
+from vdm_jax.models.attention import sinusoid
 from vdm_jax.models.space import (
     Downsample,
     GroupNorm,
@@ -36,13 +38,14 @@ def conv(channels_in=C, kernel=3, rate=0.0):
     return SpaceConv(channels_in, C, E, kernel=kernel, dropout=rate, dtype="float32", rngs=nnx.Rngs(0))
 
 
-def attention(context):
+def attention(context, all_frames=False):
     return SpaceAttention(
         C,
         head_size=4,
         context_width=E,
         context=context,
         implementation="xla",
+        all_frames=all_frames,
         dtype="float32",
         rngs=nnx.Rngs(0),
     )
@@ -158,6 +161,35 @@ def test_space_attention_takes_one_text_for_all_frames_or_one_for_each(x, text):
     moved = np.abs(block(x, each[0].at[:, 1, 0].add(1.0), each[1]) - block(x, *each)).max((0, 2, 3, 4))
     assert moved[1] > 1e-3
     assert moved[0] == moved[2] == 0
+
+
+def test_with_all_frames_every_pixel_sees_those_of_all_and_the_text_under_one_softmax(x, text):
+    block, (tokens, mask) = randomised(lambda: attention("joint", all_frames=True)), text
+    hidden = block.norm(x) + sinusoid(jnp.arange(T, dtype=jnp.float32), C)[:, None, None]
+    one_frame = hidden.reshape(B, T * S * S, C)
+    expected = np.zeros((B, T * S * S, C))
+    for head in range(C // 4):
+        q, k, v = np.split(np.asarray(block.qkv(one_frame))[..., 12 * head : 12 * head + 12], 3, -1)
+        text_k, text_v = np.split(np.asarray(block.context_kv(tokens[:, 0]))[..., 8 * head : 8 * head + 8], 2, -1)
+        scores = q @ np.concatenate([k, text_k], 1).swapaxes(1, 2) / 2
+        scores[..., -L:] -= 1e9 * ~np.asarray(mask)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        mean = weights @ np.concatenate([v, text_v], 1) / weights.sum(-1, keepdims=True)
+        expected[..., 4 * head : 4 * head + 4] = mean
+    expected = x + block.out(expected.astype(np.float32)).reshape(x.shape)
+    np.testing.assert_allclose(block(x, tokens, mask), expected, atol=1e-4)
+    with pytest.raises(InputError, match="3 texts must be one for all frames"):
+        block(x, jnp.repeat(tokens, T, 1), jnp.repeat(mask, T, 1))
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_all_frames_are_told_apart(x, text, context):
+    block = randomised(lambda: attention(context, all_frames=True))
+    run = jax.jit(lambda x: block(x, *text))
+    moved = np.abs(run(x.at[1, 2, 0, 0].add(1.0)) - run(x)).max(-1)
+    assert moved[1].min() > 1e-5
+    assert moved[0].max() == 0
+    assert np.abs(run(x[:, ::-1])[:, ::-1] - run(x)).max() > 1e-3
 
 
 def test_split_heads_keeps_the_parts_of_a_head_together():

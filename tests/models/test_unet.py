@@ -263,6 +263,11 @@ def test_sizes_that_do_not_divide_are_named(size, message):
         model.check_size(*size)
 
 
+def test_stills_must_not_see_other_frames():
+    with pytest.raises(InputError, match="joint_images=2 needs all_frames=False"):
+        shapes_of(all_frames=True).check_size(4, 4, 4, 2)
+
+
 @pytest.mark.parametrize(("missing", "given"), [("context", "pooled"), ("pooled", "context")])
 def test_a_missing_condition_is_named(z, conditions, missing, given):
     model = shapes_of(context_width=E, pooled_width=E)

@@ -1,5 +1,6 @@
 """Where parameters and activations live, that nothing changes by it, and what is communicated."""
 
+import functools
 import math
 import re
 
@@ -15,8 +16,16 @@ from vdm_jax.diffusion.objective import Objective
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
 from vdm_jax.models.denoiser import Denoiser
+from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import batch_sharding, check_batch, full_batches, path_name, shardings
+from vdm_jax.parallel.sharding import (
+    ActivationLayout,
+    batch_sharding,
+    check_batch,
+    full_batches,
+    path_name,
+    shardings,
+)
 from vdm_jax.training.state import TrainState, create_state, state_shardings
 from vdm_jax.training.step import make_train_step
 
@@ -245,3 +254,24 @@ def test_frames_and_rows_change_places_by_all_to_all_on_a_context_mesh(steps):
     video = BATCH * FRAMES * SIZE * SIZE * 16 // 8
     exchanged = [shape for shape, _ in communicated(step.hlo, "all-to-all") if math.prod(shape) >= video / 2]
     assert len(exchanged) >= 2 * 3
+
+
+def test_attention_over_all_frames_at_once_where_frames_are_spread():
+    trunk = {"channels_in": 3, "channels": 16, "multipliers": (1,), "blocks": 0, "head_size": 8}
+    trunk |= {"all_frames": True, "time_attention": False}
+    graphdef, shapes = shapes_of(lambda rngs: UNet(**trunk, rngs=rngs))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype(np.float32), shapes)
+    z, time = rng.normal(size=(BATCH, FRAMES, SIZE, SIZE, 3)).astype(np.float32), np.arange(BATCH, dtype=np.float32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def predict(layout, params, z, time):
+        return nnx.merge(graphdef, params)(z, time, layout=layout)
+
+    found = []
+    for name in ("one_device", "context"):
+        mesh = mesh_of(name)
+        given = jax.device_put((z, time), batch_sharding(mesh))
+        found.append(predict(ActivationLayout(mesh), jax.device_put(params, shardings(mesh, params)), *given))
+    np.testing.assert_allclose(found[1], found[0], atol=1e-4)
+    assert np.abs(found[0]).mean() > 0.1

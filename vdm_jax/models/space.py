@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
 
-from vdm_jax.models.attention import Source, attend_space
+from vdm_jax.errors import InputError
+from vdm_jax.models.attention import Source, attend_space, sinusoid
 from vdm_jax.typing import Array, Bool, Float, Key
 
 zeros = nnx.initializers.zeros_init()
@@ -124,15 +125,17 @@ class SpaceAttention(nnx.Module):
     """Attention over the pixels of each frame, and to the context tokens: joined to the pixels, or after them.
 
     `context="joint"` appends the tokens' keys and values to the pixels' (Saharia et al. 2022, Imagen, section
-    2.3.1); `"cross"` gives them an attention of their own after the first (Rombach et al. 2022).
+    2.3.1); `"cross"` gives them an attention of their own after the first (Rombach et al. 2022). With `all_frames` a
+    pixel sees those of all frames at once, which a sinusoidal code tells apart: joint space-time attention (Bertasius
+    et al. 2021, arXiv 2102.05095, section 3).
     """
 
-    def __init__(self, channels, *, head_size, context_width, context, implementation, dtype, rngs):
+    def __init__(self, channels, *, head_size, context_width, context, implementation, all_frames=False, dtype, rngs):
         linear = dict(use_bias=False, dtype=dtype, rngs=rngs)
         out = dict(kernel_init=zeros, dtype=dtype, rngs=rngs)
         self.heads = channels // head_size
         self.context = context if context_width and context != "none" else None
-        self.implementation = implementation
+        self.implementation, self.all_frames = implementation, all_frames
         self.norm = GroupNorm(channels, dtype, rngs)
         self.qkv = nnx.Linear(channels, 3 * channels, **linear)
         self.out = nnx.Linear(channels, channels, **out)
@@ -149,8 +152,13 @@ class SpaceAttention(nnx.Module):
         context: Float[Array, "B G L E"] | None = None,
         context_mask: Bool[Array, "B G L"] | None = None,
     ) -> Float[Array, "B T H W C"]:
-        """G is 1 (one text for the video) or T (one for each frame)."""
+        """G is 1 (one text for the video) or T (one for each frame). Raises InputError for T with `all_frames`."""
         pixels = rearrange(self.norm(x), "b t h w c -> b t (h w) c")
+        if self.all_frames:
+            if self.context == "joint" and context.shape[1] > 1:
+                raise InputError(f"{context.shape[1]} texts must be one for all frames that attend to each other")
+            code = sinusoid(jnp.arange(x.shape[1], dtype=jnp.float32), x.shape[-1])[:, None]
+            pixels = rearrange(pixels + code.astype(pixels.dtype), "b t p c -> b 1 (t p) c")
         q, k, v = split_heads(self.qkv(pixels), 3, self.heads)
         sources = [Source(k, v)]
         if self.context is not None:
@@ -160,7 +168,7 @@ class SpaceAttention(nnx.Module):
         x = x + self._merge(self.out, attend_space(q, *sources, implementation=self.implementation), x)
         if self.context != "cross":
             return x
-        pixels = rearrange(self.cross_norm(x), "b t h w c -> b t (h w) c")
+        pixels = rearrange(self.cross_norm(x), "b t h w c -> b t (h w) c")  # text alone: each frame by itself
         (q,) = split_heads(self.cross_q(pixels), 1, self.heads)
         return x + self._merge(self.cross_out, attend_space(q, text, implementation=self.implementation), x)
 

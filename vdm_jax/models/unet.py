@@ -65,6 +65,7 @@ class UNet(Trunk):
         time_conv: fill the time conv slot.
         space_attention, time_attention: fill the slot at level i; one bool for all levels, or one for each. The
             middle has every slot that any level has.
+        all_frames: space attention sees the pixels of all frames at once; for networks without stills.
         time_position: how time attention knows the order of frames: relative, rotary, sinusoidal, none.
         head_size: size of an attention head; divides every attended width.
         context_width: width of the context tokens, 0 for none; `context`: "joint" or "cross" attention to them, or
@@ -95,6 +96,7 @@ class UNet(Trunk):
         time_conv: bool = False,
         space_attention: bool | Sequence[bool] = True,
         time_attention: bool | Sequence[bool] = True,
+        all_frames: bool = False,
         time_position: str = "relative",
         max_distance: int = 32,
         head_size: int = 64,
@@ -132,7 +134,7 @@ class UNet(Trunk):
             attention = choose_implementation(attention, dtype=dtype, head_size=head_size)
 
         self.channels, self.remat, self.resample = channels, remat, tuple(resample)
-        self.patch = (patch_time, patch)
+        self.patch, self.all_frames = (patch_time, patch), all_frames
         self.has_context = bool(context_width) and context != "none" and any(space_at)
         embedding = embedding or 4 * channels
         common = dict(dtype=dtype, rngs=rngs)
@@ -151,6 +153,7 @@ class UNet(Trunk):
                     context_width=context_width,
                     context=context,
                     implementation=attention,
+                    all_frames=all_frames,
                     **common,
                 )
                 if space
@@ -245,6 +248,8 @@ class UNet(Trunk):
         ):
             if size % factor:
                 raise InputError(f"{name}={size} must be a multiple of {factor} (patch and levels of the U-Net)")
+        if images and self.all_frames:
+            raise InputError(f"joint_images={images} needs all_frames=False: stills must not see other frames")
         if images and time > 1:
             raise InputError(f"joint_images={images} needs patch_time=1 and resample='space': a still has one frame")
 

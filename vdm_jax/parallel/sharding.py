@@ -105,7 +105,7 @@ def full_batches(count: int, batch_size: int, mesh: Mesh) -> Iterator[tuple[int,
 class ActivationLayout:
     """The trunk's `layout`: the batch over data and fsdp; over `context`, frames in space slots and rows in time slots.
 
-    Between the two lies one all-to-all, and no slot ever gathers an activation.
+    Between the two lies one all-to-all, and no slot gathers an activation but attention over all frames at once.
     """
 
     mesh: Mesh
