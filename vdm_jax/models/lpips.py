@@ -13,8 +13,13 @@ MEAN, DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class Plan(NamedTuple):
-    """A network up to its last compared layer: for each compared layer (channels, kernel, stride) of the convolutions
-    since the one before; the window of the maximum between layers, None where there is none; the smallest image."""
+    """A network up to the last layer that is compared.
+
+    Args:
+        layers: for each that is compared, (channels, kernel, stride) of the convolutions since the one before.
+        pooled: for each, the window of the maximum before it; None: there is none.
+        smallest: side of an image that is not pooled away.
+    """
 
     layers: tuple[tuple[tuple[int, int, int], ...], ...]
     pooled: tuple[int | None, ...]
