@@ -24,7 +24,8 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("finetune")
     write_pipeline(place / "image", "image", **ONE_LEVEL)
     write_image_to_video(place / "svd")
-    write_pipeline(place / "modelscope")
+    levels = {name: [kind.replace("2D", "3D")] for name, (kind,) in list(ONE_LEVEL.items())[1:]}
+    write_pipeline(place / "modelscope", **ONE_LEVEL | levels)
     return place
 
 
