@@ -141,7 +141,8 @@ def _published():
     from vdm_jax.generation.published import load_published
     from vdm_jax.pretrained.lora import parse_lora
 
-    options = _given({"motion_adapter": ADAPTER, "dtype": DTYPE, "motion": MOTION, "chunk": CHUNK})
+    options = {"motion_adapter": ADAPTER, "dtype": DTYPE, "motion": MOTION, "chunk": CHUNK, "at_most": FRAMES}
+    options = _given(options)
     options["loras"] = [parse_lora(text) for text in LORA.value or []]
     if FREE_NOISE.value:  # else a longer video is drawn in windows
         options |= {"free_noise": _pair("free_noise", FREE_NOISE, "length,stride"), "frames": FRAMES.value}

@@ -8,6 +8,7 @@ import pytest
 from tests.end_to_end.conftest import ROOT
 from tests.pretrained.pipelines import ONE_LEVEL, write_lora, write_pipeline
 from tests.tiny_config import write_videos
+from vdm_jax.generation.published import load_published
 from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.video import read_metadata, read_video, write_video
 
@@ -39,6 +40,11 @@ def test_draws_what_is_asked_for(run, folder):
     run(folder, "sample.py", *model, *more, "--format=gif,npy")
     assert np.abs(np.load(folder / "styled" / "000-the-cat.npy") - video).max() > 1e-3
     assert read_metadata(folder / "styled" / "000-the-cat.gif")["lora"] == ["style.safetensors:0.5"]
+
+    run(folder, "sample.py", *model, "--prompt=the cat", "--frames=4", "--out=short", "--format=npy")
+    short = load_published(folder / "model", frames=4, size=(16, 16))(["the cat"], seed=0, steps=2)[0]
+    np.testing.assert_allclose(np.load(folder / "short" / "000-the-cat.npy"), short, atol=1e-4)
+    assert np.abs(short - video[:4]).max() > 1e-3  # no part of a longer one
 
 
 def test_is_measured_beside_a_folder_of_videos(run, folder):

@@ -49,6 +49,7 @@ def load_published(
     motion_adapter: str | Path | None = None,
     loras: Sequence[tuple[str | Path, float | int]] = (),
     frames: int | None = None,
+    at_most: int | None = None,
     free_noise: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
     dtype: str = "float32",
@@ -67,6 +68,7 @@ def load_published(
             Video Diffusion.
         loras: pairs (file or folder, strength), merged into the U-Net and the text encoder.
         frames, size: of a video, (rows, columns) in pixels (default: as published).
+        at_most: no more frames than these, where as many as published would be.
         free_noise: (context length, stride) of FreeNoise, which takes AnimateDiff more frames than its motion modules
             know ((16, 4) as published).
         dtype, params_dtype: of the computation, and of the parameters (default: the same).
@@ -97,7 +99,7 @@ def load_published(
     autoencoder = load_autoencoder(folder, **how)
     usual, side, steps, guidance, fps = DEFAULTS[kind]
     usual = unet.config.get("num_frames") or usual
-    frames = usual if frames is None else frames
+    frames = min(usual, at_most or usual) if frames is None else frames
     network.check_frames(frames)
     images, _ = translate(autoencoder.config)
     factor = 2 ** (len(images["widths"]) - 1)
