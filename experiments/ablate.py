@@ -32,6 +32,7 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan with the time it t
 I3D = flags.DEFINE_string("i3d", None, "Weights for fvd (docs/features.md).")
 VIDEOMAE = flags.DEFINE_string("videomae", None, "Weights for videomae.")
 CLIP = flags.DEFINE_string("clip", None, "Weights for clip, clip_fid and consistency.")
+LPIPS = flags.DEFINE_string("lpips", None, "Weights for lpips.")
 JOB = flags.DEFINE_string("job", "", "Do one job in this process; the command starts itself with this.")
 
 
@@ -81,7 +82,8 @@ def read_study():
         seeds = tuple(study.seeds if SEEDS.value is None else map(int, SEEDS.value))
     except ValueError:
         raise InputError(f"--seeds={','.join(SEEDS.value)} must be numbers with commas between") from None
-    files = {name: flag.value for name, flag in {"i3d": I3D, "videomae": VIDEOMAE, "clip": CLIP}.items() if flag.value}
+    files = {"i3d": I3D, "videomae": VIDEOMAE, "clip": CLIP, "lpips": LPIPS}
+    files = {name: flag.value for name, flag in files.items() if flag.value}
     base, num = changed(study.base, changes), NUM.value or study.num
     return dataclasses.replace(study, base=base, seeds=seeds, num=num, weights=files)
 
@@ -123,13 +125,13 @@ def dry_run(plan, ours, timed: Path, logs: Path) -> None:
 
     study = plan.study
     print(f"{study.name}: {study.claim} ({study.source})")
-    at_a_time = len(jobs.places(study.devices, PARALLEL.value))
+    where = jobs.places(study.devices, PARALLEL.value)
     todo = untimed(plan, timed)
     failed = {}
     for i, run in enumerate(todo, 1):
         print(f"timing the steps of a run, {i} of {len(todo)}", file=sys.stderr, flush=True)
         job = f"time-{run.name}"
-        failed |= jobs.carry_out([job], lambda job: this_command(f"--job={job}"), logs, [{}])
+        failed |= jobs.carry_out([job], lambda job: this_command(f"--job={job}"), logs, where[:1])
     if failed:
         raise InputError(f"a run of the study cannot be trained: {next(iter(failed.values()))}")
     left = seconds_left(plan, ours, timed)
@@ -143,8 +145,8 @@ def dry_run(plan, ours, timed: Path, logs: Path) -> None:
         state = "trained" if run.finished else f"step {step_of(run)} of {run.config.steps}{before}"
         took = jobs.hours(left[run.name])
         print(f"| {run.name}, seed {run.config.seed}: {arms} | {state} | {len(missing)} of {len(cells)} | {took} |")
-    total = sum(left.values()) / at_a_time
-    print(f"\n{len(ours)} runs, {at_a_time} at a time: about {jobs.hours(total)}. Nothing was trained or measured.")
+    total = sum(left.values()) / len(where)
+    print(f"\n{len(ours)} runs, {len(where)} at a time: about {jobs.hours(total)}. Nothing was trained or measured.")
 
 
 def carry_out(plan, ours, timed: Path, out: Path) -> None:
@@ -160,7 +162,7 @@ def carry_out(plan, ours, timed: Path, out: Path) -> None:
     names = [run.name for run in ours if any(read_result(c) is None for c in plan.cells if c.run is run)]
     if read_result(plan.floors) is None:
         names.insert(0, FLOORS)
-    where = jobs.places(plan.study.devices, PARALLEL.value) if names else [{}]
+    where = jobs.places(plan.study.devices, PARALLEL.value) if names else [jobs.Place()]
     live, last = sys.stderr.isatty(), [0.0, ""]
 
     def show(running):

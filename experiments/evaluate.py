@@ -63,12 +63,14 @@ def main() -> None:
     from tqdm import tqdm
 
     from vdm_jax.evaluation import metrics as table
-    from vdm_jax.evaluation.keeping import mask_of
+    from vdm_jax.evaluation.keeping import check_mode, mask_of
     from vdm_jax.evaluation.page import write_file
     from vdm_jax.evaluation.score import floors, score
 
+    if KNOWN.value:  # all that can be said before anything is loaded
+        check_mode(KNOWN.value)
     if METRICS.value is not None:
-        table.check_metrics(METRICS.value, KNOWN.value)  # before anything is loaded
+        table.check_metrics(METRICS.value, KNOWN.value)
     pipeline, data = load()
     files = {"i3d": I3D, "videomae": VIDEOMAE, "clip": CLIP, "lpips": LPIPS}
     files = {name: flag.value for name, flag in files.items() if flag.value}

@@ -1,7 +1,7 @@
 """What a config means: every key with its default, and the objects that a config stands for.
 
 Experiments in `configs/` start from `default_config()` and change what they need; it is locked, so a misspelt key
-is an error. The rooms below take plain arguments and know nothing of configs.
+is an error. The other packages take plain arguments and know nothing of configs.
 """
 
 import functools

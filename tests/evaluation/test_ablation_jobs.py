@@ -14,7 +14,7 @@ import pytest
 from vdm_jax import configuration
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.ablation import Study, make_plan
-from vdm_jax.evaluation.ablation_jobs import adopt, carry_out, hours, progress_line
+from vdm_jax.evaluation.ablation_jobs import Place, adopt, carry_out, hours, places, progress_line
 from vdm_jax.evaluation.ablation_results import Result, write_result
 
 tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
@@ -54,7 +54,7 @@ def test_jobs_run_in_their_places_and_one_that_fails_stops_no_other(tmp_path, sc
         ["a", "bad", "c", "d"],
         script,
         tmp_path / "logs",
-        [{"PLACE": "1"}, {"PLACE": "2"}],
+        [Place({"PLACE": "1"}), Place({"PLACE": "2"})],
         show=seen.append,
         after=lambda: ended.append(1),
     )
@@ -66,7 +66,26 @@ def test_jobs_run_in_their_places_and_one_that_fails_stops_no_other(tmp_path, sc
     assert max(map(len, seen)) == 2
     assert len(ended) == 4
     assert "step 1" in (tmp_path / "logs" / "bad.log").read_text()
-    assert carry_out([], script, tmp_path / "logs", [{}]) == {}
+    assert carry_out([], script, tmp_path / "logs", [Place()]) == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system binds no process to cores")
+def test_on_cpus_runs_at_a_time_have_cores_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 6, 8, 9})
+    assert places(1) == [Place()]
+    assert places(1, 2) == [Place(cores=frozenset({3, 6, 9})), Place(cores=frozenset({5, 8}))]
+    assert places(1, 6) == [Place()] * 6
+    monkeypatch.undo()
+
+    ours = os.sched_getaffinity(0)
+    code = "import os, time; time.sleep(0.5); print(*os.sched_getaffinity(0))"
+    where = [Place(cores=frozenset({core})) for core in sorted(ours)]
+    jobs = [str(number) for number in range(len(where))]
+    assert carry_out(jobs, lambda job: [sys.executable, "-S", "-c", code], tmp_path, where) == {}
+    bound = [(tmp_path / f"{job}.log").read_text().splitlines()[-1] for job in jobs]
+    assert sorted(map(int, bound)) == sorted(ours)
+    assert os.sched_getaffinity(0) == ours
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
@@ -81,7 +100,7 @@ def test_when_it_is_stopped_the_jobs_save_first(tmp_path, script, number, raised
     thread = threading.Thread(target=stop)
     thread.start()
     with pytest.raises(raised):
-        carry_out(["long1", "long2", "never"], script, tmp_path / "logs", [{}, {}])
+        carry_out(["long1", "long2", "never"], script, tmp_path / "logs", [Place(), Place()])
     thread.join()
     assert sorted(said(tmp_path, "saved")) == [["long1"], ["long2"]]
     assert "never" not in (tmp_path / "log").read_text()

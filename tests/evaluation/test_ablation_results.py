@@ -173,6 +173,15 @@ def test_the_page_is_one_file_with_the_videos_of_every_arm_beside_each_other(pla
     assert "http" not in text.split("<main>")[1].replace("http://www.w3.org/2000/svg", "")
 
 
+def test_results_that_came_without_their_videos_are_on_the_page_as_well(plan):
+    plan.cells[0].file.with_suffix(".npy").unlink()
+    out = plan.floors.file.parents[1]
+    write_report(read_found(plan), out, "python x", iter)
+    text = (out / "report.html").read_text()
+    assert text.count("<video ") == 4
+    assert '<th scope="row">v</th><td colspan="2" class="missing">Its videos are not here.</td>' in text
+
+
 def test_a_study_that_has_only_begun_has_a_report_as_well(tmp_path):
     plan = plan_in(tmp_path, {"v": {}})
     write_report(read_found(plan), tmp_path / "out", "x", iter)

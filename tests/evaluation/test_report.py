@@ -130,6 +130,18 @@ def test_scores_without_intervals_are_shown_as_they_are(tmp_path):
     assert "In brackets" not in text
 
 
+def test_scores_of_what_continues_a_video_stand_below_the_others(tmp_path):
+    configuration.write_config(tmp_path, tiny["get_config"]())
+    (tmp_path / "evaluation-extension-half-known.json").write_text('{"known": "extension, half known"}')
+    text = make_report(tmp_path)
+    assert "No evaluation.json" in text
+    (tmp_path / "evaluation.json").write_text('{"num": 4}')
+    text = make_report(tmp_path)
+    assert "No evaluation.json" not in text
+    headings = re.findall(r"<h3>(evaluation.*?)</h3>", text)
+    assert headings == ["evaluation.json", "evaluation-extension-half-known.json"]
+
+
 def test_the_config_is_a_tree_with_what_was_changed_marked(report):
     tree = report[report.index("<h2>Config") : report.index("<h2>Parameters")]
     assert '<dt>batch_size</dt><dd class="changed">8</dd>' in tree

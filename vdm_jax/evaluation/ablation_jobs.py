@@ -1,5 +1,6 @@
 """The jobs of a study, one process each: as many at a time as there are devices for, and what is left of them."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -19,29 +20,46 @@ from vdm_jax.evaluation.run_hash import run_hash, training_of
 
 log = logging.getLogger(__name__)
 
-Environment = dict[str, str]
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What a process is given: variables, and the cores that it may use, None for all."""
+
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    cores: frozenset[int] | None = None
 
 
-def places(devices: int, parallel: int | None = None) -> list[Environment]:
-    """The environment of each process that may run at a time, with its own GPUs: `devices` for each, 0 for all.
+def places(devices: int, parallel: int | None = None) -> list[Place]:
+    """A place for each process that may run at a time, with its own GPUs: `devices` for each, 0 for all.
 
-    On CPUs and TPUs one process takes all there is; `parallel` says otherwise.
+    On CPUs and TPUs one process takes all there is; `parallel` says otherwise. CPUs then have their cores divided:
+    processes that share them wait for each other's threads.
     """
     if os.environ.get("JAX_PLATFORMS") == "cpu":
-        return [{}] * (parallel or 1)
+        return _on_cpus(parallel or 1)
     asked = "import jax; print(jax.default_backend(), jax.local_device_count())"
     found = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
     if found.returncode:
         raise InputError(f"JAX finds no devices: {found.stderr.strip().splitlines()[-1]}")
     kind, count = found.stdout.split()
+    if kind == "cpu":
+        return _on_cpus(parallel or 1)
     if kind != "gpu" or not devices:
-        return [{}] * (parallel or 1)
+        return [Place()] * (parallel or 1)
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     ids = named.split(",") if named else list(map(str, range(int(count))))
     groups = [ids[i : i + devices] for i in range(0, len(ids) - devices + 1, devices)]
     if not groups:
         raise InputError(f"a run of this study needs {devices} devices, and there are {count}")
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups][:parallel]
+    return [Place({"CUDA_VISIBLE_DEVICES": ",".join(group)}) for group in groups][:parallel]
+
+
+def _on_cpus(count: int) -> list[Place]:
+    """So many places with as many cores each; where there are fewer cores, or the system cannot bind, all have all."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if not 1 < count <= len(cores):
+        return [Place()] * count
+    return [Place(cores=frozenset(cores[i::count])) for i in range(count)]
 
 
 @dataclasses.dataclass(eq=False)
@@ -49,7 +67,7 @@ class _Process:
     """A job that runs, where, and the file of what it says."""
 
     process: subprocess.Popen
-    place: Environment
+    place: Place
     log: Path
 
 
@@ -57,7 +75,7 @@ def carry_out(
     jobs: Sequence[str],
     command: Callable[[str], Sequence[str]],
     logs: Path,
-    where: Sequence[Environment],
+    where: Sequence[Place],
     *,
     show: Callable[[list[str]], None] = lambda running: None,
     after: Callable[[], None] = lambda: None,
@@ -101,11 +119,15 @@ def carry_out(
     return failed
 
 
-def _start(command: Sequence[str], place: Environment, path: Path) -> _Process:
+def _start(command: Sequence[str], place: Place, path: Path) -> _Process:
     with path.open("a") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
-        process = subprocess.Popen(command, env=os.environ | place, stdout=file, stderr=subprocess.STDOUT)
+        environment = os.environ | place.environment
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    if place.cores:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(process.pid, place.cores)  # long before it has imported JAX, which counts them
     return _Process(process, place, path)
 
 

@@ -221,11 +221,15 @@ def _videos(found: Found, progress: Callable[[Iterable], Iterable]) -> str:
         return '<p class="missing">No videos yet.</p>'
     rows, fps = "", found.plan.study.base.sample.fps
     for name, cell, result in progress(shown):
-        videos = np.load(cell.file.with_suffix(".npy"), allow_pickle=False)
-        labels = [f"{name}: {prompt}" for prompt in result.prompts]
-        cells = "".join(
-            f"<td>{video(embed_video(v, fps), label)}</td>" for v, label in zip(videos, labels, strict=True)
-        )
+        try:
+            videos = np.load(cell.file.with_suffix(".npy"), allow_pickle=False)
+        except FileNotFoundError:  # a result that was brought from elsewhere without them
+            cells = f'<td colspan="{len(result.prompts)}" class="missing">Its videos are not here.</td>'
+        else:
+            labels = [f"{name}: {prompt}" for prompt in result.prompts]
+            cells = "".join(
+                f"<td>{video(embed_video(v, fps), label)}</td>" for v, label in zip(videos, labels, strict=True)
+            )
         rows += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>\n'
     head = "".join(f'<th scope="col">{escape(prompt)}</th>' for prompt in shown[0][2].prompts)
     return (

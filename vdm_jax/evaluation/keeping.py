@@ -33,10 +33,15 @@ MODES = {
 }
 
 
-def mask_of(mode: str, shape: Sequence[int]) -> Bool[np.ndarray, "1 T H W 1"]:
-    """What a mode knows of clips of a shape (frames, rows, columns, …). Raises InputError for an unknown mode."""
+def check_mode(mode: str) -> None:
+    """Raises InputError for an unknown mode."""
     if mode not in MODES:
         raise InputError(f"known={mode!r} must be one of: {'; '.join(MODES)}")
+
+
+def mask_of(mode: str, shape: Sequence[int]) -> Bool[np.ndarray, "1 T H W 1"]:
+    """What a mode knows of clips of a shape (frames, rows, columns, …). Raises InputError for an unknown mode."""
+    check_mode(mode)
     frames, rows, columns = shape[:3]
     t, y, x = np.ogrid[:frames, :rows, :columns]
     return np.broadcast_to(MODES[mode].known(t, y, x, frames, columns), (frames, rows, columns))[None, ..., None]

@@ -154,12 +154,9 @@ def _samples(samples: Path, num: int, progress: Callable[[Iterable], Iterable]) 
 
 def _scores(run: Path) -> str:
     parts = []
-    for name in ("evaluation", "modes"):
-        path = run / f"{name}.json"
-        if not path.exists():
-            if name == "evaluation":
-                parts.append(_missing("No evaluation.json: python experiments/evaluate.py --run … measures samples."))
-            continue
+    if not (run / "evaluation.json").exists():
+        parts.append(_missing("No evaluation.json: python experiments/evaluate.py --run … measures samples."))
+    for path in (*sorted(run.glob("evaluation*.json"), key=lambda path: path.stem), *run.glob("modes.json")):
         try:
             scores = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
@@ -174,7 +171,7 @@ def _scores(run: Path) -> str:
         elif named:
             tables.insert(0, table([{"": k, **row} for k, row in named.items()]))
         about = ", ".join(f"{k} {v}" for k, v in plain.items())
-        parts.append(f'<h3>{name}.json</h3>\n<p class="muted">{escape(about)}</p>\n{"".join(tables)}')
+        parts.append(f'<h3>{escape(path.name)}</h3>\n<p class="muted">{escape(about)}</p>\n{"".join(tables)}')
         if any("] <svg" in t for t in tables):
             parts.append('<p class="muted">In brackets: 95 % intervals over the clips, drawn beside.</p>')
         if any("±" in t for t in tables):
