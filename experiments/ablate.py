@@ -66,7 +66,7 @@ def main() -> None:
 
 def read_study():
     """The study with the flags' changes."""
-    from vdm_jax.evaluation.ablation import changed, load_study
+    from vdm_jax.evaluation.ablation import change_base, load_study
 
     study = load_study(STUDY.value)
     changes = {}
@@ -84,8 +84,8 @@ def read_study():
         raise InputError(f"--seeds={','.join(SEEDS.value)} must be numbers with commas between") from None
     files = {"i3d": I3D, "videomae": VIDEOMAE, "clip": CLIP, "lpips": LPIPS}
     files = {name: flag.value for name, flag in files.items() if flag.value}
-    base, num = changed(study.base, changes), NUM.value or study.num
-    return dataclasses.replace(study, base=base, seeds=seeds, num=num, weights=files)
+    base, num = change_base(study.base, changes), NUM.value or study.num
+    return dataclasses.replace(study, base=base, seeds=seeds, num=num, weights=dict(study.weights) | files)
 
 
 def read_shard() -> tuple[int, int]:

@@ -23,7 +23,9 @@ from vdm_jax.errors import InputError
 RUN = flags.DEFINE_string("run", None, "Run folder to evaluate.")
 PRETRAINED = flags.DEFINE_string("pretrained", None, "In its place a published model's folder; needs --real.")
 ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of AnimateDiff's motion modules, for an image model.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of a published model's computation.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "Of a published model's computation (default: float32)."
+)
 REAL = flags.DEFINE_string("real", None, "Real clips: a folder of videos, or a TFDS name (default: the run's data).")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie (default: the run's, or datasets).")
 METRICS = flags.DEFINE_list("metrics", None, "Names of metrics (default: what data and weights allow).")
@@ -43,7 +45,9 @@ CLIP = flags.DEFINE_string("clip", None, "Weights for clip, clip_fid and consist
 LPIPS = flags.DEFINE_string("lpips", None, "Weights for lpips.")
 KNOWN = flags.DEFINE_string("known", "", "How much of each held-out clip is given: a name in docs/metrics.md.")
 RESPECT = flags.DEFINE_string("respect", None, "Then: replace, reconstruct or concat (default: the run's config).")
-OUT = flags.DEFINE_string("out", None, "Folder of evaluation.json (default: the run, or evaluations/<model>).")
+OUT = flags.DEFINE_string(
+    "out", None, "Folder of evaluation.json (default: the run, or evaluations/<model>-<adapter>)."
+)
 
 FLOORS = {"real": "real clips", "shuffled": "frames shuffled"}  # others are called as they are
 
@@ -54,6 +58,9 @@ def main() -> None:
         raise InputError("--run=runs/<name> is needed, or in its place --pretrained=<folder>")
     if PRETRAINED.value and not REAL.value:
         raise InputError("--pretrained needs --real=<folder of videos, or TFDS name>: what to compare with")
+    for flag, other in ((ADAPTER, PRETRAINED), (DTYPE, PRETRAINED), (RESPECT, KNOWN)):
+        if flag.value and not other.value:
+            raise InputError(f"--{flag.name}={flag.value} needs --{other.name}")
     try:
         weights = [float(w) for w in GUIDANCE.value or ()]
     except ValueError:
@@ -87,9 +94,12 @@ def main() -> None:
         settings, _ = pipeline.check([""], seed=SEED.value, guidance=weight, **changes)
 
     model = RUN.value or PRETRAINED.value
-    out = Path(OUT.value or RUN.value or Path("evaluations") / Path(model).name)
+    published = "-".join(Path(part).name for part in (PRETRAINED.value, ADAPTER.value) if part)
+    out = Path(OUT.value or RUN.value or Path("evaluations") / published)
     about = {"protocol": table.PROTOCOL, "data": data.name, "num": NUM.value, "seed": SEED.value}
     about |= {"model": model, "step": pipeline.step}
+    about |= {"motion_adapter": ADAPTER.value} if ADAPTER.value else {}
+    about |= {"dtype": DTYPE.value or "float32"} if PRETRAINED.value else {}
     about |= {name: getattr(settings, name) for name in ("steps", "solver", "eta", "grid")}
     about |= {"known": KNOWN.value, "respect": settings.respect} if KNOWN.value else {}
     about |= {name: network.digest for name, network in networks.items()}
@@ -117,7 +127,7 @@ def load():
     from vdm_jax.generation.published import load_published
 
     if PRETRAINED.value:
-        model = load_published(PRETRAINED.value, motion_adapter=ADAPTER.value, dtype=DTYPE.value)
+        model = load_published(PRETRAINED.value, motion_adapter=ADAPTER.value, dtype=DTYPE.value or "float32")
         return model, other_data(REAL.value, model.shape, data_dir=DATA_DIR.value or "datasets", fps=model.fps)
     config = read_config(RUN.value)
     data = config.data

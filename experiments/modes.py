@@ -26,7 +26,7 @@ VARIATION = "video to video, strength 0.6"  # nothing is known; it is drawn from
 
 
 def main() -> None:
-    """Prints a row for each mode and way: mean and spread over seeds."""
+    """Prints a row for each mode and way: mean ± standard deviation (of n) over seeds."""
     if not RUN.value:
         raise InputError("--run=runs/<name> is needed")
 

@@ -21,7 +21,9 @@ ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of AnimateDiff's m
 LORA = flags.DEFINE_multi_string("lora", None, "path or path:strength of a LoRA, for it; may be given several times.")
 FREE_NOISE = flags.DEFINE_list("free_noise", None, "Draw AnimateDiff's --frames at once in windows: length,stride.")
 SIZE = flags.DEFINE_list("size", None, "Rows,columns of a published model's videos (default: as published).")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of a published model's computation.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "Of a published model's computation (default: float32)."
+)
 MOTION = flags.DEFINE_float("motion", None, "Stable Video Diffusion's motion bucket (default: 127).")
 CHUNK = flags.DEFINE_integer("chunk", None, "Frames that it decodes at a time (default: all).", lower_bound=1)
 PROMPT = flags.DEFINE_multi_string(
@@ -69,7 +71,7 @@ def main() -> None:
             "--run=runs/<name> is needed, or in its place --cascade=<run>,<run>,… or --pretrained=<folder>"
         )
     published = {"motion_adapter": ADAPTER, "lora": LORA, "free_noise": FREE_NOISE}
-    published |= {"size": SIZE, "motion": MOTION, "chunk": CHUNK}
+    published |= {"size": SIZE, "motion": MOTION, "chunk": CHUNK, "dtype": DTYPE}
     if not PRETRAINED.value:
         for name in _given(published):
             raise InputError(f"--{name} needs --pretrained=<model>")
@@ -246,9 +248,10 @@ def _prompts() -> list[str]:
     prompts = list(PROMPT.value)
     if PROMPTS.value:
         try:
-            lines = Path(PROMPTS.value).read_text().splitlines()
-        except OSError as error:
-            raise InputError(f"--prompts={PROMPTS.value} cannot be read: {error.strerror}") from error
+            lines = Path(PROMPTS.value).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "it is not text in UTF-8"
+            raise InputError(f"--prompts={PROMPTS.value} cannot be read: {why}") from error
         prompts += [line.strip() for line in lines if line.strip()]
     return prompts or [""]
 

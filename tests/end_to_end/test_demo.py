@@ -52,7 +52,7 @@ def test_a_second_evaluation_draws_nothing_again(run, folder):
     assert {path.name: path.stat().st_mtime_ns for path in kept.glob("videos-*")} == before
     assert len(before) == 2
     scores = json.loads((folder / "run" / "evaluation.json").read_text())
-    about = {"protocol": 1, "num": 4, "seed": 0, "step": 3, "steps": 2, "solver": "ddim", "model": "run"}
+    about = {"protocol": 2, "num": 4, "seed": 0, "step": 3, "steps": 2, "solver": "ddim", "model": "run"}
     assert scores.items() >= about.items()
     assert scores["data"] == "moving_digits, test; reference train"
     rows = ["guidance 3", "guidance 1", "real", "shuffled", "frozen"]
@@ -74,7 +74,7 @@ def test_what_is_known_of_clips_is_compared_with_what_is_drawn(run, folder):
     scores = json.loads((folder / "run" / "evaluation-image-to-video-with-the-caption.json").read_text())
     assert (scores["known"], scores["respect"]) == (mode, "replace")
     assert [name for name, value in scores.items() if isinstance(value, dict)] == ["guidance 1", "real", "no network"]
-    assert scores["real"]["psnr"] is None
+    assert scores["real"]["psnr"]["value"] == 100
     assert scores["no network"]["ssim"]["value"] < scores["real"]["ssim"]["value"] == 1
 
 

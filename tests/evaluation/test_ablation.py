@@ -7,7 +7,8 @@ from runpy import run_path
 import pytest
 
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.ablation import Study, changed, load_study, make_plan, shard, sweep
+from vdm_jax.evaluation.ablation import Study, change_base, changed, load_study, make_plan, shard, sweep
+from vdm_jax.evaluation.metrics import hash_of
 from vdm_jax.evaluation.run_hash import run_hash
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,30 @@ def test_a_result_is_found_again_by_all_that_it_depends_on_and_by_nothing_else()
     assert len({one.file} | {plan.cells[0].file for plan in others}) == 5
 
 
+def test_results_are_of_the_weights_that_metrics_look_with(tmp_path):
+    def files(text):
+        (tmp_path / "i3d").write_text(text)
+        hash_of.cache_clear()  # it takes a file for what it was
+        plan = plan_of({"v": {}}, seeds=(0,), metrics=("fvd",), weights={"i3d": str(tmp_path / "i3d")})
+        return plan.cells[0].file, plan.floors.file
+
+    one, other = files("one"), files("other")
+    assert set(one).isdisjoint(other)
+    assert files("one") == one
+    with pytest.raises(InputError, match="nowhere cannot be read: No such file"):
+        plan_of({"v": {}}, metrics=("fvd",), weights={"i3d": str(tmp_path / "nowhere")})
+
+
+def test_floors_of_a_folder_are_of_that_folder():
+    def floors(name, place):
+        config = tiny["get_config"]()
+        config.data.name, config.data.data_dir = name, place
+        return plan_of({"v": {}}, base=config).floors.file
+
+    assert floors("folder", "a") != floors("folder", "b")
+    assert floors("ucf101", "a") == floors("ucf101", "b")
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
 def test_shards_cover_every_run_exactly_once_and_every_cell_with_it(parts):
     plan = plan_of(sweep({"v": {}, "ε": {"objective.prediction": "eps"}}, "sample.steps", {"2": 2, "3": 3}))
@@ -109,6 +134,19 @@ def test_changes_are_values_or_functions_of_the_base_and_groups_are_replaced():
     assert config.known.mixture.to_dict() == {"first": 1.0}
     assert config.process.to_dict() == {"name": "flow"}
     assert tiny["get_config"]().steps == 20
+
+
+def test_the_base_of_a_study_is_changed_with_its_sampler():
+    base = change_base(tiny["get_config"](), {"sample.steps": 3, "ema": 0.5})
+    assert (base.sample.steps, base.ema) == (3, 0.5)
+    assert tiny["get_config"]().sample.steps != 3
+    for key, words in {
+        "seed": "but by --seeds",
+        "init_from": "but by an arm",
+        "stepz": "stepz=3 cannot be set",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            change_base(base, {key: 3})
 
 
 def test_a_sweep_names_what_it_adds():
@@ -172,7 +210,7 @@ def test_every_ready_study_makes_the_network_and_the_sampler_of_every_arm(path, 
     assert study.name == "-".join(filter(None, (path.stem, scale)))
     assert tuple(study.seeds) == (0, 1, 2)
     assert f"configs/ablations/{path.name} --out" in run_path(str(path))["__doc__"]
-    plan = make_plan(dataclasses.replace(study, seeds=(0,), weights={"i3d": "x"}), Path("runs"), Path("out"))
+    plan = make_plan(dataclasses.replace(study, seeds=(0,), weights={"i3d": str(path)}), Path("runs"), Path("out"))
     assert [cell.arm for cell in plan.cells] == list(study.arms)
     assert len({cell.file for cell in plan.cells}) == len(study.arms)
     if not scale:

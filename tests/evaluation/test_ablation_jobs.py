@@ -127,6 +127,9 @@ def test_a_run_that_was_trained_elsewhere_is_adopted_and_left_as_it_is(tmp_path)
     assert (run.config.seed, run.finished) == (5, True)
     assert run.folder.resolve() == tmp_path / "mine"
     assert adopt(tmp_path / "mine", plan) is run
+    run.folder.unlink()
+    run.folder.symlink_to(tmp_path / "gone")
+    assert adopt(tmp_path / "mine", plan).folder.resolve() == tmp_path / "mine"
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["checkpoints", "config.json"]
 
 

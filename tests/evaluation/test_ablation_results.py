@@ -90,7 +90,7 @@ def test_rows_have_what_there_is_and_the_cost_beside(plan):
     assert one["arm"], one["seeds"] == ("v", "0, 1, 2")
     assert (one["flicker ↓"].value, one["flicker ↓"].deviation) == pytest.approx((0.3, 0.03**0.5))
     assert one["jerk ↓"] is None
-    assert (one["parameters, M"], one["training, min"], one["drawing, s/video"]) == (3, 0.3, 2)
+    assert (one["parameters, M"], one["training, min"], one["drawn and scored, s/video"]) == (3, 0.3, 2)
     assert (two["seeds"], two["flicker ↓"].value, two["flicker ↓"].low) == ("0", 0.7, pytest.approx(0.6))
     assert (real["arm"], real["flicker ↓"].value) == ("(real)", 0.05)
 

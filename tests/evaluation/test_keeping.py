@@ -33,6 +33,9 @@ def test_modes_know_what_they_are_called_by():
     border = mask_of("outpainting, a border of an eighth", SHAPE)[0, 3, :, :, 0]
     assert border[2:14, 2:14].all()
     assert border.sum() == 144
+    wide = mask_of("outpainting, a border of an eighth", (8, 16, 32, 1))[0, 3, :, :, 0]
+    assert wide[2:14, 4:28].all()
+    assert wide.sum() == 12 * 24
     with pytest.raises(InputError, match=r"known='extention' must be one of: extension, half known; "):
         mask_of("extention", SHAPE)
 

@@ -182,6 +182,9 @@ def test_an_adapter_must_fit_its_network():
         "use_motion_mid_block": True,
     }
     assert translate(with_motion(IMAGE, adapter))[0] == translate(MOTION)[0]
+    # Published adapters are older than this key.
+    older = {key: value for key, value in adapter.items() if key != "motion_transformer_layers_per_block"}
+    assert with_motion(IMAGE, older) == with_motion(IMAGE, adapter)
     with pytest.raises(InputError, match=r"block_out_channels=.* is not implemented; it must be .16, 32"):
         with_motion(IMAGE, adapter | {"block_out_channels": [32, 32]})
     with pytest.raises(InputError, match="not UNetMotionModel and MotionAdapter"):

@@ -22,7 +22,7 @@ from flax import nnx
 from vdm_jax import configuration
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.keeping import mask_of
-from vdm_jax.evaluation.metrics import PROTOCOL, check_metrics, check_weights
+from vdm_jax.evaluation.metrics import PROTOCOL, check_metrics, check_weights, hash_of
 from vdm_jax.evaluation.run_hash import INIT_FROM, run_hash
 from vdm_jax.generation.pipeline import settings_of
 from vdm_jax.generation.settings import Settings, check_sampling
@@ -103,10 +103,24 @@ def changed(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml
     Raises:
         InputError: no such key, or a value of another type.
     """
+    return _set(config, {k: v for k, v in changes.items() if not k.startswith(SAMPLE) and k != INIT_FROM})
+
+
+def change_base(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A copy of a study's base with dotted keys changed, those of the sampler as well.
+
+    Raises:
+        InputError: no such key, a value of another type, or a key that is not the base's to say.
+    """
+    for key, instead in {"seed": "--seeds", INIT_FROM: "an arm of the study"}.items():
+        if key in changes:
+            raise InputError(f"{key}={changes[key]!r} is not said by the base config but by {instead}")
+    return _set(config, changes)
+
+
+def _set(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
     config = config.copy_and_resolve_references()
     for key, value in changes.items():
-        if key.startswith(SAMPLE) or key == INIT_FROM:
-            continue
         groups, _, last = key.rpartition(".")
         try:
             group = value_at(config, groups)
@@ -192,6 +206,8 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
     if study.known:
         mask_of(study.known, (study.base.data.frames, study.base.data.height, study.base.data.width))
     common = {"metrics": metrics, "num": study.num, "known": study.known, "protocol": PROTOCOL}
+    if study.weights:
+        common["weights"] = {name: hash_of(Path(path)) for name, path in sorted(study.weights.items())}
     for arm in study.arms:
         try:
             _check_arm(study, arm)
@@ -208,7 +224,8 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
     about = {
         "arm": "floors",
         "seed": study.seeds[0],
-        "data": {k: v for k, v in data.items() if k != "data_dir"},
+        # Of a folder the place says which videos; of a data set with a name it is a matter of the machine.
+        "data": {k: v for k, v in data.items() if k != "data_dir" or data["name"] == "folder"},
     } | common
     return Plan(study, tuple(cells), Cell("floors", study.seeds[0], None, {}, about, _result_file(out, about)))
 

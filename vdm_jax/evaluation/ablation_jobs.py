@@ -187,6 +187,7 @@ def adopt(folder: Path, plan: Plan) -> Run:
     if not (folder / "checkpoints" / str(run.config.steps)).is_dir():
         raise InputError(f"--adopt={folder}: it must be trained to step {run.config.steps} first")
     if not run.folder.exists():
+        run.folder.unlink(missing_ok=True)  # a link to what is no more
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         run.folder.symlink_to(folder.resolve(), target_is_directory=True)
     return run

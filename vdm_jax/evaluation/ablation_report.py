@@ -22,7 +22,7 @@ from vdm_jax.evaluation.page import Spread, document, embed_video, number, table
 COST = {  # name: of a result's cost, and in which unit
     "parameters, M": ("parameters", 1e6),
     "training, min": ("training_seconds", 60),
-    "drawing, s/video": ("drawing_seconds", 1),
+    "drawn and scored, s/video": ("drawing_seconds", 1),
 }
 
 

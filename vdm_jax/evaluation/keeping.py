@@ -12,22 +12,22 @@ Videos = Float[np.ndarray, "B T H W C"]
 
 
 class Mode(NamedTuple):
-    """What is known, of frame t of so many, row y and column x of so many; and whether the caption is told, too."""
+    """What is known of frame t, row y and column x, of so many each; and whether the caption is told, too."""
 
     known: Callable[..., np.ndarray]
     captioned: bool = False
 
 
 MODES = {
-    "extension, half known": Mode(lambda t, y, x, frames, size: t < frames // 2),
-    "extension backward, half known": Mode(lambda t, y, x, frames, size: t >= frames - frames // 2),
-    "image to video, with the caption": Mode(lambda t, y, x, frames, size: t == 0, captioned=True),
-    "first and last frame": Mode(lambda t, y, x, frames, size: t % (frames - 1) == 0),
-    "every second frame": Mode(lambda t, y, x, frames, size: t % 2 == 0),
-    "inpainting, left half": Mode(lambda t, y, x, frames, size: x >= size // 2),
+    "extension, half known": Mode(lambda t, y, x, frames, rows, columns: t < frames // 2),
+    "extension backward, half known": Mode(lambda t, y, x, frames, rows, columns: t >= frames - frames // 2),
+    "image to video, with the caption": Mode(lambda t, y, x, frames, rows, columns: t == 0, captioned=True),
+    "first and last frame": Mode(lambda t, y, x, frames, rows, columns: t % (frames - 1) == 0),
+    "every second frame": Mode(lambda t, y, x, frames, rows, columns: t % 2 == 0),
+    "inpainting, left half": Mode(lambda t, y, x, frames, rows, columns: x >= columns // 2),
     "outpainting, a border of an eighth": Mode(
-        lambda t, y, x, frames, size: (
-            np.maximum(abs(y + 0.5 - size / 2), abs(x + 0.5 - size / 2)) < size * 3 / 8  # of square frames
+        lambda t, y, x, frames, rows, columns: (
+            (abs(y + 0.5 - rows / 2) < rows * 3 / 8) & (abs(x + 0.5 - columns / 2) < columns * 3 / 8)
         )
     ),
 }
@@ -44,7 +44,7 @@ def mask_of(mode: str, shape: Sequence[int]) -> Bool[np.ndarray, "1 T H W 1"]:
     check_mode(mode)
     frames, rows, columns = shape[:3]
     t, y, x = np.ogrid[:frames, :rows, :columns]
-    return np.broadcast_to(MODES[mode].known(t, y, x, frames, columns), (frames, rows, columns))[None, ..., None]
+    return np.broadcast_to(MODES[mode].known(t, y, x, frames, rows, columns), (frames, rows, columns))[None, ..., None]
 
 
 def new_frames(mask: Bool[np.ndarray, "1 T H W 1"]) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from vdm_jax.evaluation.real import Clips, RealData, read_all
 from vdm_jax.pretrained import clip_pair, i3d, lpips, videomae
 from vdm_jax.typing import Float
 
-PROTOCOL = 1  # of all in this file that a figure depends on: goes up with any change
+PROTOCOL = 2  # of all in this file that a figure depends on: goes up with any change
 Rows = dict[str, np.ndarray]  # by metric, a row for each clip
 
 
@@ -135,14 +135,14 @@ def _share(rows: np.ndarray, _) -> Interval:
 
 def _mean(rows: np.ndarray, _) -> Interval:
     """Of the clips that have a number: flow may leave nothing to compare in one, or it has no caption."""
-    rows = rows[np.isfinite(rows)]
+    rows = rows[~np.isnan(rows)]
     return bootstrap_mean(rows) if len(rows) > 1 else Interval(np.nan, np.nan, np.nan)
 
 
 def _rank(rows: np.ndarray, held_out: np.ndarray) -> Interval:
     from vdm_jax.evaluation.digit_metrics import rank
 
-    return bootstrap_mean(rank(rows, held_out))
+    return bootstrap(lambda *sets: float(rank(*sets).mean()), rows, held_out)
 
 
 def _frechet(rows: np.ndarray, reference: np.ndarray) -> Interval:
@@ -277,7 +277,7 @@ def load_networks(
             networks[need] = _of_digits(need, data)
             continue
         load, _ = WEIGHTS[need]
-        networks[need] = Network(load(weights[need], mesh=mesh), _hash(Path(weights[need])))
+        networks[need] = Network(load(weights[need], mesh=mesh), hash_of(Path(weights[need])))
     return networks
 
 
@@ -291,11 +291,14 @@ def _of_digits(need: str, data: RealData) -> Network:
 
 
 @functools.cache
-def _hash(path: Path) -> str:
-    """Of a file, or of the settings, words and weights in a folder."""
+def hash_of(path: Path) -> str:
+    """The hash of a file, or of the settings, words and weights in a folder. Raises InputError where there is none."""
     inner = [p for p in path.glob("*") if p.suffix in (".json", ".safetensors", ".txt")]
     digest = hashlib.sha256()
     for file in sorted(inner) or [path]:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        try:
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error.strerror}") from error
     return digest.hexdigest()[:12]

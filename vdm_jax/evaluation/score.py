@@ -72,24 +72,27 @@ def score(
     if real.videos.shape[1:] != pipeline.shape:
         shapes = ("×".join(map(str, shape)) for shape in (real.videos.shape[1:], pipeline.shape))
         raise InputError(f"{data.name}: real clips are {next(shapes)} (T×H×W×C), generated ones {next(shapes)}")
-    chosen, _ = pipeline.check(real.captions, seed=seed, batch_size=batch_size, **settings)
-    weights = [hashlib.sha256(np.asarray(x.addressable_data(0)).tobytes()) for x in jax.tree.leaves(pipeline.params)]
-    about = (*(x.hexdigest() for x in weights), pipeline.origin, pipeline.step, chosen, seed)
+    told = pipeline.takes_text and (not known or MODES[known].captioned)
+    texts = real.captions if told else [""] * num
+    chosen, _ = pipeline.check(texts, seed=seed, batch_size=batch_size, **settings)
+    arrays = jax.tree.leaves((pipeline.params, pipeline.codec.params if pipeline.codec else ()))
+    weights = [hashlib.sha256(np.asarray(x.addressable_data(0)).tobytes()) for x in arrays]
+    about = (*(x.hexdigest() for x in weights), pipeline.about, chosen, seed)
     about += (known, real.videos) if known else ()
 
-    def draw(first: int, captions: Sequence[str]) -> Rows:
-        rows = np.resize(np.arange(len(captions)), job.size)  # the last batch is a full one, too: one compilation
-        prompts, given = [captions[row] for row in rows], {}
+    def draw(first: int, count: int) -> Rows:
+        rows = first + np.resize(np.arange(count), job.size)  # the last batch is a full one, too: one compilation
+        given = {}
         if known:
-            given["known"] = Known(in_range(real.videos[first + rows]), mask_of(known, pipeline.shape))
-            prompts = prompts if MODES[known].captioned else [""] * job.size
+            given["known"] = Known(in_range(real.videos[rows]), mask_of(known, pipeline.shape))
+        prompts = [texts[row] for row in rows]
         videos = pipeline(prompts, seed=seed, batch_size=job.size, first=first, **given, **settings)
-        return {"videos": videos[: len(captions)]}
+        return {"videos": videos[:count]}
 
     def batches() -> Iterator[Clips]:
         for first in progress(range(0, num, job.size), f"guidance {chosen.guidance:g}"):
             captions = real.captions[first : first + job.size]
-            drawn = _kept(folder, "videos", (*about, first, captions), functools.partial(draw, first, captions))
+            drawn = _kept(folder, "videos", (*about, first, captions), functools.partial(draw, first, len(captions)))
             yield _beside(job, Clips(drawn["videos"], captions), real, first)
 
     return _figures(job, _extract(job, batches(), job.metrics))

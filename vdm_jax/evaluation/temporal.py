@@ -109,11 +109,10 @@ def subject_consistency(features: Float[Array | np.ndarray, "B T F"]) -> PerVide
 def psnr(videos: Clips, reference: Clips) -> PerVideo:
     """10 log₁₀(range² / mean squared error) in dB, frame by frame, then the mean; higher is better.
 
-    One frame that equals its reference makes it infinite: leave out the frames that were given.
+    At most 100, which a frame that equals its reference has: leave out the frames that were given.
     """
     a, b = _alike(videos, reference)
-    with np.errstate(divide="ignore"):
-        return (10 * np.log10(4 / np.square(a - b).mean((2, 3, 4)))).mean(1)
+    return (10 * np.log10(4 / np.maximum(np.square(a - b).mean((2, 3, 4)), 4e-10))).mean(1)
 
 
 def ssim(videos: Clips, reference: Clips) -> PerVideo:

@@ -206,10 +206,11 @@ def generate(
     if partial is None:
         videos = np.empty(shape, np.float32)
     else:
-        weights = np.asarray(jax.tree.leaves(pipeline.params)[-1].addressable_data(0))
+        trees = [pipeline.params, *([pipeline.codec.params] if pipeline.codec else [])]
+        weights = [np.asarray(jax.tree.leaves(tree)[-1].addressable_data(0)) for tree in trees]  # a part, as a sign
         about = (task.fps, task.strength, task.backward, task.coarse)
-        choices = (pipeline.origin, pipeline.step, pipeline.settings, context, sorted(settings.items()))
-        drawing = fingerprint(weights, choices, prompts, about, video, mask)
+        choices = (pipeline.about, pipeline.settings, context, sorted(settings.items()))
+        drawing = fingerprint(*weights, choices, prompts, about, video, mask)
         videos, done = open_partial(partial, drawing, shape)
     if done == 0:
         for start in range(0, len(video), frames):

@@ -87,6 +87,7 @@ def load_published(
         raise InputError(f"{folder} draws images; a motion adapter makes them move (motion_adapter)")
     if kind not in DEFAULTS:
         raise InputError(f"{kind} has no pipeline here; {', '.join(DEFAULTS)} have")
+    loading = (dtype, params_dtype, chunk, motion, free_noise, new_motion, seed, sorted(options.items()))
     changes = [read_lora(path, strength) for path, strength in loras]
     for lora in changes:
         if kind == SVD and lora.text:
@@ -129,9 +130,7 @@ def load_published(
         step=0,
         unet_config=unet.config,
         codec=make_codec(autoencoder, latents, chunk or frames if in_time else None),
-        origin=repr(
-            (str(folder), str(motion_adapter), dtype, chunk, motion, free_noise, [(str(f), s) for f, s in loras])
-        ),
+        origin=repr((str(folder), str(motion_adapter), [(str(f), s) for f, s in loras], loading)),
     )
     if in_time:
         look = make_look(load_image_encoder(folder, **how), autoencoder)

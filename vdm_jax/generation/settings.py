@@ -70,8 +70,8 @@ def check_sampling(
     """The prompts' tokens. Raises InputError where a setting does not fit the process, or a prompt the encoder."""
     if not prompts:
         raise InputError('prompts=[] must hold at least one prompt ("" is unconditional)')
-    times = grid_of(settings, process)
-    jax.eval_shape(lambda: make_table(settings.solver, times, process, float(settings.eta)))  # for its checks alone
+    times, solver = grid_of(settings, process), solver_of(settings)
+    jax.eval_shape(lambda: make_table(solver, times, process, float(settings.eta)))  # for its checks alone
     guided(lambda *_: None, process, "v", rescale=settings.rescale, interval=settings.interval)
     clipped(lambda *_: None, process, settings.clip)
     if settings.free_init > 1 and process.alpha_sigma(jnp.float32(1))[0] == 0:
@@ -80,6 +80,12 @@ def check_sampling(
             f"{type(process).__name__} ends in noise alone"
         )
     return np.stack([tokenize(prompt) for prompt in prompts])
+
+
+def solver_of(settings: Settings) -> str:
+    """The solver's name: steps of one length are for the whole of a linspace grid, on any other they are DDIM's."""
+    whole = settings.grid == "linspace" and settings.strength == 1
+    return "ddim" if settings.solver == "ddim_strided" and not whole else settings.solver
 
 
 def grid_of(settings: Settings, process: Process) -> Float[Array, "points"]:

@@ -109,6 +109,20 @@ FAMILIES: dict[str, Callable[[Config], tuple[dict[str, Any], Naming]]] = {
 }
 
 
+# What an adapter's config does not say; published ones are older than some of the keys.
+_ADAPTER_DEFAULTS = {
+    "block_out_channels": [320, 640, 1280, 1280],
+    "motion_layers_per_block": 2,
+    "motion_transformer_layers_per_block": 1,
+    "motion_mid_block_layers_per_block": 1,
+    "motion_transformer_layers_per_mid_block": 1,
+    "motion_num_attention_heads": 8,
+    "motion_norm_num_groups": 32,
+    "motion_max_seq_length": 32,
+    "use_motion_mid_block": True,
+}
+
+
 def with_motion(config: Config, adapter: Config) -> Config:
     """The config of an image network with a motion adapter's modules in it.
 
@@ -119,6 +133,7 @@ def with_motion(config: Config, adapter: Config) -> Config:
         pair = f"{config['_class_name']} and {adapter['_class_name']}"
         raise InputError(f"a motion adapter goes into an image network (UNet2DConditionModel), not {pair}")
     translate(config)
+    adapter = _ADAPTER_DEFAULTS | adapter
     layers = adapter["motion_transformer_layers_per_block"]
     known = {"motion_transformer_layers_per_block", "motion_num_attention_heads", "motion_max_seq_length"}
     must = {

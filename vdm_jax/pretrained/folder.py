@@ -58,7 +58,8 @@ def write_folder(
         save_file(tensors, temporary, metadata={"format": "pt"})
         temporary.replace(folder / f"{name}.safetensors")
         if config is not None:
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            temporary.write_text(json.dumps(config, indent=2) + "\n")
+            temporary.replace(folder / "config.json")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
