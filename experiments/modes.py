@@ -47,9 +47,15 @@ def main() -> None:
         seeds, weights = [int(s) for s in SEEDS.value], [float(w) for w in WEIGHTS.value]
     except ValueError:
         raise InputError("--seeds and --reconstruction must be numbers with commas between") from None
+    if min(seeds, default=0) < 0:
+        raise InputError(f"--seeds={','.join(SEEDS.value)} must not be negative")
     pipeline = load(run)
     builder = moving_digits.prepare(data.data_dir, *([data.builder_config] if data.builder_config else []))
     test = builder.as_data_source(split="test")
+    if (stored := builder.info.features["video"].shape) != pipeline.shape or data.stride != 1:
+        raise InputError(f"{run} draws {pipeline.shape} with stride {data.stride}; the clips are {stored}, stride 1")
+    if NUM.value > len(test):
+        raise InputError(f"--num={NUM.value} must be at most the {len(test)} held-out clips")
     if pipeline.conditioning is not None and pipeline.conditioning.downsample > 1:
         return _measure_enlarging(run, pipeline, test, seeds)
     judge = load_or_train_judge(Path(data.data_dir) / f"judge-{builder.builder_config.name}.npz", builder)

@@ -137,7 +137,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
     """Raises InputError for counts that nothing can be counted with; what takes the other values checks them."""
     values = flatten(config.to_dict())
     for key, least in _AT_LEAST.items():
-        if values[key] < least:
+        if values[key] is None or values[key] < least:
             raise InputError(f"config.{key}={values[key]} must be at least {least}")
     for key in ("seed", "sample.seed"):
         if values[key] >= 2**32:
@@ -239,7 +239,8 @@ def source_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     )
 
 
-# Keys that may change between the sessions of one run: they leave the stream of updates as it is.
+# Keys that may change between the sessions of one run: they leave the updates before as they are. `steps` is the length
+# of a cosine decay, too: more of them take the rate up again.
 FREE_KEYS = (
     "steps",
     "log_every",

@@ -112,6 +112,15 @@ def test_a_file_that_fails_in_decoding_is_replaced_by_the_next(folder, caplog):
     assert caplog.text.count("a.webm") == 1
 
 
+def test_a_last_frame_that_is_held_is_seen_for_as_long(tmp_path):
+    pictures = [Image.new("L", (8, 8), 20 * i) for i in range(9)]
+    pictures[0].save(tmp_path / "held.gif", save_all=True, append_images=pictures[1:], duration=[100] * 8 + [2000])
+    source = VideoFolder(tmp_path, frames=8, size=8)
+    values = [int(v) // 20 for v in source.sample(0, np.random.default_rng(0))["video"].mean((1, 2, 3)).round()]
+    assert values[-3:] == [8] * 3
+    assert len(values) == 8
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
 def test_frame_rate_is_resampled_to_the_nearest_frames(tmp_path, suffix):
     write_clock(tmp_path / f"clock{suffix}", frames=30, fps=20)  # 1.5 s
@@ -223,6 +232,7 @@ def test_bad_input(folder, tmp_path_factory):
         (metadata(b'{"file_name": "a.mp4", "text": ""}\n{'), {}, "line 2 is not JSON"),
         (metadata(b'["a.mp4"]'), {}, "line 1: needs file_name and text"),
         (metadata(b"file,text\na.mp4,x", "metadata.csv"), {}, "line 2: needs file_name and text"),
+        (metadata(b'file_name,text\na.mp4,"' + b"x" * 140_000, "metadata.csv"), {}, "is not CSV .*field larger"),
         (metadata(b"\xff\xfe", "a.txt"), {}, "cannot be read as UTF-8"),
     ]
     for root, options, message in cases:

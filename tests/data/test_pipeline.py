@@ -2,6 +2,10 @@
 
 import itertools
 import json
+import multiprocessing
+import os
+import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,6 +183,30 @@ def test_bad_input():
     for options, message in cases:
         with pytest.raises(InputError, match=message):
             make_iterator(Numbered(10), **OPTIONS, **options)
+
+
+def test_captions_of_a_folder_are_tokenised_before_a_video_is_read():
+    class Folder(Numbered):
+        files = (SimpleNamespace(path="a.mp4", caption="short"), SimpleNamespace(path="b.mp4", caption="much too long"))
+
+    def tokenize(caption):
+        if len(caption) > 5:
+            raise InputError("text of 13 bytes must have at most 5")
+        return np.zeros(5)
+
+    with pytest.raises(InputError, match=r"b\.mp4: text of 13 bytes must have at most 5"):
+        make_iterator(Folder(4), batch_size=2, seed=0, tokenize=tokenize)
+
+
+def test_signals_are_the_training_loops_and_leave_the_workers_at_work():
+    iterator = make_iterator(Numbered(11), num_workers=2, prefetch=1, **EVERYTHING)
+    next(iterator)
+    workers = multiprocessing.active_children()
+    assert len(workers) >= 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len(take(iterator, 8)) == 8
 
 
 def test_videos_of_different_shapes_in_a_batch_are_named():

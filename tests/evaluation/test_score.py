@@ -24,7 +24,7 @@ from vdm_jax import configuration
 from vdm_jax.data import moving_digits as digits
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation import digit_metrics, features, metrics, temporal
+from vdm_jax.evaluation import digit_metrics, features, metrics, real, temporal
 from vdm_jax.evaluation import moving_digits as ev
 from vdm_jax.evaluation.confidence import bootstrap, bootstrap_mean, wilson
 from vdm_jax.evaluation.frechet import frechet_distance, unbiased_frechet_distance
@@ -346,6 +346,14 @@ def test_held_out_clips_are_those_of_a_held_out_split(tmp_path):
     assert found.name == f"{tmp_path}, valid; reference train"
     assert {caption.split()[0] for caption in read_clips(found, 3).captions} == {"valid"}
     assert {caption.split()[0] for caption in read_clips(found, 3, which="reference").captions} == {"train"}
+
+
+def test_a_split_that_was_trained_on_is_not_held_out(monkeypatch):
+    monkeypatch.setattr(real, "make_source", lambda name, split, **how: [{"split": split}])
+    monkeypatch.setattr(real, "splits_of", lambda *place, **how: ["train", "test", "validation"])
+    for split, held_out in {"train": "test", "train+test": "validation", "train+test[:50%]": "validation"}.items():
+        found = real._real_data("ucf101", data_dir="x", split=split)
+        assert [found.held_out[0]["split"], found.reference[0]["split"]] == [held_out, split]
 
 
 def test_without_such_a_split_clips_are_divided_and_the_name_says_so(tmp_path):

@@ -29,6 +29,8 @@ def test_a_text_that_does_not_fit_is_an_error():
     assert tokenize_bytes("abc", 4).all()
     with pytest.raises(InputError, match="text of 4 bytes must have at most 3: 'éé'"):
         tokenize_bytes("éé", 4)
+    with pytest.raises(InputError, match="is not Unicode: surrogates not allowed"):
+        tokenize_bytes("\ud83d", 4)
 
 
 def test_an_ngram_has_one_bucket_wherever_it_stands_and_another_in_another_order():

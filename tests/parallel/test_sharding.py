@@ -20,6 +20,7 @@ from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import (
     ActivationLayout,
+    _share,
     batch_sharding,
     check_batch,
     full_batches,
@@ -121,6 +122,33 @@ def test_a_pointwise_convolution_is_cut_like_a_wide_one():
     found = specs(make_mesh(data=2, fsdp=2, tensor=2), shapes_of(make)[1])
     assert found[f"{BLOCK}/space_conv/conv1/kernel"] == COLUMNS
     assert found[f"{BLOCK}/space_conv/conv2/kernel"] == ROWS
+
+
+def test_the_window_of_a_convolution_stays_whole():
+    params = {"conv_in": {"kernel": jax.ShapeDtypeStruct((3, 3, 6, 8), jnp.float32)}}
+    assert specs(make_mesh(data=1, fsdp=2, tensor=4), params) == {"conv_in/kernel": P(None, None, "fsdp", None)}
+
+
+@pytest.mark.parametrize(
+    ("processes", "process", "expected"),
+    [
+        ([[0], [0], [0], [0]], 0, (0, 1)),
+        ([[0], [0], [1], [1]], 1, (1, 2)),
+        ([[0, 0], [1, 1]], 1, (1, 2)),
+        ([[0, 1]], 1, (0, 1)),  # a tensor or context axis over both: the same rows
+        ([[0, 1], [2, 3]], 1, (0, 2)),
+        ([[0, 1], [2, 3]], 2, (1, 2)),
+    ],
+)
+def test_processes_that_hold_the_same_rows_read_the_same_part(processes, process, expected):
+    assert _share(np.array(processes), process) == expected
+
+
+def test_rows_that_are_no_part_are_refused():
+    with pytest.raises(InputError, match="process 0 holds parts 0, 2 of 4 of the batch"):
+        _share(np.array([[0], [1], [0], [1]]), 0)
+    with pytest.raises(InputError, match="process 1 holds parts 1, 2 of 3"):
+        _share(np.array([[0], [1], [1]]), 1)
 
 
 def test_dimensions_that_an_axis_does_not_divide_stay_whole():

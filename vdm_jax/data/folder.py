@@ -194,8 +194,11 @@ def _frames_at(file: VideoFile, times: np.ndarray) -> Iterator[UInt8[np.ndarray,
         if not wanted:
             return
         before = now, frame
-    for moment in wanted:  # after the last frame, which shows for as long as any other
-        if before is None or moment > before[0] + 1 / file.rate:
+    shown = 1 / file.rate  # the last frame, for as long as any other, or as the file says
+    if before is not None and before[1].duration:
+        shown = max(shown, float(before[1].duration * before[1].time_base))
+    for moment in wanted:
+        if before is None or moment > before[0] + shown:
             raise InputError(f"{file.path} ends before {moment:.2f} s, though its header says otherwise")
         yield to_rgb(before[1])
 
@@ -250,5 +253,8 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
     rows = csv.DictReader(io.StringIO(_read_text(path), newline=""))
-    for row in rows:
-        yield rows.line_num, row
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise InputError(f"{path}, line {rows.line_num} is not CSV ({error})") from error

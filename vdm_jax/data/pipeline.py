@@ -2,12 +2,13 @@
 
 The stream of examples is a pure function of (seed, position): example `p` is row `p % n` of the shuffle of
 epoch `p // n`, and every draw made for it (clip, crop, flip, caption dropout, joint images) comes from a
-generator seeded with (seed, p). Batch `i` of process `j` of `P` holds positions `i·B + j, i·B + j + P, …`.
-So the iterator's whole state is one number, the same for any number of worker processes, and the batches
-of all processes together are the batch that a single process would have drawn.
+generator seeded with (seed, p). Of batch `i` process `j` of `P` holds the `j`-th part, `B/P` positions from
+`i·B + j·B/P` on. So the iterator's whole state is one number, the same for any number of worker processes, and
+the batches of all processes together are the batch that a single process would have drawn.
 """
 
 import dataclasses
+import signal
 from collections.abc import Callable, Sequence
 
 import grain
@@ -57,10 +58,10 @@ def make_iterator(
         num_workers: worker processes; 0 reads in threads of this one. A script that starts workers needs the
             `if __name__ == "__main__"` guard, and should `close()` the iterator.
         prefetch: batches made ahead, by each worker; 0 for none.
-        process_index, process_count: this process of a multi-process run.
+        process_index, process_count: this process of a multi-process run, of those that read different videos.
 
     Raises:
-        InputError: the batch does not divide, or the source has too few videos.
+        InputError: the batch does not divide, the source has too few videos, or a folder's caption cannot be tokenised.
     """
     count = len(source)
     if batch_size < 1 or batch_size % process_count:
@@ -71,6 +72,12 @@ def make_iterator(
         raise InputError(f"joint_images={joint_images} must be less than the {count} videos of the data")
     if not 0 <= caption_dropout <= 1:
         raise InputError(f"caption_dropout={caption_dropout} must lie between 0 and 1")
+
+    for file in getattr(source, "files", ()):  # of a folder all captions are known: now is better than in mid-training
+        try:
+            tokenize(file.caption)
+        except InputError as error:
+            raise InputError(f"{file.path}: {error}") from error
 
     positions = grain.MapDataset.range(count).seed(seed)
     if shuffle:
@@ -129,7 +136,8 @@ class BatchIterator(grain.DatasetIterator):
             if not flags.FLAGS.is_parsed():  # Grain's workers read them; outside `app.run` nobody parsed them
                 flags.FLAGS.mark_as_parsed()
             stream = stream.mp_prefetch(
-                grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=max(self._prefetch, 1))
+                grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=max(self._prefetch, 1)),
+                worker_init_fn=_leave_signals_to_the_parent,
             )
         return iter(stream)
 
@@ -137,6 +145,12 @@ class BatchIterator(grain.DatasetIterator):
         if self._inner is not None:
             self._inner.close()
             self._inner = None
+
+
+def _leave_signals_to_the_parent(worker: int, workers: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach all processes; the training loop has still to draw a batch and to save."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclasses.dataclass(frozen=True)

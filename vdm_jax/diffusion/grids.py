@@ -88,7 +88,7 @@ def _leading(num_steps: int, process: Process, steps_offset: int = 0, final: str
 def _trailing(num_steps: int, process: Process, final: str = "clean") -> np.ndarray:
     """Every (N / n)-th training step, counted from the noisy end (Lin et al. 2023, table 2; diffusers)."""
     total = _training_steps(num_steps, process)
-    return _from_indices(np.round(np.arange(total, 0, -total / num_steps)) - 1, process, final)
+    return _from_indices(np.round(total - np.arange(num_steps) * (total / num_steps)) - 1, process, final)
 
 
 def _linspace(num_steps: int, process: Process, final: str = "clean") -> np.ndarray:

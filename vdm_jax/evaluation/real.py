@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,7 +86,7 @@ def _real_data(name: str, *, data_dir: str | Path, split: str = "train", **how) 
     if how.get("builder_config"):
         where += f"/{how['builder_config']}"
     splits = splits_of(name, data_dir=data_dir, builder_config=how.get("builder_config"))
-    held_out = next((s for s in HELD_OUT if s in splits and s != split), None)
+    held_out = next((s for s in HELD_OUT if s in splits and s not in re.findall(r"\w+", split)), None)
     if held_out is None:
         return RealData(f"{where}, {split}; reference other clips of it: nothing is held out", reference, reference)
     source = make_source(name, data_dir=data_dir, split=held_out, **how)

@@ -93,7 +93,7 @@ class Encoder(nnx.Module):
             for layer in layers:
                 x = layer(x, layout)
             if level < len(self.downsample):
-                x = self.downsample[level](x)
+                x = self.downsample[level](x, layout)
         return layout.per_frame(self.conv_out, jax.nn.silu(self.norm(self.middle(x, layout))))
 
 

@@ -233,7 +233,7 @@ class LatentUNet(Trunk):
         if self.stem_time is not None:
             x = layout(self.stem_time(layout(x, "time")), "time")
         x = self.walk(
-            layout(x, "space"), run, lambda down, x: down(x), lambda up, x, skip: up(x, skip.shape[2:4], layout)
+            layout(x, "space"), run, lambda down, x: down(x, layout), lambda up, x, skip: up(x, skip.shape[2:4], layout)
         )
         return layout.per_frame(self.conv_out, jax.nn.silu(self.norm(x))).astype(jnp.float32)
 

@@ -117,10 +117,9 @@ class StridedConv(nnx.Module):
         padding = (0, 1) if border_after else (1, 1)
         self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=(padding,) * 2, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C"]:
+    def __call__(self, x: Float[Array, "B T H W C"], layout: Layout) -> Float[Array, "B T H2 W2 C"]:
         """An odd number of rows or columns is rounded up; down where the border is only below and to the right."""
-        images = self.conv(x.reshape(-1, *x.shape[2:]))
-        return images.reshape(*x.shape[:2], *images.shape[1:])
+        return layout.per_frame(self.conv, x)
 
 
 class UpsampleConv(nnx.Module):

@@ -23,9 +23,10 @@ class Layout(Protocol):
         """x, about to be mixed by a slot in "space" or in "time"."""
         return x
 
-    def per_frame(self, function: Callable, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
+    def per_frame(self, function: Callable, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C2"]:
         """Applies a function of (B·T) images, such as a 2-D convolution: the fast kernels of every backend."""
-        return function(x.reshape(-1, *x.shape[2:])).reshape(*x.shape[:-1], -1)
+        images = function(x.reshape(-1, *x.shape[2:]))
+        return images.reshape(*x.shape[:2], *images.shape[1:])
 
 
 class _OneDevice(Layout):

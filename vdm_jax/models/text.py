@@ -33,9 +33,12 @@ def tokenize_bytes(text: str, length: int) -> np.ndarray:
     The start token is always there, so that the empty text (the null condition) is one real token.
 
     Raises:
-        InputError: a text that does not fit.
+        InputError: a text that does not fit, or has half of a surrogate pair in it.
     """
-    data = text.encode()
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"text {text[:60]!a} is not Unicode: {error.reason}") from error
     if len(data) >= length:
         raise InputError(f"text of {len(data)} bytes must have at most {length - 1}: {text[:60]!r}")
     tokens = np.zeros(length, np.int32)

@@ -38,14 +38,15 @@ def path_name(path: tuple) -> str:
 def shardings(mesh: Mesh, params: PyTree) -> PyTree:
     """A NamedSharding for each parameter (or its shape), from `RULES`.
 
-    A dimension that the mesh axis does not divide stays whole. An array with fewer dimensions than its rule takes
-    the last ones: a pointwise convolution is a matrix.
+    A dimension that the mesh axis does not divide stays whole. The last dimensions of an array are those of its rule: a
+    pointwise convolution is a matrix, and the window of any other stays whole.
     """
 
     def one(path, leaf):
         name = path_name(path)
         spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
-        spec = spec[max(0, len(spec) - len(leaf.shape)) :]
+        missing = len(leaf.shape) - len(spec)
+        spec = P(*[None] * missing, *spec) if missing > 0 and any(spec) else spec[-missing:] if missing < 0 else spec
         fits = [
             axis if axis is not None and leaf.shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(spec)
         ]
@@ -90,6 +91,29 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
         raise InputError(f"batch_size={batch_size} must be a multiple of data × fsdp = {ways}")
 
 
+def share_of_batch(mesh: Mesh) -> tuple[int, int]:
+    """Which part of the batch this process is to read, and of how many equal parts.
+
+    Processes whose devices hold the same rows, as over `context` or `tensor`, are to read the same part.
+    Raises InputError where the rows of this process are no such part.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    processes = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
+    return _share(processes.reshape(ways, -1), jax.process_index())
+
+
+def _share(processes: Int[np.ndarray, "ways others"], process: int) -> tuple[int, int]:
+    """The same, from the process of each device, in rows of devices that hold the same part of the batch."""
+    rows = np.flatnonzero((processes == process).any(1))
+    first, size = int(rows[0]), len(rows)
+    if rows[-1] - first + 1 != size or first % size or len(processes) % size:
+        raise InputError(
+            f"mesh: process {process} holds parts {', '.join(map(str, rows))} of {len(processes)} of the batch; they "
+            "must be neighbours, and a whole share (change data × fsdp against context × tensor)"
+        )
+    return first // size, len(processes) // size
+
+
 def full_batches(count: int, batch_size: int, mesh: Mesh) -> Iterator[tuple[int, Int[np.ndarray, "B"]]]:
     """(number of the first, rows) of every batch of `count` videos. All are full: one compilation.
 
@@ -117,7 +141,7 @@ class ActivationLayout:
             spec = P(BATCH)  # a coarse level with fewer rows than devices: each computes all of its batch
         return self._constrain(x, spec)
 
-    def per_frame(self, function: Callable, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
+    def per_frame(self, function: Callable, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C2"]:
         """Applies a function of (B·T) images in the layout of space slots.
 
         Frames are merged device by device, for B and T in plain order are no longer spread as they were.

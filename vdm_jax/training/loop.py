@@ -27,7 +27,7 @@ from vdm_jax.data.source import make_source
 from vdm_jax.errors import InputError
 from vdm_jax.parallel.machine import about_machine
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import batch_sharding, check_batch
+from vdm_jax.parallel.sharding import batch_sharding, check_batch, share_of_batch
 from vdm_jax.training.checkpoints import Checkpoints, restore_state
 from vdm_jax.training.state import TrainState, plan_state
 from vdm_jax.training.step import make_train_step
@@ -64,11 +64,13 @@ def train(
     tx, schedule = configuration.optimizer_of(config)
     schedule = jax.jit(schedule)
     trainee, data = trainee or from_scratch(config), config.data
-    if config.init_from:
+    begun = any((workdir / "checkpoints").glob("[0-9]*"))
+    if config.init_from and not begun:
         trainee = begin_with(trainee, config.init_from, mesh)
 
     # ----------------------------------------------------------------------------------------------- data
     source = make_source(**configuration.source_arguments(config))
+    share, shares = share_of_batch(mesh)
     iterator = make_iterator(
         source,
         batch_size=config.batch_size,
@@ -79,8 +81,8 @@ def train(
         joint_images=data.joint_images,
         num_workers=data.num_workers,
         prefetch=data.prefetch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share,
+        process_count=shares,
     )
     found, asked = source[0]["video"].shape, (data.frames, data.height, data.width, data.channels)
     if found != asked:
@@ -91,6 +93,9 @@ def train(
     # -------------------------------------------------------------------------------------- model and state
     planned, initialise = plan_state(trainee.shapes, trainee.initialise, tx, mesh, *trainee.given)
     restored, start = restore_state(workdir / "checkpoints", planned), 0
+    if config.init_from and begun and restored is None:  # all checkpoints are damaged
+        trainee = begin_with(trainee, config.init_from, mesh)
+        planned, initialise = plan_state(trainee.shapes, trainee.initialise, tx, mesh, *trainee.given)
     if restored is not None:
         state, position = restored
         start = int(state.step)
@@ -171,7 +176,7 @@ def train(
                 if values["skipped_in_a_row"] >= config.max_skipped:
                     raise InputError(
                         f"step {step}: the last {values['skipped_in_a_row']:.0f} losses or gradients were not "
-                        f"finite, and left the parameters as they were; {workdir / 'checkpoints'} holds them "
+                        f"finite, and were skipped; what {workdir / 'checkpoints'} holds from before stays as it is "
                         "(lower optimizer.learning_rate?)"
                     )
             # Saved before the next batch is drawn, so that data and state are of the same step.
