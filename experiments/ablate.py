@@ -159,7 +159,7 @@ def carry_out(plan, ours, timed: Path, out: Path) -> None:
     from vdm_jax.evaluation.ablation_results import read_result
     from vdm_jax.evaluation.ablation_run import FLOORS
 
-    given = re.sub(r" --shard[= ]\S+", "", shlex.join(["python", *sys.argv]))
+    given = re.sub(r" --?shard[= ]\S+", "", shlex.join(["python", *sys.argv]))
     names = [run.name for run in ours if any(read_result(c) is None for c in plan.cells if c.run is run)]
     if read_result(plan.floors) is None:
         names.insert(0, FLOORS)

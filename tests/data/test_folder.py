@@ -231,6 +231,7 @@ def test_bad_input(folder, tmp_path_factory):
         (metadata(b'{"file_name": "/etc/a.mp4", "text": ""}'), {}, "no videos here: /etc/a.mp4"),
         (metadata(b'{"file_name": "a.mp4", "text": ""}\n{'), {}, "line 2 is not JSON"),
         (metadata(b'["a.mp4"]'), {}, "line 1: needs file_name and text"),
+        (metadata(rb'{"file_name": "a.mp4", "text": "\ud83d"}'), {}, "line 1: the text has half of a surrogate pair"),
         (metadata(b"file,text\na.mp4,x", "metadata.csv"), {}, "line 2: needs file_name and text"),
         (metadata(b'file_name,text\na.mp4,"' + b"x" * 140_000, "metadata.csv"), {}, "is not CSV .*field larger"),
         (metadata(b"\xff\xfe", "a.txt"), {}, "cannot be read as UTF-8"),

@@ -13,7 +13,7 @@ from vdm_jax.diffusion.process import make_process
 from vdm_jax.diffusion.sampler import initial_noise, sample
 from vdm_jax.diffusion.solvers import SOLVERS, make_table
 from vdm_jax.errors import InputError
-from vdm_jax.generation.settings import Settings, solver_of
+from vdm_jax.generation.settings import Settings
 
 MEAN = np.array([0.5, -1.0, 0.2])
 ROTATION, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
@@ -122,9 +122,9 @@ def test_steps_of_one_length_are_those_of_a_grid_that_has_them():
     table = make_table("ddim_strided", times, process)
     np.testing.assert_allclose(table.x[0], process.alpha_sigma(jnp.float32(1 - 0.142))[0], rtol=1e-6)
     published = Settings(solver="ddim_strided", grid="linspace")
-    assert solver_of(published) == "ddim_strided"
+    assert published.solver == "ddim_strided"
     for change in ({"strength": 0.5}, {"grid": "karras"}):  # where steps of one length would run past the grid's
-        assert solver_of(dataclasses.replace(published, **change)) == "ddim"
+        assert dataclasses.replace(published, **change).solver == "ddim"
     with pytest.raises(InputError, match="'ddim_strided' needs a discrete process"):
         make_table("ddim_strided", times, make_process("cosine"))
 

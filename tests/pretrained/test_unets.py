@@ -19,7 +19,7 @@ from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import translate, with_motion
 from vdm_jax.pretrained.folder import Weights
 from vdm_jax.pretrained.names import Naming, from_torch, load_params, to_torch, torch_shapes
-from vdm_jax.pretrained.unets import load_unet, save_unet, tensors_of
+from vdm_jax.pretrained.unets import _new_adapter, load_unet, save_unet, tensors_of
 
 GOLDEN = Path(__file__).parent / "golden.npz"  # made by make_golden.py
 IMAGE, MOTION, SVD = (UNETS[name][0] for name in ("image", "animatediff", "svd"))
@@ -185,6 +185,8 @@ def test_an_adapter_must_fit_its_network():
     # Published adapters are older than this key.
     older = {key: value for key, value in adapter.items() if key != "motion_transformer_layers_per_block"}
     assert with_motion(IMAGE, older) == with_motion(IMAGE, adapter)
+    two = with_motion(IMAGE, _new_adapter(IMAGE, {"motion_transformer_layers_per_block": 2}))
+    assert translate(two)[0]["time_layers"] == 2
     with pytest.raises(InputError, match=r"block_out_channels=.* is not implemented; it must be .16, 32"):
         with_motion(IMAGE, adapter | {"block_out_channels": [32, 32]})
     with pytest.raises(InputError, match="not UNetMotionModel and MotionAdapter"):

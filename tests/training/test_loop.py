@@ -71,6 +71,18 @@ def test_a_run_stopped_by_sigterm_and_by_ctrl_c_ends_like_one_that_was_not(confi
     assert begun[0]["machine"].startswith("8 × cpu, ")
 
 
+def test_a_run_goes_on_without_the_one_that_it_began_with(config, whole, tmp_path):
+    first, config = tmp_path / "first", config.copy_and_resolve_references()
+    shutil.copytree(whole[0], first)
+    config.init_from, config.steps = str(first), 3
+    train(config, tmp_path / "run")
+    shutil.rmtree(first)
+    config.steps = 4
+    assert train(config, tmp_path / "run").step == 4
+    with pytest.raises(InputError, match="first is no run folder"):
+        train(config, tmp_path / "another")
+
+
 def test_a_finished_run_says_so_and_trains_no_more(config, whole, caplog):
     before = (whole[0] / "metrics.jsonl").read_text()
     with caplog.at_level(logging.INFO):

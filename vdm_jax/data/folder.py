@@ -222,6 +222,8 @@ def _captions(root: Path, paths: list[Path]) -> dict[Path, str]:
         for number, row in read(root / name):
             if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("file_name", "text")):
                 raise InputError(f"{root / name}, line {number}: needs file_name and text")
+            if any("\ud800" <= letter <= "\udfff" for letter in row["text"]):  # JSON can write it, UTF-8 cannot
+                raise InputError(f"{root / name}, line {number}: the text has half of a surrogate pair in it")
             captions[root / row["file_name"]] = row["text"]
             if root / row["file_name"] not in known:
                 absent.append(row["file_name"])

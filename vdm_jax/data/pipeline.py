@@ -8,7 +8,10 @@ the batches of all processes together are the batch that a single process would 
 """
 
 import dataclasses
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 
 import grain
@@ -61,7 +64,7 @@ def make_iterator(
         process_index, process_count: this process of a multi-process run, of those that read different videos.
 
     Raises:
-        InputError: the batch does not divide, the source has too few videos, or a folder's caption cannot be tokenised.
+        InputError: the batch does not divide, the source has too few videos, or a folder's caption is too long.
     """
     count = len(source)
     if batch_size < 1 or batch_size % process_count:
@@ -73,7 +76,9 @@ def make_iterator(
     if not 0 <= caption_dropout <= 1:
         raise InputError(f"caption_dropout={caption_dropout} must lie between 0 and 1")
 
-    for file in getattr(source, "files", ()):  # of a folder all captions are known: now is better than in mid-training
+    files = getattr(source, "files", ()) if caption_dropout < 1 else ()
+    if files:  # all captions of a folder are known: the longest is better refused now than in mid-training
+        file = max(files, key=lambda file: len(file.caption.encode()))
         try:
             tokenize(file.caption)
         except InputError as error:
@@ -151,6 +156,12 @@ def _leave_signals_to_the_parent(worker: int, workers: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach all processes; the training loop has still to draw a batch and to save."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+    def end_with_the_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
 
 
 @dataclasses.dataclass(frozen=True)

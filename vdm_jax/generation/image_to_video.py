@@ -22,7 +22,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sampler import TOLD, gaussian, initial_noise, sample
 from vdm_jax.errors import InputError
 from vdm_jax.generation.pipeline import Pipeline, sample_keys
-from vdm_jax.generation.settings import Settings, grid_of, solver_of
+from vdm_jax.generation.settings import Settings, grid_of
 from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, full_batches
 from vdm_jax.typing import Array, Bool, Float, Int
 
@@ -134,6 +134,6 @@ def _compile(
             predict, process, prediction, weight=weight, rescale=settings.rescale, interval=settings.interval
         )
         z = initial_noise(keys, shape, process, times[0])
-        return sample(denoise, z, times, process, solver=solver_of(settings), eta=settings.eta, keys=keys)
+        return sample(denoise, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys)
 
     return jax.jit(draw, out_shardings=NamedSharding(mesh, P()))

@@ -23,7 +23,7 @@ from vdm_jax.diffusion.known import Known, reconstructed, replaced, under
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sampler import INITIAL, TOLD, gaussian, process_noise, sample
 from vdm_jax.errors import InputError
-from vdm_jax.generation.settings import Settings, check_sampling, grid_of, solver_of
+from vdm_jax.generation.settings import Settings, check_sampling, grid_of
 from vdm_jax.generation.travel import texts_and_shares
 from vdm_jax.models.text import Encoded
 from vdm_jax.parallel.mesh import make_mesh
@@ -261,7 +261,7 @@ def _compile(
             kept = denoise
             if known is not None and coarse == 1:
                 kept = replaced(denoise, known, process, keys, exact=settings.exact)
-            return sample(kept, z, times, process, solver=solver_of(settings), eta=settings.eta, keys=keys)
+            return sample(kept, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys)
 
         noise = process_noise(process, keys, INITIAL, shape, jnp.float32)
         if model.window is not None:

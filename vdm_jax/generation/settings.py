@@ -24,6 +24,7 @@ class Settings:
 
     `grid_options` are those of the grid (`diffusion.grids`), as pairs; `free_init` is the number of rounds of sampling,
     each from noise that holds something of what the one before drew (`diffusion.free_init`: 3; 1 is sampling as usual).
+    Steps of one length (`ddim_strided`) are for the whole of a linspace grid; on any other they become those of `ddim`.
     The last five matter where something is known: `strength`, the time to begin at; how to `respect` it; the weight of
     `reconstruction` guidance (`diffusion.known`); the noise put on what a network is told, `known_noise`
     (`diffusion.conditioning`); and whether the known part stays `exact`, or is drawn by the network, too.
@@ -46,6 +47,8 @@ class Settings:
     exact: bool = True
 
     def __post_init__(self):
+        if self.solver == "ddim_strided" and (self.grid != "linspace" or self.strength != 1):
+            object.__setattr__(self, "solver", "ddim")
         if self.steps < 1:
             raise InputError(f"steps={self.steps} must be at least 1")
         if not 0 <= self.guidance < float("inf"):
@@ -70,8 +73,8 @@ def check_sampling(
     """The prompts' tokens. Raises InputError where a setting does not fit the process, or a prompt the encoder."""
     if not prompts:
         raise InputError('prompts=[] must hold at least one prompt ("" is unconditional)')
-    times, solver = grid_of(settings, process), solver_of(settings)
-    jax.eval_shape(lambda: make_table(solver, times, process, float(settings.eta)))  # for its checks alone
+    times = grid_of(settings, process)
+    jax.eval_shape(lambda: make_table(settings.solver, times, process, float(settings.eta)))  # for its checks alone
     guided(lambda *_: None, process, "v", rescale=settings.rescale, interval=settings.interval)
     clipped(lambda *_: None, process, settings.clip)
     if settings.free_init > 1 and process.alpha_sigma(jnp.float32(1))[0] == 0:
@@ -80,12 +83,6 @@ def check_sampling(
             f"{type(process).__name__} ends in noise alone"
         )
     return np.stack([tokenize(prompt) for prompt in prompts])
-
-
-def solver_of(settings: Settings) -> str:
-    """The solver's name: steps of one length are for the whole of a linspace grid, on any other they are DDIM's."""
-    whole = settings.grid == "linspace" and settings.strength == 1
-    return "ddim" if settings.solver == "ddim_strided" and not whole else settings.solver
 
 
 def grid_of(settings: Settings, process: Process) -> Float[Array, "points"]:

@@ -104,14 +104,17 @@ def share_of_batch(mesh: Mesh) -> tuple[int, int]:
 
 def _share(processes: Int[np.ndarray, "ways others"], process: int) -> tuple[int, int]:
     """The same, from the process of each device, in rows of devices that hold the same part of the batch."""
-    rows = np.flatnonzero((processes == process).any(1))
-    first, size = int(rows[0]), len(rows)
-    if rows[-1] - first + 1 != size or first % size or len(processes) % size:
-        raise InputError(
-            f"mesh: process {process} holds parts {', '.join(map(str, rows))} of {len(processes)} of the batch; they "
-            "must be neighbours, and a whole share (change data × fsdp against context × tensor)"
-        )
-    return first // size, len(processes) // size
+    shares = {}
+    for one in np.unique(processes):  # all, so that all processes find the same
+        rows = np.flatnonzero((processes == one).any(1))
+        first, size = int(rows[0]), len(rows)
+        if rows[-1] - first + 1 != size or first % size or len(processes) % size:
+            raise InputError(
+                f"mesh: process {one} holds parts {', '.join(map(str, rows))} of {len(processes)} of the batch; they "
+                "must be neighbours, and a whole share (change data × fsdp against context × tensor)"
+            )
+        shares[one] = first // size, len(processes) // size
+    return shares[process]
 
 
 def full_batches(count: int, batch_size: int, mesh: Mesh) -> Iterator[tuple[int, Int[np.ndarray, "B"]]]:

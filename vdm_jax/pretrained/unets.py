@@ -123,7 +123,8 @@ def _new_adapter(config: Config, settings: Mapping[str, Any]) -> Config:
         "motion_layers_per_block": config["layers_per_block"],
         "motion_norm_num_groups": config["norm_num_groups"],
     }
-    return fitting | NEW_MOTION | settings
+    adapter = fitting | NEW_MOTION | settings
+    return adapter | {"motion_transformer_layers_per_mid_block": adapter["motion_transformer_layers_per_block"]}
 
 
 def save_unet(unet: PublishedUNet, folder: str | Path) -> None:

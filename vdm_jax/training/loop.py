@@ -64,8 +64,8 @@ def train(
     tx, schedule = configuration.optimizer_of(config)
     schedule = jax.jit(schedule)
     trainee, data = trainee or from_scratch(config), config.data
-    begun = any((workdir / "checkpoints").glob("[0-9]*"))
-    if config.init_from and not begun:
+    saved = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    if config.init_from and not saved:
         trainee = begin_with(trainee, config.init_from, mesh)
 
     # ----------------------------------------------------------------------------------------------- data
@@ -93,9 +93,6 @@ def train(
     # -------------------------------------------------------------------------------------- model and state
     planned, initialise = plan_state(trainee.shapes, trainee.initialise, tx, mesh, *trainee.given)
     restored, start = restore_state(workdir / "checkpoints", planned), 0
-    if config.init_from and begun and restored is None:  # all checkpoints are damaged
-        trainee = begin_with(trainee, config.init_from, mesh)
-        planned, initialise = plan_state(trainee.shapes, trainee.initialise, tx, mesh, *trainee.given)
     if restored is not None:
         state, position = restored
         start = int(state.step)
