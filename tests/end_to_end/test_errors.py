@@ -214,7 +214,7 @@ CASES = {
     "an adapter for a run": ([*EVALUATE, "--motion_adapter={empty}"], "needs --pretrained"),
     "a way to keep nothing": ([*EVALUATE, "--respect=concat"], "--respect=concat needs --known"),
     "a type for a run": ([*SAMPLE, "--dtype=bfloat16"], "--dtype needs --pretrained=<model>"),
-    "prompts that are no text": ([*SAMPLE, "--prompts={picture}.png"], "picture.png cannot be read: it is not text"),
+    "prompts that are no text": ([*SAMPLE, "--prompts={picture}"], "picture.png cannot be read: it is not text"),
     "seed of a study's base": ([*ABLATE, "--set=seed=3"], "seed=3 is not said by the base config but by --seeds"),
     "guidance that is no number": ([*EVALUATE, "--guidance=1,x"], "--guidance=1,x must be numbers, such as 1,3"),
     "a model without real clips": (["experiments/evaluate.py", "--pretrained=x"], "--pretrained needs --real=<folder"),

@@ -43,7 +43,9 @@ class Counting(Pipeline):
         about = {"shape": shape, "seen": [], "asked": [], "conditioning": conditioning, "breaks_at": breaks_at}
         about |= {"text_per_frame": text_per_frame, "begins": []}
         for name, value in (
-            about | {"params": {"w": jnp.ones(3)}, "step": 5, "settings": None, "origin": "here"}
+            about
+            | {"params": {"w": jnp.ones(3)}, "step": 5, "settings": None, "origin": "here", "codec": None}
+            | {"process": None, "prediction": "v"}
         ).items():
             object.__setattr__(self, name, value)
 

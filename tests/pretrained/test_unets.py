@@ -258,9 +258,12 @@ def test_few_tensors_at_a_time_are_on_the_host(folder, dtype):
     assert sum(sizes) > 10 * max(sizes)
     load = functools.partial(load_params, module=module, naming=naming, mesh=make_mesh(), where="", dtype=dtype)
     load(Weights(where))  # what is made once for all
-    tracemalloc.start()
-    params = load(Weights(where))
-    left, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(jax.tree.leaves(params)) == len(sizes)
-    assert most - left < 3 * max(sizes)
+    passing = []
+    for _ in range(3):  # other tests' threads may allocate meanwhile: the least is what loading needs
+        tracemalloc.start()
+        params = load(Weights(where))
+        left, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        passing.append(most - left)
+        assert len(jax.tree.leaves(params)) == len(sizes)
+    assert min(passing) < 3 * max(sizes)

@@ -71,15 +71,12 @@ def test_a_run_stopped_by_sigterm_and_by_ctrl_c_ends_like_one_that_was_not(confi
     assert begun[0]["machine"].startswith("8 × cpu, ")
 
 
-def test_a_run_goes_on_without_the_one_that_it_began_with(config, whole, tmp_path):
-    first, config = tmp_path / "first", config.copy_and_resolve_references()
-    shutil.copytree(whole[0], first)
-    config.init_from, config.steps = str(first), 3
-    train(config, tmp_path / "run")
-    shutil.rmtree(first)
-    config.steps = 4
-    assert train(config, tmp_path / "run").step == 4
-    with pytest.raises(InputError, match="first is no run folder"):
+def test_a_run_that_has_begun_needs_no_other_to_begin_with(config, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    config = config.copy_and_resolve_references()
+    config.init_from = str(tmp_path / "gone")
+    assert train(config, tmp_path / "run").step == config.steps
+    with pytest.raises(InputError, match="gone is no run folder"):
         train(config, tmp_path / "another")
 
 
