@@ -83,7 +83,7 @@ def cases():
         "shared_text": (query, text(1)),
         "text_for_each_frame": (query, text(T)),
         "pixels_and_shared_text": (query, pixels, text(1)),
-        "pixels_and_two_texts": (query, pixels, text(T), text(1, seed=9)),
+        "pixels_and_text_for_each_frame": (query, pixels, text(T)),
     }
 
 
@@ -95,6 +95,25 @@ def test_attend_space_is_one_softmax_over_all_sources(case, implementation, monk
     query, *sources = cases()[case]
     out = attend_space(query, *sources, implementation=implementation)
     np.testing.assert_allclose(out, plain_space(np.asarray(query), *sources), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", cases())
+def test_the_fused_kernel_takes_these_shapes_and_has_a_gradient(case, monkeypatch):
+    """Its checks of shapes, of which JAX does all but those of the device, at odd numbers of pixels and tokens."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 92000)
+    query, *sources = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.bfloat16), cases()[case])
+
+    def total(query, sources):
+        return attend_space(query[:, :, :3], *sources, implementation="cudnn").sum()
+
+    gradient = jax.eval_shape(jax.grad(total, allow_int=True, argnums=(0, 1)), query, sources)
+    assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, (query, sources))
+
+
+def test_the_fused_kernel_takes_a_mask_of_the_last_source_only():
+    query, pixels, last = cases()["pixels_and_shared_text"]
+    with pytest.raises(ValueError, match="a mask of the last source only"):
+        attend_space(query, last, pixels, implementation="cudnn")
 
 
 def test_masked_positions_have_no_influence():

@@ -19,7 +19,7 @@ IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 
 
 class Source(NamedTuple):
-    """Keys and values that a query may look at, and which of them count."""
+    """Keys and values that a query may look at, and which of them count: the first ones, as texts are padded after."""
 
     key: Float[Array, "B G S N D"]
     value: Float[Array, "B G S N D"]
@@ -98,20 +98,30 @@ def _average(scores, values):
 
 
 def _cudnn_space(query, sources):
-    """The fused kernel over each frame; `vmap` keeps the batch axis apart for the partitioner."""
-    batch, frames = query.shape[:2]
+    """The fused kernel over each frame of each video.
+
+    What counts is said in lengths, as a mask would be a matrix for each frame. Odd numbers of pixels and tokens are made
+    even: JAX has a gradient of the kernel for no others (0.10 and 0.12).
+    """
+    if any(source.mask is not None for source in sources[:-1]):
+        raise ValueError("cuDNN's kernel takes a mask of the last source only")
+    batch, frames, pixels = query.shape[:3]
 
     def per_frame(x):
-        return jnp.broadcast_to(x, (batch, frames, *x.shape[2:]))
+        return jnp.broadcast_to(x, (batch, frames, *x.shape[2:])).reshape(batch * frames, *x.shape[2:])
 
-    key, value = (jnp.concatenate([per_frame(getattr(s, n)) for s in sources], 2) for n in ("key", "value"))
-    mask = None
-    if any(source.mask is not None for source in sources):
-        masks = [jnp.ones(s.key.shape[:3], bool) if s.mask is None else s.mask for s in sources]
-        mask = jnp.concatenate([per_frame(m) for m in masks], -1)[:, :, None, None]
-        mask = jnp.broadcast_to(mask, (batch, frames, 1, query.shape[2], key.shape[2]))
-    kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-    return jax.vmap(lambda q, k, v, m: kernel(q, k, v, mask=m))(query, key, value, mask)
+    def even(x):
+        return jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)])
+
+    key, value = (jnp.concatenate([per_frame(getattr(s, n)) for s in sources], 1) for n in ("key", "value"))
+    count, mask = key.shape[1], sources[-1].mask
+    lengths = jnp.full(batch * frames, count, jnp.int32) if count % 2 else None
+    if mask is not None:
+        lengths = per_frame(count - mask.shape[-1] + mask.sum(-1, dtype=jnp.int32))
+    out = jax.nn.dot_product_attention(
+        even(per_frame(query)), even(key), even(value), key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+    return out[:, :pixels].reshape(query.shape)
 
 
 def choose_implementation(name: str, *, dtype, head_size: int, backend: str | None = None) -> str:
