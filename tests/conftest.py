@@ -1,5 +1,6 @@
 """Eight fake CPU devices for every test, shape checks on the package's annotated functions, and quick compilation."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -21,3 +22,25 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook("vdm_jax", "beartype.beartype")
+gc.set_threshold(100_000)  # as commands do
+
+# Slow files first, so that no worker is left with one at the end.
+SLOW = (
+    "end_to_end/test_train_and_sample",
+    "end_to_end/test_demo",
+    "generation/test_pipeline",
+    "generation/test_finetune",
+    "end_to_end/test_pretrained",
+    "end_to_end/test_motion",
+    "pretrained/test_unets",
+    "generation/test_published",
+    "training/test_loop",
+)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist would begin with the files of most tests
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: next((i for i, name in enumerate(SLOW) if name in item.nodeid), len(SLOW)))

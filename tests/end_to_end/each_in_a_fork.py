@@ -13,8 +13,21 @@ import tempfile
 import traceback
 from pathlib import Path
 
+import scipy.ndimage
+import tensorflow_datasets
+import tqdm
+
+import vdm_jax.evaluation.ablation_jobs
+import vdm_jax.evaluation.ablation_report
+import vdm_jax.evaluation.ablation_run
+import vdm_jax.evaluation.human
+import vdm_jax.evaluation.moving_digits
+import vdm_jax.evaluation.report
 import vdm_jax.evaluation.score
+import vdm_jax.generation.finetune
+import vdm_jax.generation.modes
 import vdm_jax.generation.pipeline
+import vdm_jax.generation.published
 import vdm_jax.training.loop  # noqa: F401
 
 TIMEOUT = 600  # seconds

@@ -1,9 +1,13 @@
 """`make demo` in small: trained for a moment, all its commands run and say what they should."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+
+from vdm_jax.data.moving_digits import prepare
+from vdm_jax.evaluation import moving_digits as ev
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"""
@@ -12,17 +16,23 @@ from runpy import run_path
 def get_config():
     config = run_path({str(ROOT / "configs" / "moving_digits.py")!r})["get_config"]()
     config.steps, config.optimizer.warmup, config.sample.every, config.sample.steps = 3, 0, 0, 2
-    config.model.unet.update(channels=8, multipliers=(1,), head_size=8)
+    config.model.unet.update(channels=8, multipliers=(1,), blocks=0, head_size=8)
     config.model.unet.update(space_attention=(True,), time_attention=(True,))
-    config.model.text.update(width=16, head_size=8)
+    config.model.text.update(width=16, depth=0, head_size=8)
     return config
 """
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    """Holds the config, the data, and a briefly trained judge under the name of the one that the commands ask for."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "config.py").write_text(CONFIG)
+    builder = prepare(folder / "datasets")
+    brief = ev.Recipe(steps=80, batch=64, clips=2000)
+    judge = ev.load_or_train_judge(folder / "brief.npz", builder, recipe=brief)
+    origin = ev._hash(ev.Recipe(), 0, builder.info.full_name, builder.info.features["video"].shape)
+    ev._save(folder / "datasets" / "judge-16x8.npz", dataclasses.replace(judge, recipe=origin))
     return folder
 
 

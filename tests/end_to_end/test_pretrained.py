@@ -2,13 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from tests.end_to_end.conftest import ROOT
-from tests.pretrained.pipelines import ONE_LEVEL, write_lora, write_pipeline
+from tests.pretrained.pipelines import write_lora, write_pipeline
 from tests.tiny_config import write_videos
 from vdm_jax.generation.published import load_published
+from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.video import read_metadata, read_video, write_video
 
@@ -17,7 +19,7 @@ from vdm_jax.video import read_metadata, read_video, write_video
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
     write_pipeline(folder / "model")
-    write_pipeline(folder / "image", "image", **ONE_LEVEL)
+    write_pipeline(folder / "image", "image")
     write_videos(folder / "videos")
     write_lora(folder / "style.safetensors")
     return folder
@@ -42,7 +44,8 @@ def test_draws_what_is_asked_for(run, folder):
     assert read_metadata(folder / "styled" / "000-the-cat.gif")["lora"] == ["style.safetensors:0.5"]
 
     run(folder, "sample.py", *model, "--prompt=the cat", "--frames=4", "--out=short", "--format=npy")
-    short = load_published(folder / "model", frames=4, size=(16, 16))(["the cat"], seed=0, steps=2)[0]
+    one = make_mesh(devices=jax.devices()[:1])
+    short = load_published(folder / "model", frames=4, size=(16, 16), mesh=one)(["the cat"], seed=0, steps=2)[0]
     np.testing.assert_allclose(np.load(folder / "short" / "000-the-cat.npy"), short, atol=1e-4)
     assert np.abs(short - video[:4]).max() > 1e-3  # no part of a longer one
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.pretrained.pipelines import ONE_LEVEL, write_image_to_video, write_pipeline
+from tests.pretrained.pipelines import write_image_to_video, write_pipeline
 from tests.tiny_config import get_config
 from vdm_jax.errors import InputError
 from vdm_jax.generation.finetune import load_changes, load_trainee
@@ -22,10 +22,9 @@ from vdm_jax.training.step import make_train_step
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("finetune")
-    write_pipeline(place / "image", "image", **ONE_LEVEL)
+    write_pipeline(place / "image", "image")
     write_image_to_video(place / "svd")
-    levels = {name: [kind.replace("2D", "3D")] for name, (kind,) in list(ONE_LEVEL.items())[1:]}
-    write_pipeline(place / "modelscope", **ONE_LEVEL | levels)
+    write_pipeline(place / "modelscope")
     return place
 
 
@@ -87,10 +86,9 @@ def test_sharded_parameters_train_as_whole_ones(step):
 
 def test_noise_is_put_on_what_the_codec_makes_of_videos(step):
     trainee, base, *_ = step("time")
-    video = np.random.default_rng(1).uniform(-1, 1, (1, 4, 16, 16, 3)).astype(np.float32)
-    latents = trainee.clean(trainee.frozen, video)
-    assert latents.shape == (1, 4, 8, 8, 4)
-    np.testing.assert_array_equal(latents, base.codec.encode(base.codec.params, video))
+    video = jax.ShapeDtypeStruct((1, 4, 16, 16, 3), np.float32)
+    assert jax.eval_shape(trainee.clean, trainee.frozen, video).shape == (1, 4, 8, 8, 4)
+    jax.tree.map(np.testing.assert_array_equal, trainee.frozen["codec"], base.codec.params)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +123,7 @@ def write_run(run, config):
 
 def test_low_rank_changes_of_a_run(place, tmp_path):
     config = config_of(place, train="lora", folder=str(place / "modelscope"))
-    run, mesh = write_run(tmp_path / "run", config), make_mesh()
+    run, mesh = write_run(tmp_path / "run", config), make_mesh(devices=jax.devices()[:1])
     trainee, _ = load_trainee(config, mesh)
     _, initialise = plan_state(trainee.shapes, trainee.initialise, make_optimizer("sgd", lambda step: 1.0), mesh)
     state, checkpoints = initialise(), Checkpoints(run / "checkpoints")

@@ -30,7 +30,7 @@ SCHEDULER = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-TEXT = ENCODERS["text, quick"] | {"hidden_size": 8, "num_attention_heads": 2, "max_position_embeddings": 77}
+TEXT = ENCODERS["text, quick"] | {"hidden_size": 8, "num_attention_heads": 2, "max_position_embeddings": 77, "num_hidden_layers": 1}
 
 
 KARRAS = SCHEDULER | {
@@ -49,25 +49,28 @@ def write_image_to_video(folder: Path) -> Path:
     """Stable Video Diffusion, of videos of any size."""
     kind, arguments, naming = clip.translate(PICTURE)
     write_part(folder / "image_encoder", "model", PICTURE, kind, arguments, naming)
-    unet, autoencoder = UNETS["svd"][0], AUTOENCODERS["in time"][0]
+    unet, autoencoder = UNETS["svd"][0] | one_level("svd"), AUTOENCODERS["in time"][0]
     write_part(folder / "unet", NAMES[0], unet, LatentUNet, *families.translate(unet))
     write_part(folder / "vae", NAMES[0], autoencoder, Autoencoder, *autoencoders.translate(autoencoder))
     return _finish(folder, KARRAS, "StableVideoDiffusionPipeline")
 
 
-# An image network that is quick to compile.
-ONE_LEVEL = {
-    "block_out_channels": [16],
-    "down_block_types": ["CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D"],
-}
+def one_level(unet: str) -> dict:
+    """What makes a U-Net quick to compile: one level, and attention to the context in the middle alone."""
+    kind = {"image": "2D", "modelscope": "3D", "animatediff": "Motion", "svd": "SpatioTemporal"}[unet]
+    return {
+        "block_out_channels": UNETS[unet][0]["block_out_channels"][:1],
+        "down_block_types": [f"DownBlock{kind}"],
+        "up_block_types": [f"UpBlock{kind}"],
+    }
 
 
-def write_pipeline(folder: Path, unet: str = "modelscope", **changes) -> Path:
-    """ModelScope, or another that draws from text: 16×16 pixels from latents of 8×8; with changes to its U-Net."""
+def write_pipeline(folder: Path, unet: str = "modelscope") -> Path:
+    """ModelScope, or another that draws from text: 16×16 pixels from latents of 8×8."""
     words = write_vocabulary(folder / "tokenizer")
     count = len(json.loads((words / "vocab.json").read_text()))
-    text, unet = TEXT | {"vocab_size": count, "eos_token_id": count - 1}, UNETS[unet][0] | {"sample_size": 8} | changes
+    text = TEXT | {"vocab_size": count, "eos_token_id": count - 1}
+    unet = UNETS[unet][0] | one_level(unet) | {"sample_size": 8}
     kind, arguments, naming = clip.translate(text)
     write_part(folder / "text_encoder", "model", text, kind, arguments, naming)
     write_part(folder / "unet", NAMES[0], unet, LatentUNet, *families.translate(unet))

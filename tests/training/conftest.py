@@ -16,10 +16,10 @@ LENGTH = 5  # of a caption
 class Toy(nnx.Module):
     """Mixes channels and adds an embedding of the captions."""
 
-    def __init__(self, rngs, width=16):
+    def __init__(self, rngs, width=16, channels=1):
         self.text = nnx.Embed(10, width, rngs=rngs)
-        self.up = nnx.Linear(1, width, rngs=rngs)
-        self.down = nnx.Linear(width, 1, rngs=rngs)
+        self.up = nnx.Linear(channels, width, rngs=rngs)
+        self.down = nnx.Linear(width, channels, rngs=rngs)
 
     def encode(self, tokens, image_tokens=None):
         texts = tokens[:, None] if image_tokens is None else jnp.concatenate([tokens[:, None], image_tokens], 1)

@@ -1,5 +1,6 @@
 """The loop saves what it must before it stops, and goes on as if it never had."""
 
+import functools
 import json
 import logging
 import os
@@ -12,9 +13,13 @@ from runpy import run_path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
+from vdm_jax.configuration import objective_of, process_of
 from vdm_jax.errors import InputError
-from vdm_jax.training.loop import train
+from vdm_jax.models.keys import Keys
+from vdm_jax.training import loop
+from vdm_jax.training.trainee import Trainee
 
 tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
 
@@ -30,7 +35,27 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(config, tmp_path_factory):
+def train(config, make_toy):
+    """The loop, with a network that compiles in no time."""
+
+    def make():
+        return make_toy(Keys(config.seed), channels=3)
+
+    graphdef, shapes = nnx.split(nnx.eval_shape(make))
+    trainee = Trainee(
+        graphdef=graphdef,
+        tokenize=lambda text: np.full(5, 1 + len(text) % 9, np.int32),
+        null_tokens=np.zeros(5, np.int32),
+        process=process_of(config),
+        objective=objective_of(config),
+        shapes=nnx.to_pure_dict(shapes),
+        initialise=lambda: nnx.to_pure_dict(nnx.split(make())[1]),
+    )
+    return functools.partial(loop.train, trainee=trainee)
+
+
+@pytest.fixture(scope="module")
+def whole(config, train, tmp_path_factory):
     """A run that nothing interrupted: its folder and its state."""
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, jax.device_get(train(config, workdir))
@@ -50,7 +75,7 @@ def at(step, action):
     return draw_samples
 
 
-def test_a_run_stopped_by_sigterm_and_by_ctrl_c_ends_like_one_that_was_not(config, whole, tmp_path):
+def test_a_run_stopped_by_sigterm_and_by_ctrl_c_ends_like_one_that_was_not(config, train, whole, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         train(config, tmp_path, at(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     assert stopped.value.code == 0
@@ -71,7 +96,7 @@ def test_a_run_stopped_by_sigterm_and_by_ctrl_c_ends_like_one_that_was_not(confi
     assert begun[0]["machine"].startswith("8 × cpu, ")
 
 
-def test_a_run_that_has_begun_needs_no_other_to_begin_with(config, whole, tmp_path):
+def test_a_run_that_has_begun_needs_no_other_to_begin_with(config, train, whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     config = config.copy_and_resolve_references()
     config.init_from = str(tmp_path / "gone")
@@ -80,7 +105,7 @@ def test_a_run_that_has_begun_needs_no_other_to_begin_with(config, whole, tmp_pa
         train(config, tmp_path / "another")
 
 
-def test_a_finished_run_says_so_and_trains_no_more(config, whole, caplog):
+def test_a_finished_run_says_so_and_trains_no_more(config, train, whole, caplog):
     before = (whole[0] / "metrics.jsonl").read_text()
     with caplog.at_level(logging.INFO):
         state = train(config, whole[0], at(0, pytest.fail))
@@ -97,7 +122,7 @@ def test_metrics_have_one_line_for_every_step(whole):
     assert [round(line["learning_rate"], 6) for line in lines[:3]] == [0, 0.005, 0.01]
 
 
-def test_a_line_that_was_cut_off_and_those_of_steps_done_again_are_dropped(whole, config, tmp_path, capsys):
+def test_a_line_that_was_cut_off_and_those_of_steps_done_again_are_dropped(whole, config, train, tmp_path, capsys):
     workdir = shutil.copytree(whole[0], tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "9")
     with (workdir / "metrics.jsonl").open("a") as file:
@@ -111,7 +136,7 @@ def test_a_line_that_was_cut_off_and_those_of_steps_done_again_are_dropped(whole
     assert progress[-1] == ("9", "0:00:00 left")
 
 
-def test_too_many_steps_that_are_not_finite_stop_the_run(config, tmp_path):
+def test_too_many_steps_that_are_not_finite_stop_the_run(config, train, tmp_path):
     config = config.copy_and_resolve_references()
     config.optimizer.learning_rate = 1e38  # the second step's update overflows
     config.max_skipped = 3
@@ -142,5 +167,5 @@ def test_what_cannot_be_trained_leaves_no_folder(config, tmp_path, changes, word
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=words):
-        train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

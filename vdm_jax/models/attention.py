@@ -100,8 +100,8 @@ def _average(scores, values):
 def _cudnn_space(query, sources):
     """The fused kernel over each frame of each video.
 
-    What counts is said in lengths, as a mask would be a matrix for each frame. Odd numbers of pixels and tokens are made
-    even: JAX has a gradient of the kernel for no others (0.10 and 0.12).
+    What counts is said in lengths, as a mask would be a matrix for each frame. Odd numbers of pixels and tokens are
+    made even: JAX has a gradient of the kernel for no others (0.10 and 0.12).
     """
     if any(source.mask is not None for source in sources[:-1]):
         raise ValueError("cuDNN's kernel takes a mask of the last source only")

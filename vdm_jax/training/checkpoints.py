@@ -20,6 +20,8 @@ from vdm_jax.training.state import TrainState
 from vdm_jax.typing import Params, PyTree
 
 policies = ocp.training.preservation_policies
+# Each device writes a slice of what all of them hold; to cut a small array costs more than it saves.
+SMALLEST_SLICE = 2**20  # bytes
 
 
 class Checkpoints:
@@ -29,10 +31,13 @@ class Checkpoints:
         keeping: list[Any] = [policies.LatestN(keep)]
         if keep_every:
             keeping.append(policies.EveryNSteps(keep_every))
+        context = ocp.Context()
+        context.array.saving.min_slice_bytes_for_replica_parallel = SMALLEST_SLICE
         self._orbax = ocp.training.Checkpointer(
             epath.Path(folder).resolve(),
             preservation_policy=policies.AnyPreservationPolicy(keeping),
             cleanup_tmp_directories=True,
+            context=context,
         )
 
     def save(self, step: int, state: TrainState, data: dict[str, int]) -> None:
