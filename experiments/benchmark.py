@@ -38,8 +38,7 @@ def main() -> None:
         import benchmark_peer as peer
 
         shape, widths = peer.check(PEER.value, PEER_SHAPE.value, PEER_WIDTHS.value)
-    if OUT.value and not (os.path.isdir(folder := Path(OUT.value).parent) and os.access(folder, os.W_OK)):
-        raise InputError(f"--out={OUT.value} cannot be written: {folder} must be a folder to write into")
+    command.check_out(OUT.value)
 
     import jax
 
@@ -165,6 +164,7 @@ def measure_sampling(config, runs: int, steps: int) -> dict:
     import numpy as np
     from flax import nnx
 
+    from vdm_jax.diffusion.known import Known
     from vdm_jax.evaluation.speed import flops_of, summarize, time_calls
     from vdm_jax.generation.pipeline import make_pipeline
     from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding
@@ -173,7 +173,11 @@ def measure_sampling(config, runs: int, steps: int) -> dict:
     size, params, layout = config.batch_size, state.params, ActivationLayout(mesh)
     pipeline = make_pipeline(config, graphdef, params, mesh, 0)
     model = nnx.merge(graphdef, params)
-    tokens = np.tile(pipeline.tokenize("a video"), (size, 1))
+    prompt, known = "a video" if pipeline.takes_text else "", {}
+    if pipeline.conditioning is not None and (coarse := pipeline.conditioning.downsample) > 1:
+        shape = (1, *pipeline.shape)
+        known = {"coarse": coarse, "known": Known(np.zeros(shape, np.float32), np.ones((*shape[:-1], 1), bool))}
+    tokens = np.tile(pipeline.tokenize(prompt), (size, 1))
     text = None if model.text is None else jax.jit(model.encode)(tokens)
     told = np.zeros((size, *pipeline.shape[:-1], pipeline.shape[-1] + 1), np.float32) if model.told else None
     inputs = (np.zeros((size, *pipeline.shape), np.float32), np.ones(size, np.float32), text, told)
@@ -189,7 +193,7 @@ def measure_sampling(config, runs: int, steps: int) -> dict:
     seconds = summarize(time_calls(lambda: call(params, *inputs).block_until_ready(), runs))
 
     def sampler():
-        pipeline(["a video"] * size, batch_size=size, steps=steps)
+        list(pipeline.batches([prompt] * size, batch_size=size, steps=steps, **known))
 
     first, *rest = time_calls(sampler, 1 + max(2, runs // 3), warmup=0)
     whole = summarize(rest)

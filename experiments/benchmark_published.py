@@ -35,6 +35,7 @@ AGREE = {"float32": 1e-4, "bfloat16": 0.1}  # relative L2 error of one call
 def main() -> None:
     """Checks the input, measures each family, prints a markdown table and writes the figures."""
     benchmark_peer.check("diffusers", f"1x{SHAPE.value}", WIDTHS.value)
+    command.check_out(OUT.value)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the peer its share of a GPU's memory
 
     import jax

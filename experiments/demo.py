@@ -15,7 +15,7 @@ from vdm_jax import command
 
 RUN = flags.DEFINE_string("run", "runs/moving_digits", "Run folder; made, or gone on with.")
 CONFIG = flags.DEFINE_string("config", "configs/moving_digits.py", "Config to train.")
-NUM = flags.DEFINE_integer("num", 200, "Samples to measure at each guidance weight.", lower_bound=1)
+NUM = flags.DEFINE_integer("num", 200, "Samples to measure at each guidance weight.", lower_bound=2)
 
 HERE = Path(__file__).parent
 PROMPTS = HERE / "demo_prompts.txt"

@@ -47,8 +47,8 @@ def main() -> None:
         seeds, weights = [int(s) for s in SEEDS.value], [float(w) for w in WEIGHTS.value]
     except ValueError:
         raise InputError("--seeds and --reconstruction must be numbers with commas between") from None
-    if min(seeds, default=0) < 0:
-        raise InputError(f"--seeds={','.join(SEEDS.value)} must not be negative")
+    if min(seeds, default=-1) < 0:
+        raise InputError(f"--seeds={','.join(SEEDS.value)} must be one or more numbers that are not negative")
     pipeline = load(run)
     builder = moving_digits.prepare(data.data_dir, *([data.builder_config] if data.builder_config else []))
     test = builder.as_data_source(split="test")
@@ -88,6 +88,7 @@ def main() -> None:
                     tried, start = {"from the noised video": {"respect": "replace"}}, {"strength": 0.6}
                 else:
                     mask = mask_of(mode, real.shape[1:])
+                captioned = captioned and pipeline.takes_text
                 captions = [row["caption"].decode() if captioned else "" for row in rows]
                 new = new_frames(mask)
                 if mode != VARIATION:

@@ -77,6 +77,7 @@ def main() -> None:
             raise InputError(f"--{name} needs --pretrained=<model>")
     prompts = _prompts()
 
+    from vdm_jax.generation.image_to_video import ImageToVideo
     from vdm_jax.generation.modes import changes_at, finer, windows_of
     from vdm_jax.generation.partial import remove_partial
     from vdm_jax.generation.pipeline import load
@@ -88,6 +89,12 @@ def main() -> None:
             raise InputError(f"--format={suffix} must be of {', '.join(s.lstrip('.') for s in WRITABLE)}")
     runs = CASCADE.value or [RUN.value or PRETRAINED.value]
     pipeline, *later = map(load, runs) if not PRETRAINED.value else [_published()]
+    for name in _given({"motion": MOTION, "chunk": CHUNK}):
+        if not isinstance(pipeline, ImageToVideo):
+            raise InputError(f"--{name} is for Stable Video Diffusion")
+    last = later[-1] if later else pipeline
+    if KNOWN_NOISE.value is not None and last.conditioning is None and not isinstance(last, ImageToVideo):
+        raise InputError(f"--known_noise={KNOWN_NOISE.value} needs a network that is told what is known")
     task, known = _task(pipeline)
     changes = _given({"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID, "guidance": GUIDANCE})
     noise = _given({"known_noise": KNOWN_NOISE})
@@ -121,7 +128,7 @@ def main() -> None:
     for stage, pipeline in enumerate(later, 1):
         tasks = [finer(pipeline, video, fps) for video in drawn]
         parts = [(i, [everything[i]], task) for i, task in enumerate(tasks)]
-        drawn, fps = _draw(pipeline, parts, changes | noise, out / f".stage{stage}"), tasks[0].fps
+        drawn, fps = _draw(pipeline, parts, changes | noise | {"stage": stage}, out / f".stage{stage}"), tasks[0].fps
 
     scale = SCALE.value or max(1, 128 // min(pipeline.shape[1:3]))
     about = {"run": ",".join(runs), "step": pipeline.step, "seed": SEED.value, **dataclasses.asdict(settings), **known}
@@ -200,10 +207,9 @@ def _task(pipeline):
         if not IMAGE.value:
             return modes.text_to_video((frames, *size, channels), pipeline.fps), {}
         at = _whole_numbers("image_at", IMAGE_AT.value)
-        if len(at) != len(IMAGE.value):
-            raise InputError(
-                f"--image_at={','.join(IMAGE_AT.value)} must be {len(IMAGE.value)} frames, one per --image"
-            )
+        if len(set(at)) != len(IMAGE.value) or len(at) != len(IMAGE.value):
+            count = len(IMAGE.value)
+            raise InputError(f"--image_at={','.join(IMAGE_AT.value)} must be {count} different frames, one per --image")
         images = {k: read_image(path, tuple(size), channels) for k, path in zip(at, IMAGE.value, strict=True)}
         return modes.keyframes(images, frames, pipeline.fps), {"image": IMAGE.value, "image_at": at}
 
@@ -212,6 +218,8 @@ def _task(pipeline):
         ways.setdefault("enlarge", trained)
     if len(ways) > 1 or not (ways or STRENGTH.value):
         raise InputError("--video needs one of --extend, --interpolate, --mask, --outpaint, --enlarge, or --strength")
+    if STRENGTH.value is not None and (unknown := {"extend", "interpolate", "outpaint"} & ways.keys()):
+        raise InputError(f"--strength begins with the video, of which --{unknown.pop()} has nothing for new pixels")
     factor = ways.get("enlarge", 1)
     if factor < 1 or any(n % factor for n in size):
         raise InputError(f"--enlarge={factor} must divide the {size[0]}×{size[1]} pixels that the run draws")

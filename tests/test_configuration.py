@@ -2,7 +2,7 @@
 
 import pytest
 
-from vdm_jax.configuration import default_config, process_of
+from vdm_jax.configuration import conditioning_of, default_config, process_of
 from vdm_jax.errors import InputError
 
 
@@ -30,3 +30,14 @@ def test_frames_share_no_noise_with_stills():
     config.process.frame_correlation = 1.0
     with pytest.raises(InputError, match=r"frame_correlation=1.0 must be at least 0 and below 1"):
         process_of(config)
+
+
+@pytest.mark.parametrize(("name", "value"), [("noise", 0.3), ("downsample", 2)])
+def test_what_is_said_of_the_known_is_of_a_network_that_is_told(name, value):
+    config = default_config()
+    assert conditioning_of(config) is None
+    config.known[name] = value
+    with pytest.raises(InputError, match=rf"known.{name}={value} needs known.mixture"):
+        conditioning_of(config)
+    config.known.mixture = {"first": 1.0}
+    assert getattr(conditioning_of(config), name) == value

@@ -58,6 +58,12 @@ def read_config_flag(name: str = "config") -> ml_collections.ConfigDict:
     return config
 
 
+def check_out(file: str | None) -> None:
+    """Raises InputError where the file of --out, if it is given, could not be written in the end."""
+    if file and not (os.path.isdir(folder := os.path.dirname(file) or ".") and os.access(folder, os.W_OK)):
+        raise InputError(f"--out={file} cannot be written: {folder} must be a folder to write into")
+
+
 def cache_compilations() -> None:
     """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/vdm_jax."""
     import jax

@@ -198,6 +198,9 @@ def objective_of(config: ml_collections.ConfigDict) -> Objective:
 def conditioning_of(config: ml_collections.ConfigDict) -> Conditioning | None:
     """What a config's network is trained to be told of the video; None where it is told nothing."""
     if not config.known.mixture:
+        for name, nothing in (("noise", 0), ("downsample", 1)):
+            if (value := config.known[name]) != nothing:
+                raise InputError(f"known.{name}={value} needs known.mixture: without it the network is told nothing")
         return None
     conditioning = Conditioning(**config.known.to_dict())
     for name in ("height", "width"):

@@ -13,9 +13,9 @@ import tempfile
 import traceback
 from pathlib import Path
 
-import scipy.ndimage
-import tensorflow_datasets
-import tqdm
+import scipy.ndimage  # noqa: F401
+import tensorflow_datasets  # noqa: F401
+import tqdm  # noqa: F401
 
 import vdm_jax.evaluation.ablation_jobs
 import vdm_jax.evaluation.ablation_report

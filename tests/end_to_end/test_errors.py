@@ -164,7 +164,10 @@ CASES = {
         [*SAMPLE, "--image={same}", "--image-at=4"],
         "an image at frame 4 is out of range: the video has frames 0 to 3",
     ),
-    "images without places": ([*SAMPLE, "--image={picture}", "--image={picture}"], "must be 2 frames, one per --image"),
+    "images without places": (
+        [*SAMPLE, "--image={picture}", "--image={picture}"],
+        "must be 2 different frames, one per",
+    ),
     "place that is no number": ([*SAMPLE, "--image={picture}", "--image_at=last"], "--image_at=last must be whole"),
     "video for an image": ([*SAMPLE, "--image={video}"], "is a video, where a picture is needed"),
     "image for a video": ([*SAMPLE, "--video={picture}", "--extend=3"], "is not a video (.mp4"),
@@ -183,6 +186,15 @@ CASES = {
     ),
     "mask of another length": ([*SAMPLE, "--video={video}", "--mask={short}"], "a mask of 2 frames must have 1 or"),
     "border that is too wide": ([*SAMPLE, "--video={video}", "--outpaint=4,4,0,0"], "leaves nothing of 8×8 pixels"),
+    "strength for new frames": (
+        [*SAMPLE, "--video={video}", "--extend=3", "--strength=0.5"],
+        "--strength begins with the video, of which --extend has nothing for new pixels",
+    ),
+    "images at one place": (
+        [*SAMPLE, "--image={same}", "--image={same}", "--image_at=1,1"],
+        "--image_at=1,1 must be 2 different frames, one per --image",
+    ),
+    "noise on what nobody is told": ([*SAMPLE, "--known_noise=0.3"], "--known_noise=0.3 needs a network that is told"),
     "strength out of range": ([*SAMPLE, "--video={video}", "--strength=1.5"], "strength=1.5 must be above 0"),
     "unknown way to respect": ([*SAMPLE, "--respect=obey"], "respect='obey' must be one of replace, reconstruct"),
     "unknown metric": (

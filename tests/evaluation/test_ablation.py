@@ -171,6 +171,8 @@ def test_a_sweep_names_what_it_adds():
         ({"a": {}}, {"known": "half"}, "known='half' must be one of: extension, half known"),
         ({"a": {"stepz": 3}}, {}, "arm 'a': stepz=3 cannot be set"),
         ({"a": {"objective": 3}}, {}, "arm 'a': objective=3 cannot be set"),
+        ({"a": {}}, {"num": 1}, "num=1 must be at least 2"),
+        ({"a": {}}, {"along": "sample.steps"}, "arm 'a': sample.steps=None must be a number"),
         ({"a": {"steps": 0}}, {}, "arm 'a': config.steps=0 must be at least 1"),
         ({"a": {"objective.prediction": "w"}}, {}, "arm 'a': prediction 'w' is unknown"),
         ({"a": {"model.unet.blockz": 3}}, {}, "arm 'a': config.model does not fit the network"),

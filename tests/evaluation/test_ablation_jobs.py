@@ -27,6 +27,8 @@ open(log, "a").write(f"began {job} {os.environ.get('PLACE')}\\n")
 if job.startswith("long"):
     time.sleep(60)
 time.sleep(0.2)
+if job.startswith("killed"):
+    print("step 1"); os.kill(os.getpid(), signal.SIGKILL)
 if job.startswith("bad"):
     print("step 1"); print("error: it cannot be", file=sys.stderr); sys.exit(2)
 open(log, "a").write(f"ended {job}\\n")
@@ -67,6 +69,8 @@ def test_jobs_run_in_their_places_and_one_that_fails_stops_no_other(tmp_path, sc
     assert len(ended) == 4
     assert "step 1" in (tmp_path / "logs" / "bad.log").read_text()
     assert carry_out([], script, tmp_path / "logs", [Place()]) == {}
+    failed = carry_out(["killed"], script, tmp_path / "logs", [Place()])
+    assert failed["killed"].startswith("it was ended by SIGKILL: by hand, or for want of memory")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system binds no process to cores")
@@ -143,6 +147,13 @@ def test_what_cannot_be_adopted(tmp_path):
         adopt(tmp_path / "begun", plan)
     with pytest.raises(InputError, match="is no run folder"):
         adopt(tmp_path / "none", plan)
+    ours = finished_run(tmp_path / "ours", tiny["get_config"]())
+    (begun,) = (
+        run.folder for run in plan.runs.values() if run.config.seed == 5 and run.config.objective.prediction == "v"
+    )
+    begun.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"has begun the same training: move it away"):
+        adopt(ours, plan)
 
 
 def test_the_progress_says_what_is_done_what_is_left_and_what_goes_on(tmp_path):

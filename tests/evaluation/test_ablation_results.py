@@ -1,6 +1,7 @@
 """Results and reports of a study: whole or set aside, aggregated as by hand, as table, plot and page."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -158,6 +159,22 @@ def test_along_a_number_arms_that_differ_in_nothing_else_are_one_curve(tmp_path)
     for x in of_class:
         assert len(x) == 3
         assert (x[2] - x[1]) == pytest.approx(3 * (x[1] - x[0]), abs=0.5)  # 64 is 8 × 8, and the axis logarithmic
+
+
+def test_lines_along_a_number_keep_apart_where_names_do_not(tmp_path):
+    arms = {f"{s} {n}": {"sample.solver": s, "sample.steps": n} for s in ("ddim", "heun") for n in (4, 8)}
+    plan = plan_in(tmp_path, arms, along="sample.steps", seeds=(0,))
+    for cell in plan.cells:
+        write_result(cell, result_of(0.1), VIDEOS)
+    write_report(read_found(plan), tmp_path / "out", "x")
+    svg = xml.dom.minidom.parse(str(tmp_path / "out" / "plot.svg"))
+    assert [key.firstChild.data for key in svg.getElementsByTagName("tspan")] == ["ddim 4", "heun 4"]
+
+
+def test_figures_of_two_networks_of_a_kind_are_told_apart(plan):
+    assert "of one kind" not in markdown(read_found(plan), "x")
+    write_result(plan.cells[0], dataclasses.replace(result_of(0.3), networks={"judge": "def"}), VIDEOS)
+    assert "distances by different networks do not compare" in markdown(read_found(plan), "x")
 
 
 def test_the_page_is_one_file_with_the_videos_of_every_arm_beside_each_other(plan):

@@ -103,7 +103,7 @@ def test_a_job_goes_on_where_it_was_interrupted_and_does_nothing_twice(plan, mon
         assert result.cost["training_seconds"] == 42.5
         assert result.cost["drawing_seconds"] > 0
         assert len(result.prompts) == 5
-        drawn = pipeline(result.prompts[:4], seed=0, batch_size=4, steps=cell.settings["steps"])
+        drawn = pipeline(result.prompts, seed=0, batch_size=4, steps=cell.settings["steps"])
         np.testing.assert_array_equal(np.load(cell.file.with_suffix(".npy")), to_uint8(drawn))
     assert {path.suffix for path in plan.floors.file.parent.iterdir()} == {".json", ".npy"}
 
@@ -115,6 +115,24 @@ def test_a_job_goes_on_where_it_was_interrupted_and_does_nothing_twice(plan, mon
     assert (asked, trainings) == ([1, 2, 2, 2], [run.folder])
     monkeypatch.setattr(ablation_run, "load", fail)
     work(plan, run.name)
+
+
+def test_the_cost_of_a_drawing_is_that_of_all_its_sittings(plan, monkeypatch):
+    (run,), score = plan.runs.values(), ablation_run.score
+
+    def slow(*args, **settings):
+        time.sleep(0.5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablation_run, "score", slow)
+    with pytest.raises(KeyboardInterrupt):
+        work(plan, run.name)
+    monkeypatch.setattr(ablation_run, "score", score)
+    start = time.perf_counter()
+    work(plan, run.name)
+    costs = [read_result(cell).cost["drawing_seconds"] for cell in plan.cells]
+    assert costs[0] > 0.5
+    assert sum(costs) < 0.5 + time.perf_counter() - start
 
 
 def test_floors_are_those_of_the_held_out_clips(plan, monkeypatch):

@@ -108,6 +108,17 @@ def test_real_clips_score_as_real_and_shuffled_ones_as_their_floor(pipeline, dat
     near(score(copier(pipeline, ev.shuffle_frames(real, jax.random.key(0))), data, OF_DIGITS, **how), found["shuffled"])
 
 
+def test_a_caption_is_no_prompt_that_travels(pipeline, data):
+    captions = ["10:30 at the station", "0: intro | 7: the end"]
+    named = [row | {"caption": captions[i % 2]} for i, row in enumerate(data.held_out[i] for i in range(NUM))]
+    data = dataclasses.replace(data, held_out=named)
+    how = {"num": NUM, "batch_size": BATCH}
+    plain, travelling = (
+        score(dataclasses.replace(pipeline, text_per_frame=each), data, ("flicker",), **how) for each in (False, True)
+    )
+    near(travelling, plain)
+
+
 def test_floors_tell_what_a_metric_sees(data):
     found = floors(data, OF_DIGITS, num=NUM)
     of = {name: [found[row][name].value for row in ("real", "shuffled", "frozen")] for name in OF_DIGITS}

@@ -46,7 +46,8 @@ def step(place):
     @functools.cache
     def step(part, count=1, **sizes):
         mesh = make_mesh(**sizes, devices=jax.devices()[:count])
-        trainee, base = load_trainee(config_of(place, train=part), mesh)
+        folder = str(place / ("modelscope" if part == "lora" else "image"))
+        trainee, base = load_trainee(config_of(place, train=part, folder=folder), mesh)
         tx = make_optimizer("sgd", lambda step: 1.0)
         how = {"seed": 0, "null_tokens": trainee.null_tokens, "assemble": trainee.assemble, "clean": trainee.clean}
         take = make_train_step(trainee.graphdef, trainee.objective, trainee.process, tx, mesh, **how)
@@ -138,7 +139,7 @@ def test_low_rank_changes_of_a_run(place, tmp_path):
     ("changes", "message"),
     [
         ({"train": "time"}, "pretrained.train='time', not 'lora': there are no low-rank changes"),
-        ({"train": "lora"}, "made new motion modules, which a LoRA has no place for"),
+        ({"train": "lora"}, "pretrained.train='lora' on an image model needs a motion_adapter"),
     ],
 )
 def test_runs_without_a_lora(place, tmp_path, changes, message):

@@ -83,6 +83,13 @@ def test_long_videos_are_drawn_in_windows_that_see_the_one_before():
     assert seen[1][0].video[0, 0, 0, 0, 0] == 100
 
 
+def test_stages_of_a_cascade_have_noise_of_their_own():
+    task = text_to_video((9, *SIZE, 1), 8.0)
+    blocks = [{block for _, block, *_ in run(task, stage=stage)[1]} for stage in (0, 1, 2)]
+    assert [len(found) for found in blocks] == [4, 4, 4]
+    assert len(set.union(*blocks)) == 12
+
+
 def test_forward_and_backward_extension():
     forward, seen = run(extend(clip(6), 3, 8.0))
     assert forward == [1, 2, 3, 4, 5, 6, 100, 100, 200]

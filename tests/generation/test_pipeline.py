@@ -229,6 +229,8 @@ def test_what_a_network_was_not_trained_for_is_refused(pipeline, told, larger):
         told.check(["a"], coarse=2)
     with pytest.raises(InputError, match="this run enlarges videos by 2"):
         larger.check(["a"])
+    with pytest.raises(InputError, match="respect='replace' cannot enlarge a video by 2: take concat or reconstruct"):
+        larger.check(["a"], coarse=2, respect="replace")
     config = tiny["get_config"]()
     config.known.update(mixture={"everything": 1.0}, downsample=2)
     with pytest.raises(InputError, match=r"sample.prompts must be \(\): known.downsample=2 enlarges videos"):
@@ -271,11 +273,37 @@ def test_what_is_known_is_no_reason_to_compile_again(pipeline, told, caplog):
         ({"rescale": 2.0}, "rescale=2.0 must be between"),
         ({"interval": (0.5, 0.2)}, "interval="),
         ({"clip": "hard"}, "clip='hard' must be one of"),
+        ({"guidance": "3"}, "{'guidance': '3'}: "),
     ],
 )
 def test_what_cannot_be_sampled_is_refused_before_anything_is_drawn(pipeline, arguments, words):
     with pytest.raises(InputError, match=words):
         pipeline.check(**{"prompts": ["a"]} | arguments)
+
+
+def test_settings_may_be_lists_and_dictionaries():
+    settings = Settings(interval=[0.2, 0.7], grid="karras", grid_options={"rho": 5.0})
+    assert hash(settings) == hash(Settings(interval=(0.2, 0.7), grid="karras", grid_options=(("rho", 5.0),)))
+
+
+def test_a_network_without_text_takes_none_and_is_not_guided(monkeypatch):
+    config, mesh = tiny["get_config"](), make_mesh(devices=jax.devices()[:1])
+    config.model.text = {"length": 0}
+    graphdef, params = nnx.split(configuration.abstract_model(config))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nnx.to_pure_dict(params))
+    pipeline, guided = make_pipeline(config, graphdef, params, mesh, 0), []
+    with pytest.raises(InputError, match="prompt='a cat': this model takes no text"):
+        pipeline.check(["", "a cat"])
+    with pytest.raises(InputError, match="prompt='clip 3': this model takes no text"):
+        check_samples(config)
+
+    def compile(*arguments):
+        guided.append(arguments[7])
+        return lambda *_: np.zeros((1, *pipeline.shape))
+
+    monkeypatch.setattr("vdm_jax.generation.pipeline._compile", compile)
+    pipeline([""], batch_size=1, guidance=3.0)
+    assert guided == [False]
 
 
 def test_sheets_of_samples_are_checked_before_training():

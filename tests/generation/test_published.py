@@ -34,6 +34,14 @@ def test_defaults_are_the_published_ones(folder, pipeline):
     assert dict(settings.grid_options) == {"steps_offset": 1, "final": "first"}
 
 
+def test_an_image_model_that_learns_to_move_predicts_what_it_did(tmp_path):
+    folder = write_pipeline(tmp_path / "image", "image")
+    scheduler = {"_class_name": "PNDMScheduler", "prediction_type": "v_prediction"}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    loaded = load_published(folder, new_motion={}, mesh=make_mesh(devices=jax.devices()[:1]))
+    assert (loaded.prediction, loaded.settings.grid) == ("v", "linspace")
+
+
 def test_prompts_are_followed_and_led_away_from(pipeline):
     def draw(prompt, **options):
         return pipeline([prompt], seed=1, steps=2, **options)
@@ -121,7 +129,14 @@ def test_a_picture_begins_the_video_and_decides_the_rest(animator):
     np.testing.assert_array_equal(video[0], one)
     assert np.isfinite(video).all()
     assert np.abs(video).max() <= 1
-    for changed in (draw(other), draw(one, known_noise=0.5), draw(one, guidance=6.0), draw(one, seed=1)):
+    others = (
+        draw(other),
+        draw(one, known_noise=0.5),
+        draw(one, guidance=6.0),
+        draw(one, seed=1),
+        draw(one, clip="static"),
+    )
+    for changed in others:
         assert np.abs(video - changed)[1:].max() > 1e-3
     assert np.abs(draw(one, exact=False)[0] - one).max() > 1e-3
 
@@ -142,7 +157,7 @@ def test_what_an_animator_of_pictures_cannot_do(animator, tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="its first frame is to be known, and no other"):
         animator([""], steps=2)
-    with pytest.raises(InputError, match="prompt='a cat': this model animates a picture, and takes no text"):
+    with pytest.raises(InputError, match="prompt='a cat': this model takes no text"):
         animator(["a cat"], steps=2)
     for change in ({"strength": 0.5}, {"free_init": 3}):
         with pytest.raises(InputError, match="strength, respect and free_init are not for this model"):

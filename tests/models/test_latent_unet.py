@@ -52,6 +52,16 @@ def test_windows_that_do_not_fit(config, window, message):
         nnx.eval_shape(lambda: LatentUNet(**arguments, window=window, rngs=Keys(0)))
 
 
+def test_a_level_with_heads_that_are_too_wide_does_not_keep_the_others_from_the_fused_kernel(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    wide = {"block_out_channels": [16, 320], "down_block_types": ["CrossAttnDownBlock2D"] * 2}
+    config = UNETS["image"][0] | wide | {"up_block_types": ["CrossAttnUpBlock2D"] * 2}  # heads of 8 and of 160
+    arguments, _ = translate(config)
+    network = nnx.eval_shape(lambda: LatentUNet(**arguments, dtype="bfloat16", rngs=Keys(0)))
+    levels = [level[0].space_attention.blocks[0].attention1.implementation for level in network.down]
+    assert levels == ["cudnn", "xla"]
+
+
 def test_fewer_frames_than_a_window():
     module = module_of(MOTION, window=(8, 4))
     with pytest.raises(InputError, match="frames=4 must be at least 8"):

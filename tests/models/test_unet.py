@@ -234,6 +234,10 @@ BAD_OPTIONS = {
         "multipliers": (1, 2),
         "space_attention": (True,),
     },
+    "channels=9 must be even": {"channels": 9, "space_attention": False, "time_attention": False},
+    "head_size=3 must be even for rotary": {"channels": 6, "head_size": 3, "time_position": "rotary"},
+    "patch=0 and patch_time=1 must be at least 1": {"patch": 0},
+    "dropout=1.0 must be at least 0 and below 1": {"dropout": 1.0},
     r"time_attention=\(True, False, True\) must be one value or 2 of them": {
         "multipliers": (1, 2),
         "time_attention": (True, False, True),

@@ -84,18 +84,19 @@ def test_ddim(prediction, final, spacing, options):
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear"])
 @pytest.mark.parametrize("final", ["clean", "first"])
-@pytest.mark.parametrize("num_steps", [5, 7, 25])
-def test_ddim_linspace(num_steps, final, schedule):
+@pytest.mark.parametrize("num_steps", [5, 7, 25, 30])
+@pytest.mark.parametrize("spacing", ["linspace", "trailing"])
+def test_ddim_of_one_stride(spacing, num_steps, final, schedule):
     """diffusers steps by N // n from each time, not to the next."""
     scheduler = diffusers.DDIMScheduler(
         **STABLE_DIFFUSION | {"beta_schedule": schedule},
         clip_sample=False,
         set_alpha_to_one=final == "clean",
-        timestep_spacing="linspace",
+        timestep_spacing=spacing,
     )
     scheduler.set_timesteps(num_steps)
     process = make_process("stable_diffusion", beta_schedule=schedule)
-    times = make_grid("linspace", num_steps, process, final=final)
+    times = make_grid(spacing, num_steps, process, final=final)
     np.testing.assert_array_equal(process.network_time(times[:-1]), scheduler.timesteps)
     assert_same(ours(process, "eps", NOISE, times, "ddim_strided"), theirs(scheduler, NOISE))
 

@@ -30,7 +30,12 @@ SCHEDULER = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-TEXT = ENCODERS["text, quick"] | {"hidden_size": 8, "num_attention_heads": 2, "max_position_embeddings": 77, "num_hidden_layers": 1}
+TEXT = ENCODERS["text, quick"] | {
+    "hidden_size": 8,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "max_position_embeddings": 77,
+}
 
 
 KARRAS = SCHEDULER | {

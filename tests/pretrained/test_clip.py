@@ -121,6 +121,10 @@ def test_a_setting_that_is_not_implemented_is_refused(config, message):
         translate(config)
 
 
+def test_what_transformers_adds_of_its_own_changes_nothing():
+    assert translate(TEXT | {"_attn_implementation_autoset": True}) == translate(TEXT)
+
+
 def test_other_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"config\.json cannot be read"):
         load_text_encoder(tmp_path)

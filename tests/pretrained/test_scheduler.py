@@ -47,6 +47,15 @@ def test_stable_video_diffusion_is_euler_on_karras_sigmas():
     assert schedule_of(SVD) == (make_process("edm", sigma_max=700.0), "v", "ddim", "karras", ())
 
 
+def test_diffusers_ddim_takes_steps_of_one_length_on_a_trailing_grid():
+    assert schedule_of(MODELSCOPE | {"timestep_spacing": "trailing"})[1:] == (
+        "eps",
+        "ddim_strided",
+        "trailing",
+        (("final", "first"),),
+    )
+
+
 def test_a_multistep_solver():
     config = BETAS | {"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "trailing"}
     assert schedule_of(config)[1:] == ("eps", "dpmpp", "trailing", ())
@@ -60,6 +69,10 @@ def test_a_multistep_solver():
         ({"_class_name": "DDIMScheduler"}, "clip_sample=True is not implemented"),
         (MODELSCOPE | {"prediction_type": "flow"}, "prediction_type='flow' must be one of epsilon, v_prediction"),
         (MODELSCOPE | {"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule='squaredcos_cap_v2' is not implemented"),
+        (
+            BETAS | {"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -5.1},
+            "lambda_min_clipped=-5.1 is not implemented; it must be -inf",
+        ),
         (SVD | {"use_karras_sigmas": False}, "use_karras_sigmas=False is not implemented with timestep_type='contin"),
         (SVD | {"sigma_min": None}, "sigma_min=None and sigma_max=700.0 must both be numbers"),
         (BETAS | {"_class_name": "EulerDiscreteScheduler"}, "timestep_spacing='linspace' must be one of leading"),

@@ -104,6 +104,10 @@ def test_a_sharded_index_and_a_pipeline_folder_are_read(folder, tmp_path):
     again = tensors_of(load_unet(tmp_path))
     assert again.keys() == tensors.keys()
     assert all((again[name] == tensors[name]).all() for name in names)
+    listing = whole / "diffusion_pytorch_model.safetensors.index.json"
+    for name in ("index.fp16", "fp16.index"):  # by the version that wrote it
+        listing = listing.rename(whole / f"diffusion_pytorch_model.safetensors.{name}.json")
+        assert tensors_of(load_unet(tmp_path)).keys() == tensors.keys()
     (whole / "b.safetensors").unlink()
     with pytest.raises(InputError, match=r"lists b\.safetensors, which is not there"):
         load_unet(tmp_path)
@@ -210,6 +214,9 @@ def test_what_is_no_model_is_refused(folder, tmp_path):
         load_unet(written)
     (written / "diffusion_pytorch_model.bin").write_bytes(b"")
     with pytest.raises(InputError, match=r"\.bin is a pickle, which can run any code"):
+        load_unet(written)
+    (written / "config.json").write_text('{"_class_name": "UNet3DConditionModel"}')
+    with pytest.raises(InputError, match="UNet3DConditionModel: its config must have 'down_block_types'"):
         load_unet(written)
     (written / "config.json").write_text("{}")
     with pytest.raises(InputError, match="has no _class_name"):

@@ -88,6 +88,10 @@ def test_a_setting_that_is_not_implemented_is_refused(change, message):
         translate(config)
 
 
+def test_what_transformers_adds_of_its_own_changes_nothing():
+    assert translate(CONFIG | {"_attn_implementation_autoset": True}) == translate(CONFIG)
+
+
 def test_other_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"none is not a folder; VideoMAE is published as vit_g_hybrid_pt_1200e_ssv2"):
         load_videomae(tmp_path / "none")

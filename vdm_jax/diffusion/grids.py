@@ -33,8 +33,8 @@ def _uniform(num_steps: int, process: Process, last: float | None = None) -> np.
     """Evenly spaced in t from 1 to 0; with `last`, evenly from 1 to `last` and then one step to 0."""
     if last is None:
         return np.linspace(1, 0, num_steps + 1)
-    if not 0 < last <= 1:
-        raise InputError(f"last={last} must be a time in (0, 1]")
+    if not 0 < last < 1:
+        raise InputError(f"last={last} must be a time above 0 and below 1")
     return np.append(np.linspace(1, last, num_steps), 0.0)
 
 
@@ -72,6 +72,10 @@ def _in_noise_level(
     high = _noise_level(process, most) if sigma_max is None else sigma_max
     if not 0 < low < high:
         raise InputError(f"sigma_min={low:g}, sigma_max={high:g} must satisfy 0 < sigma_min < sigma_max")
+    if most == 1 and high > _noise_level(process, most) * (1 + 1e-6):
+        raise InputError(f"sigma_max={high:g} must be at most the process's own {_noise_level(process, most):g}")
+    if least == 0 and low < _noise_level(process, least) * (1 - 1e-6):
+        raise InputError(f"sigma_min={low:g} must be at least the process's own {_noise_level(process, least):g}")
     levels = inverse(np.linspace(forward(high), forward(low), num_steps if to_clean else num_steps + 1))
     times = _evaluate(process.time, -2 * np.log(levels))
     if sigma_max is None:

@@ -33,8 +33,9 @@ def replaced(
 ) -> Callable:
     """The denoiser that sees a sample of q(z_t | known) in the known part: the replacement method.
 
-    Its noise is drawn anew at each time. The known part of its answer is the known video itself, or with `exact` false
-    what the network makes of it: no pixel is pasted, and no edge cut.
+    Its noise is drawn anew at each time; where frames share noise (`frame_correlation`), they share none with what is
+    known. The known part of its answer is the known video itself, or with `exact` false what the network makes of it:
+    no pixel is pasted, and no edge cut.
     """
 
     def denoise_with_known(z: Float[Array, "B *shape"], t: Float[Array, "B"]):

@@ -45,8 +45,8 @@ def ddim(times: Float[Array, "points"], process: Process, eta: float = 0.0) -> T
 def ddim_strided(times: Float[Array, "points"], process: Process, eta: float = 0.0) -> Table:
     """DDIM whose every step is as long as N // n training steps, wherever the next one begins.
 
-    So diffusers steps on a linspace grid, and so AnimateDiff's samples were made: the network is called at the grid's
-    times, but what it is given has a little more or less noise than that.
+    So diffusers steps on a linspace or trailing grid, and so AnimateDiff's samples were made: the network is called at
+    the grid's times, but what it is given has a little more or less noise than that.
     """
     if process.num_steps is None:
         raise InputError("solver 'ddim_strided' needs a discrete process")

@@ -199,6 +199,11 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
     """
     if not study.arms or not study.seeds:
         raise InputError(f"a study must have arms and seeds, not {list(study.arms)} and {list(study.seeds)}")
+    if study.num < 2 or study.batch_size < 1:
+        raise InputError(f"num={study.num} must be at least 2, and batch_size={study.batch_size} at least 1")
+    for arm, changes in study.arms.items() if study.along else ():
+        if not isinstance(value := changes.get(study.along), int | float):
+            raise InputError(f"arm {arm!r}: {study.along}={value!r} must be a number, as the arms lie along it")
     if len(set(study.seeds)) < len(study.seeds):
         raise InputError(f"seeds={','.join(map(str, study.seeds))} must differ")
     metrics, cells, trained = check_metrics(study.metrics, study.known), [], {}

@@ -106,7 +106,7 @@ def carry_out(
                 del running[job]
                 free.append(it.place)
                 if it.process.returncode:
-                    failed[job] = _why(it.log)
+                    failed[job] = _why(it.log, it.process.returncode)
                 after()
     except BaseException:
         for it in running.values():
@@ -131,8 +131,10 @@ def _start(command: Sequence[str], place: Place, path: Path) -> _Process:
     return _Process(process, place, path)
 
 
-def _why(path: Path) -> str:
-    """The last line of a log, with where to read more."""
+def _why(path: Path, status: int) -> str:
+    """The signal that ended a job, or the last line of its log, with where to read more."""
+    if status < 0:
+        return f"it was ended by {signal.Signals(-status).name}: by hand, or for want of memory ({path})"
     lines = [line for line in path.read_text().splitlines() if line.strip()]
     return f"{lines[-1].removeprefix('error: ')} ({path})"
 
@@ -186,6 +188,8 @@ def adopt(folder: Path, plan: Plan) -> Run:
         raise InputError(f"--adopt={folder}: no run of this study is trained so; the nearest has {', '.join(least)}")
     if not (folder / "checkpoints" / str(run.config.steps)).is_dir():
         raise InputError(f"--adopt={folder}: it must be trained to step {run.config.steps} first")
+    if run.folder.exists() and not run.finished:
+        raise InputError(f"--adopt={folder}: {run.folder} has begun the same training: move it away")
     if not run.folder.exists():
         run.folder.unlink(missing_ok=True)  # a link to what is no more
         run.folder.parent.mkdir(parents=True, exist_ok=True)

@@ -119,6 +119,8 @@ def _notes(found: Found) -> list[str]:
         notes.append(f"{found.count} of {len(found.plan.cells)} results are there so far.")
     networks = sorted({f"{name} {digest}" for result in results for name, digest in result.networks.items()})
     notes += [f"Measured by {', '.join(networks)}."] if networks else []
+    if len({entry.split()[0] for entry in networks}) < len(networks):
+        notes.append("They are not of one kind each: distances by different networks do not compare.")
     return notes + [f"{machine}." for machine in sorted({result.machine for result in results})]
 
 
@@ -164,13 +166,19 @@ def charts_of(found: Found) -> list[str]:
 
 
 def _lines(study: Study, estimates: Mapping[str, Estimate]) -> dict[str, dict[float, Estimate]]:
-    """Arms that differ in nothing but the key of the axis are one line, named by what is before the last comma."""
-    lines: dict[str, tuple[str, dict[float, Estimate]]] = {}
+    """Arms that differ in nothing but the key of the axis are one line, named by what is before the last comma.
+
+    Where that names no other or two lines, the first arm does.
+    """
+    names: dict[str, str] = {}
+    lines: dict[str, dict[float, Estimate]] = {}
     for arm, estimate in estimates.items():
-        rest = {key: value for key, value in study.arms[arm].items() if key != study.along}
-        _, line = lines.setdefault(repr(sorted(rest.items(), key=repr)), (arm.rpartition(", ")[0], {}))
-        line[float(study.arms[arm][study.along])] = estimate
-    return dict(lines.values())
+        rest = repr(sorted(((k, v) for k, v in study.arms[arm].items() if k != study.along), key=repr))
+        if rest not in names:
+            name = arm.rpartition(", ")[0]
+            names[rest] = arm if name in ("", *lines) else name
+        lines.setdefault(names[rest], {})[float(study.arms[arm][study.along])] = estimate
+    return lines
 
 
 # --------------------------------------------------------------------------------------------------- page
@@ -229,7 +237,7 @@ def _videos(found: Found, progress: Callable[[Iterable], Iterable]) -> str:
         else:
             labels = [f"{name}: {prompt}" for prompt in result.prompts]
             cells = "".join(
-                f"<td>{video(embed_video(v, fps), label)}</td>" for v, label in zip(videos, labels, strict=True)
+                f"<td>{video(embed_video(v, fps), label)}</td>" for v, label in zip(videos, labels, strict=False)
             )
         rows += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>\n'
     head = "".join(f'<th scope="col">{escape(prompt)}</th>' for prompt in shown[0][2].prompts)

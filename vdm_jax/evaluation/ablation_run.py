@@ -83,20 +83,28 @@ def trained(run: Run) -> Pipeline:
 def _measure(plan: Plan, cell: Cell, pipeline: Pipeline, data: RealData, networks: Mapping[str, Network]) -> None:
     study, metrics, drawn = plan.study, cell.about["metrics"], cell.file.with_suffix("")
     log.info("measuring %s, seed %d", cell.arm, cell.seed)
-    start = time.perf_counter()
+    drawn.mkdir(parents=True, exist_ok=True)
+    spent, start = drawn / "seconds.txt", time.perf_counter()
+    before = float(spent.read_text()) if spent.exists() else 0.0
     # What is drawn is kept meanwhile: an interrupted drawing goes on.
     how = {"num": study.num, "seed": cell.seed, "batch_size": study.batch_size, "known": study.known, "folder": drawn}
-    scores = score(pipeline, data, metrics, networks=networks, **how, **cell.settings)
+    try:
+        scores = score(pipeline, data, metrics, networks=networks, **how, **cell.settings)
+    finally:  # also when it is interrupted
+        seconds = before + time.perf_counter() - start
+        spent.write_text(f"{seconds}\n")
     cost = {
         "parameters": sum(x.size for x in jax.tree.leaves(pipeline.params)),
         "training_seconds": training_seconds(cell.run),
-        "drawing_seconds": time.perf_counter() - start,
+        "drawing_seconds": seconds,
     }
-    first = min(drawn.glob("videos-*.npz"), key=lambda path: path.stat().st_mtime)  # batches come in order
-    with np.load(first) as file:
-        videos = file["videos"][:SHOWN]
+    videos: list[np.ndarray] = []
+    for path in sorted(drawn.glob("videos-*.npz"), key=lambda path: path.stat().st_mtime):  # batches come in order
+        if len(videos) < SHOWN:
+            with np.load(path) as file:
+                videos += [*file["videos"]]
     captions = read_clips(data, study.num, cell.seed).captions
-    write_result(cell, _result({"": scores}, cost, networks, captions), videos)
+    write_result(cell, _result({"": scores}, cost, networks, captions), np.stack(videos[:SHOWN]))
     shutil.rmtree(drawn, ignore_errors=True)
 
 

@@ -4,6 +4,7 @@ Clips are drawn and looked at batch by batch, so that one batch is in memory at 
 there under a hash of all that it depends on: nothing is drawn or extracted twice, whatever stopped the first call.
 """
 
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -72,6 +73,7 @@ def score(
     if real.videos.shape[1:] != pipeline.shape:
         shapes = ("×".join(map(str, shape)) for shape in (real.videos.shape[1:], pipeline.shape))
         raise InputError(f"{data.name}: real clips are {next(shapes)} (T×H×W×C), generated ones {next(shapes)}")
+    pipeline = dataclasses.replace(pipeline, text_per_frame=False)  # what looks like a travelling prompt is a caption
     told = pipeline.takes_text and (not known or MODES[known].captioned)
     texts = real.captions if told else [""] * num
     chosen, _ = pipeline.check(texts, seed=seed, batch_size=batch_size, **settings)

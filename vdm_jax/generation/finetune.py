@@ -35,6 +35,8 @@ def load_trainee(config, mesh: Mesh) -> tuple[Trainee, Pipeline]:
     if kind == SVD:
         raise InputError(f"pretrained.folder={group['folder']}: training {kind} is not implemented")
     inflates = kind == "UNet2DConditionModel" and adapter is None
+    if inflates and group["train"] == "lora":
+        raise InputError("pretrained.train='lora' on an image model needs a motion_adapter: 'time' trains new ones")
     if group["new_motion"] and not inflates:
         raise InputError(f"pretrained.new_motion={group['new_motion']} is for an image model without a motion adapter")
     try:
@@ -88,15 +90,13 @@ def load_changes(run: str | Path) -> tuple[int, Params, Config]:
     """The step of a run that trained low-rank changes, those of the U-Net's matrices, and its `config.json`.
 
     Raises:
-        InputError: it trained something else, or beside motion modules that only the run has.
+        InputError: it trained something else.
     """
     config, mesh = configuration.read_config(run), make_mesh()
     group = config.pretrained
     if group.train != "lora":
         raise InputError(f"{run} has pretrained.train={group.train!r}, not 'lora': there are no low-rank changes")
     trainee, base = load_trainee(config, mesh)
-    if base.unet_config["_class_name"] != read_config(group.folder)["_class_name"] and not group.motion_adapter:
-        raise InputError(f"{run} made new motion modules, which a LoRA has no place for: export the whole U-Net")
     step, params = _restore(run, trainee, mesh)
     return step, params["unet"], base.unet_config
 

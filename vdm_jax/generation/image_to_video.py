@@ -7,7 +7,6 @@ Guidance grows over the frames from 1 to `guidance`. In the words of the modes: 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vdm_jax.diffusion.guidance import guided
+from vdm_jax.diffusion.guidance import clipped, guided
 from vdm_jax.diffusion.known import Known
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sampler import TOLD, gaussian, initial_noise, sample
@@ -28,9 +27,7 @@ from vdm_jax.typing import Array, Bool, Float, Int
 
 
 def no_words(prompt: str) -> np.ndarray:
-    """The tokens of a model that takes no text. Raises InputError for any but the empty prompt."""
-    if prompt:
-        raise InputError(f"prompt={prompt[:40]!r}: this model animates a picture, and takes no text")
+    """The tokens of a model that takes no text."""
     return np.zeros(0, np.int32)
 
 
@@ -45,7 +42,6 @@ class ImageToVideo(Pipeline):
 
     look: Callable[[Array, Array], tuple[Array, Array]] | None = None
     motion: float | int = 127
-    takes_text: ClassVar[bool] = False
 
     def check(
         self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, coarse: int = 1, **changes
@@ -134,6 +130,7 @@ def _compile(
             predict, process, prediction, weight=weight, rescale=settings.rescale, interval=settings.interval
         )
         z = initial_noise(keys, shape, process, times[0])
+        denoise = clipped(denoise, process, settings.clip)
         return sample(denoise, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys)
 
     return jax.jit(draw, out_shardings=NamedSharding(mesh, P()))

@@ -183,6 +183,7 @@ def generate(
     task: Task,
     *,
     context: int | None = None,
+    stage: int = 0,
     partial: Path | None = None,
     **settings,
 ) -> Iterator[Float[np.ndarray, "B L H W C"]]:
@@ -190,9 +191,9 @@ def generate(
 
     It is the same array each time, with more drawn in it; what is not yet drawn is black. Known pixels are those of the
     task, exactly, but for `exact=False`. A prompt may change from window to window, or from frame to frame (`travel`).
-    `context` is how many frames a window sees of those before it (default: half of them); `settings` are the other
-    arguments of `Pipeline.batches`. With `partial`, an .npy file, the videos lie in that file in place of memory, and
-    the same call goes on after the last window that is done.
+    `context` is how many frames a window sees of those before it (default: half of them); every `stage` of a cascade
+    has noise of its own; `settings` are the other arguments of `Pipeline.batches`. With `partial`, an .npy file, the
+    videos lie in that file in place of memory, and the same call goes on after the last window that is done.
 
     Raises:
         InputError: the task does not fit the pipeline.
@@ -209,7 +210,7 @@ def generate(
         trees = [pipeline.params, *([pipeline.codec.params] if pipeline.codec else [])]
         weights = [np.asarray(jax.tree.leaves(tree)[-1].addressable_data(0)) for tree in trees]  # a part, as a sign
         about = (task.fps, task.strength, task.backward, task.coarse)
-        choices = (pipeline.about, pipeline.settings, context, sorted(settings.items()))
+        choices = (pipeline.about, pipeline.settings, context, stage, sorted(settings.items()))
         drawing = fingerprint(*weights, choices, prompts, about, video, mask)
         videos, done = open_partial(partial, drawing, shape)
     if done == 0:
@@ -224,7 +225,7 @@ def generate(
                 known = Known(np.repeat(video[None, at], len(prompts), 0), np.ones_like(mask[None, at]))
             elif mask[at].any() or task.strength < 1:
                 known = Known(np.where(mask[at], videos[:, at], video[at]), mask[None, at])
-            how = {"block": block, "coarse": task.coarse, "strength": task.strength}
+            how = {"block": (stage << 16) + block, "coarse": task.coarse, "strength": task.strength}
             asked = prompts_at(prompts, begin)
             if pipeline.text_per_frame:
                 asked, how["frame"] = prompts, at.start

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,11 @@ class Pipeline:
     unet_config: Mapping[str, Any] | None = None
     text_per_frame: bool = False
     origin: str = ""
-    takes_text: ClassVar[bool] = True
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether prompts do anything."""
+        return self.tokenize("").size > 0
 
     @property
     def about(self) -> tuple[Any, ...]:
@@ -123,7 +127,7 @@ class Pipeline:
             self.codec is None,
             self.mesh,
             dataclasses.replace(settings, guidance=0.0, reconstruction=0.0),
-            settings.guidance != 1,
+            settings.guidance != 1 and self.takes_text,
             coarse,
         )
         weights = float(settings.guidance), float(settings.reconstruction)
@@ -167,9 +171,11 @@ class Pipeline:
             changes = {"grid_options": ()} | changes
         try:
             settings = dataclasses.replace(self.settings, **changes)
-        except TypeError:
+        except TypeError as error:
             known = [field.name for field in dataclasses.fields(Settings)]
             unknown = [name for name in changes if name not in known]
+            if not unknown:
+                raise InputError(f"{changes}: {error}") from None
             raise InputError(f"{unknown[0]}: no such setting; there are {', '.join(known)}") from None
         if settings.respect == "concat" and self.conditioning is None:
             raise InputError(
@@ -186,6 +192,8 @@ class Pipeline:
                 if coarse > 1
                 else f"this run enlarges videos by {trained} (config.known.downsample), and needs one"
             )
+        if coarse > 1 and settings.respect == "replace":
+            raise InputError(f"respect='replace' cannot enlarge a video by {coarse}: take concat or reconstruct")
         return settings, check_sampling(settings, self.process, prompts, self.tokenize)
 
 

@@ -23,7 +23,7 @@ from vdm_jax.pretrained.autoencoders import PublishedAutoencoder, load_autoencod
 from vdm_jax.pretrained.clip import PublishedEncoder, load_image_encoder, load_text_encoder
 from vdm_jax.pretrained.folder import read_config
 from vdm_jax.pretrained.lora import read_lora
-from vdm_jax.pretrained.scheduler import ANIMATEDIFF, read_scheduler, schedule_of
+from vdm_jax.pretrained.scheduler import read_scheduler
 from vdm_jax.pretrained.tokenizer import load_tokenizer
 from vdm_jax.pretrained.unets import load_unet
 
@@ -96,7 +96,7 @@ def load_published(
     motion_modules = dict(motion_adapter=motion_adapter, new_motion=new_motion, seed=seed, window=free_noise)
     unet = load_unet(folder, **motion_modules, loras=changes, **how, **options)
     network = nnx.merge(unet.graphdef, unet.params)
-    schedule = schedule_of(ANIMATEDIFF) if moves else read_scheduler(folder)
+    schedule = read_scheduler(folder, motion_modules=moves)
     autoencoder = load_autoencoder(folder, **how)
     usual, side, steps, guidance, fps = DEFAULTS[kind]
     usual = unet.config.get("num_frames") or usual

@@ -1,7 +1,7 @@
 """How a video is drawn: the settings of a sampler, and what they must fit."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ class Settings:
 
     `grid_options` are those of the grid (`diffusion.grids`), as pairs; `free_init` is the number of rounds of sampling,
     each from noise that holds something of what the one before drew (`diffusion.free_init`: 3; 1 is sampling as usual).
-    Steps of one length (`ddim_strided`) are for the whole of a linspace grid; on any other they become those of `ddim`.
+    Steps of one length (`ddim_strided`) are for the whole of a linspace or trailing grid; else they become `ddim`'s.
     The last five matter where something is known: `strength`, the time to begin at; how to `respect` it; the weight of
     `reconstruction` guidance (`diffusion.known`); the noise put on what a network is told, `known_noise`
     (`diffusion.conditioning`); and whether the known part stays `exact`, or is drawn by the network, too.
@@ -34,10 +34,10 @@ class Settings:
     solver: str = "ddim"
     eta: float | int = 0.0
     grid: str = "uniform"
-    grid_options: tuple[tuple[str, Any], ...] = ()
+    grid_options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
     guidance: float | int = 3.0
     rescale: float | int = 0.0
-    interval: tuple[float | int, float | int] = (0.0, 1.0)
+    interval: Sequence[float | int] = (0.0, 1.0)
     clip: str | None = "static"
     free_init: int = 1
     strength: float | int = 1.0
@@ -47,8 +47,11 @@ class Settings:
     exact: bool = True
 
     def __post_init__(self):
-        if self.solver == "ddim_strided" and (self.grid != "linspace" or self.strength != 1):
+        if self.solver == "ddim_strided" and (self.grid not in ("linspace", "trailing") or self.strength != 1):
             object.__setattr__(self, "solver", "ddim")
+        for name in ("grid_options", "interval"):  # hashable, as it is compiled for
+            pairs = getattr(self, name)
+            object.__setattr__(self, name, tuple(pairs.items() if isinstance(pairs, Mapping) else pairs))
         if self.steps < 1:
             raise InputError(f"steps={self.steps} must be at least 1")
         if not 0 <= self.guidance < float("inf"):
@@ -73,6 +76,8 @@ def check_sampling(
     """The prompts' tokens. Raises InputError where a setting does not fit the process, or a prompt the encoder."""
     if not prompts:
         raise InputError('prompts=[] must hold at least one prompt ("" is unconditional)')
+    if any(prompts) and tokenize("").size == 0:
+        raise InputError(f"prompt={next(filter(None, prompts))[:40]!r}: this model takes no text")
     times = grid_of(settings, process)
     jax.eval_shape(lambda: make_table(settings.solver, times, process, float(settings.eta)))  # for its checks alone
     guided(lambda *_: None, process, "v", rescale=settings.rescale, interval=settings.interval)

@@ -125,9 +125,9 @@ class LatentUNet(Trunk):
         places = [*zip(widths, heads, strict=True), (widths[-1], middle_heads)]  # the levels, and the middle
         sizes = [head_size or (width // n if n else 0) for width, n in places]
         heads = [n for _, n in places]
-        kernel = choose_implementation(attention, dtype=dtype, head_size=max(sizes))
 
         def attending(place, **options):
+            kernel = choose_implementation(attention, dtype=dtype, head_size=sizes[place])
             shape = dict(heads=heads[place], head_size=sizes[place], layers=layers, groups=groups)
             return dict(implementation=kernel) | common | shape | options
 

@@ -6,6 +6,7 @@ temporal convolutions, Stable Video Diffusion (Blattmann et al. 2023) with a tem
 
 import jax
 import jax.numpy as jnp
+from einops import repeat
 from flax import nnx
 
 from vdm_jax.models.space import GroupNorm, Layout
@@ -132,6 +133,9 @@ class UpsampleConv(nnx.Module):
         self, x: Float[Array, "B T H W C"], size: tuple[int, int], layout: Layout
     ) -> Float[Array, "B T H2 W2 C"]:
         """`size` is that of the level above: about twice as many rows and columns."""
-        for axis, n in zip((2, 3), size, strict=True):
-            x = jnp.take(x, jnp.arange(n) * x.shape[axis] // n, axis=axis)
+        if size == (2 * x.shape[2], 2 * x.shape[3]):  # no gather, whose gradient is slow
+            x = repeat(x, "b t h w c -> b t (h i) (w j) c", i=2, j=2)
+        else:
+            for axis, n in zip((2, 3), size, strict=True):
+                x = jnp.take(x, jnp.arange(n) * x.shape[axis] // n, axis=axis)
         return layout.per_frame(self.conv, x)

@@ -80,6 +80,8 @@ class ByteEncoder(nnx.Module):
         dtype="float32",
         rngs,
     ):
+        if width % 2:
+            raise InputError(f"text width={width} must be even: half of the code of positions are sines")
         if width % head_size:
             raise InputError(f"text width={width} must be a multiple of its head_size={head_size}")
         if buckets < 1 or any(n < 2 for n in ngrams):

@@ -130,6 +130,14 @@ class UNet(Trunk):
             raise InputError("kernel=1 needs space_position=True: nothing else tells where a pixel is")
         if space_position and channels % 4:
             raise InputError(f"channels={channels} must be a multiple of 4 for space_position")
+        if channels % 2:
+            raise InputError(f"channels={channels} must be even: half of the code of time are sines")
+        if time_position == "rotary" and any(time_at) and head_size % 2:
+            raise InputError(f"head_size={head_size} must be even for rotary positions")
+        if min(patch, patch_time) < 1:
+            raise InputError(f"patch={patch} and patch_time={patch_time} must be at least 1")
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout={dropout} must be at least 0 and below 1")
         if any(space_at):
             attention = choose_implementation(attention, dtype=dtype, head_size=head_size)
 

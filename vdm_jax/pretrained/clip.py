@@ -56,6 +56,7 @@ _VISION_KEYS = _COMMON | {"image_size": "size", "patch_size": "patch", "num_chan
 _VISION_KEYS |= {"projection_dim": "projection"}
 # What is for training, or another's business.
 _IGNORED = ("_name_or_path", "model_type", "transformers_version", "torch_dtype", "dtype", "dropout")
+_IGNORED += ("_attn_implementation_autoset",)
 _IGNORED += ("attention_dropout", "initializer_factor", "initializer_range")
 
 

@@ -23,7 +23,10 @@ def translate(config: Config) -> tuple[dict[str, Any], Naming]:
     name = config["_class_name"]
     if name not in FAMILIES:
         raise InputError(f"_class_name={name!r} must be one of {', '.join(FAMILIES)}")
-    return FAMILIES[name](config)
+    try:
+        return FAMILIES[name](config)
+    except KeyError as error:
+        raise InputError(f"{name}: its config must have {error}") from error
 
 
 def _stable_diffusion(config: Config) -> tuple[dict[str, Any], Naming]:

@@ -127,7 +127,9 @@ def _files(folder: Path) -> list[Path]:
             if whole.exists():
                 return [whole]
             # An index of a variant has its name before or after "index", by the version that wrote it.
-            for index in folder.glob(f"{name}.safetensors.index{variant}.json"):
+            for index in (folder / f"{name}.safetensors{end}.json" for end in (f".index{variant}", f"{variant}.index")):
+                if not index.exists():
+                    continue
                 try:
                     parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
                 except (OSError, ValueError, KeyError, AttributeError) as error:

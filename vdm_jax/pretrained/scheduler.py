@@ -1,6 +1,7 @@
 """Published schedulers as a process, a prediction, a grid and a solver (`scheduler_config.json`)."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,13 +33,19 @@ class Schedule(NamedTuple):
     grid_options: tuple[tuple[str, Any], ...]
 
 
-def read_scheduler(folder: str | Path) -> Schedule:
-    """The schedule of a pipeline's folder. Raises InputError where it is missing, or not implemented."""
+def read_scheduler(folder: str | Path, *, motion_modules: bool = False) -> Schedule:
+    """The schedule of a pipeline's folder; AnimateDiff's for an image model to which motion modules are added.
+
+    Then the prediction is still that of the image model.
+    Raises InputError where it is missing, or not implemented.
+    """
     path = Path(folder) / "scheduler" / "scheduler_config.json"
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+    if motion_modules:
+        config = {**ANIMATEDIFF, **{key: config[key] for key in ("prediction_type",) if key in config}}
     return schedule_of(config)
 
 
@@ -81,7 +88,7 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
     if final:
         options["final"] = "first"
     solver = "dpmpp" if name == "DPMSolverMultistepScheduler" else "ddim"
-    if name == "DDIMScheduler" and spacing == "linspace":
+    if name == "DDIMScheduler" and spacing in ("linspace", "trailing"):
         solver = "ddim_strided"
     return Schedule(process, prediction, solver, spacing, tuple(options.items()))
 
@@ -144,4 +151,5 @@ _MUST: dict[str, tuple[Any, ...]] = {
     "euler_at_final": (False,),
     "lower_order_final": (True,),
     "variance_type": (None,),
+    "lambda_min_clipped": (-math.inf, None),
 }

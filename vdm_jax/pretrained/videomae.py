@@ -52,6 +52,7 @@ _KEYS = {
 }
 # What is for training, for the classes, or another's business.
 _IGNORED = ("_name_or_path", "model_type", "transformers_version", "torch_dtype", "dtype", "initializer_range")
+_IGNORED += ("_attn_implementation_autoset",)
 _IGNORED += ("attention_probs_dropout_prob", "hidden_dropout_prob", "norm_pix_loss", "problem_type")
 _IGNORED += ("id2label", "label2id", "num_labels", "fc_norm_eps")
 _IGNORED += tuple(
