@@ -8,7 +8,7 @@ from pathlib import Path
 # Compiling is what the tests wait for. Unoptimised programs take two thirds of the time.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones have no other way
-    QUICK += " --xla_cpu_use_fusion_emitters=false"
+    QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", QUICK)
 
 # Compiled programs are kept: the first run needs some of them again, and the next one all. A folder for each worker, as

@@ -66,8 +66,7 @@ def test_kinds_come_as_often_as_the_mixture_says():
 
 
 def test_a_single_frame_has_masks_of_every_kind():
-    for kind in MASKS:
-        assert draw({kind: 1.0}, 2, (1, 4, 4)).shape == (2, 1, 4, 4)
+    assert draw(dict.fromkeys(MASKS, 1.0), 100, (1, 4, 4)).mean((1, 2, 3)).min() == 0  # each is drawn, one chosen
 
 
 @pytest.fixture

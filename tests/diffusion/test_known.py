@@ -50,14 +50,14 @@ unaware = gaussian_denoiser(jnp.zeros(FRAMES), jnp.float32(COVARIANCE))
 
 
 @functools.cache
-def drawn(way, weight=0.0):
-    """Samples of the unknown frames."""
+def sampler(way):
+    """weight -> samples, compiled once."""
     keys = jax.random.split(jax.random.key(0), SAMPLES)
     mask = jnp.arange(FRAMES)[None] < 3
     known = Known(jnp.pad(jnp.float32(GIVEN), (0, 3))[None], mask)
 
     @jax.jit
-    def run():
+    def run(weight):
         denoise = told
         if way != "told":
             denoise = unaware
@@ -67,7 +67,12 @@ def drawn(way, weight=0.0):
         z = initial_noise(keys, (FRAMES,), PROCESS)
         return sample(denoise, z, make_grid("uniform", 256, PROCESS), PROCESS)
 
-    x = np.asarray(run())
+    return run
+
+
+def drawn(way, weight=0.0):
+    """Samples of the unknown frames."""
+    x = np.asarray(sampler(way)(jnp.float32(weight)))
     np.testing.assert_allclose(x[:, A], np.broadcast_to(GIVEN, (SAMPLES, 3)), atol=1e-3)
     return x[:, B]
 
@@ -136,10 +141,14 @@ def test_guidance_towards_a_low_resolution_video():
     def measure(x):
         return x.reshape(-1, 3, 2).mean(-1)
 
-    def error(weight):
+    @jax.jit
+    def draw(weight):
         denoise = reconstructed(unaware, target, measure, PROCESS, weight)
         z = initial_noise(keys, (FRAMES,), PROCESS)
-        x = jax.jit(lambda: sample(denoise, z, make_grid("uniform", 64, PROCESS), PROCESS))()
+        return sample(denoise, z, make_grid("uniform", 64, PROCESS), PROCESS)
+
+    def error(weight):
+        x = draw(weight)
         return float(jnp.sqrt(jnp.mean((measure(x) - target) ** 2)))
 
     assert error(0.0) > 1

@@ -1,6 +1,7 @@
 """Studies and their plans: what is trained once, what is shared, what is whose share, and what is refused."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from runpy import run_path
 
@@ -206,13 +207,20 @@ def test_bad_files(tmp_path):
 SCALES = [(path, scale) for path in READY for scale in ("", "bair" if path.stem == "extension" else "ucf101")]
 
 
+@functools.cache
+def ready(path, scale):
+    """(study, plan of its first seed); networks are traced once for all tests."""
+    study = load_study(f"{path}:{scale}" if scale else str(path))
+    first = dataclasses.replace(study, seeds=(0,), weights={"i3d": str(path)} if scale else {})
+    return study, make_plan(first, Path("runs"), Path("out"))
+
+
 @pytest.mark.parametrize(("path", "scale"), SCALES, ids=lambda value: getattr(value, "stem", value))
 def test_every_ready_study_makes_the_network_and_the_sampler_of_every_arm(path, scale):
-    study = load_study(f"{path}:{scale}" if scale else str(path))
+    study, plan = ready(path, scale)
     assert study.name == "-".join(filter(None, (path.stem, scale)))
     assert tuple(study.seeds) == (0, 1, 2)
     assert f"configs/ablations/{path.name} --out" in run_path(str(path))["__doc__"]
-    plan = make_plan(dataclasses.replace(study, seeds=(0,), weights={"i3d": str(path)}), Path("runs"), Path("out"))
     assert [cell.arm for cell in plan.cells] == list(study.arms)
     assert len({cell.file for cell in plan.cells}) == len(study.arms)
     if not scale:
@@ -220,10 +228,7 @@ def test_every_ready_study_makes_the_network_and_the_sampler_of_every_arm(path, 
 
 
 def test_ready_studies_share_their_runs():
-    plans = {}
-    for path in READY:
-        study = dataclasses.replace(load_study(str(path)), seeds=(0,))
-        plans[path.stem] = make_plan(study, Path("runs"), Path("out"))
+    plans = {path.stem: ready(path, "")[1] for path in READY}
     demo = run_hash(run_path(str(ROOT / "configs" / "moving_digits.py"))["get_config"]())
     told = run_hash(run_path(str(ROOT / "configs" / "moving_digits_known.py"))["get_config"]())
     with_demo = {name for name, plan in plans.items() if demo in plan.runs}

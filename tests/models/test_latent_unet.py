@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.pretrained.networks import UNETS, inputs, module_of, numbers, relative
+from tests.pretrained.pipelines import one_level
 from vdm_jax.errors import InputError
 from vdm_jax.models.clip import ClipText
 from vdm_jax.models.keys import Keys
@@ -14,7 +15,7 @@ from vdm_jax.models.latent_denoiser import LatentDenoiser
 from vdm_jax.models.latent_unet import LatentUNet
 from vdm_jax.pretrained.families import translate
 
-MOTION = UNETS["animatediff"][0] | {"block_out_channels": [8, 8], "norm_num_groups": 2}
+MOTION = UNETS["animatediff"][0] | one_level("animatediff") | {"block_out_channels": [8], "norm_num_groups": 2}
 
 
 def answer(given, **window):
@@ -73,7 +74,8 @@ def denoiser():
     sizes = dict(
         vocabulary=20, length=5, width=8, middle=16, depth=1, heads=2, activation="gelu", epsilon=1e-5, end=None
     )
-    return LatentDenoiser(ClipText(**sizes, rngs=nnx.Rngs(params=0)), module_of(UNETS["modelscope"][0]))
+    config = UNETS["modelscope"][0] | one_level("modelscope")
+    return LatentDenoiser(ClipText(**sizes, rngs=nnx.Rngs(params=0)), module_of(config))
 
 
 def words(seed, *shape):

@@ -72,9 +72,9 @@ def test_without_time_slots_it_is_an_image_network(z, slots):
     np.testing.assert_allclose(jit(model)(z), frames.reshape(z.shape), atol=1e-4)
 
 
-@pytest.mark.parametrize("position", ["relative", "rotary", "sinusoidal", "none"])
+@pytest.mark.parametrize("position", ["relative", "none"])
 def test_the_order_of_frames_matters_where_positions_are_told(z, position):
-    run, order = jit(make(time_position=position)), jnp.array([2, 0, 3, 1])
+    run, order = jit(make(time_position=position, space_attention=False)), jnp.array([2, 0, 3, 1])
     difference = np.abs(run(z)[:, order] - run(z[:, order])).max()
     assert difference < 1e-5 if position == "none" else difference > 1e-3
 
@@ -88,9 +88,10 @@ def test_the_time_and_every_video_are_taken_apart(z):
 
 def test_joint_stills_leave_the_clip_as_it_is_and_each_other(z):
     model = make(time_conv=True)
-    out = jit(model, images=2)(z)
+    run = jit(model, images=2)
+    out = run(z)
     np.testing.assert_allclose(out[:, :2], jit(model)(z[:, :2]), atol=1e-4)
-    changed = jit(model, images=2)(z.at[:, 3].multiply(-1))
+    changed = run(z.at[:, 3].multiply(-1))
     np.testing.assert_array_equal(moved(changed, out), [[False, False, False, True]] * B)
 
 
@@ -107,7 +108,8 @@ def test_resampling_of_space_and_time_folds_pairs_of_frames():
 def test_patches_fold_frames_and_pixels_into_one_position(z):
     model = make(patch=2, patch_time=2, space_attention=False, time_attention=False, kernel=1, space_position=True)
     assert model.stem.project.kernel.shape == (C * 2 * 2 * 2, 8)
-    difference = np.abs(jit(model)(z.at[0, 0, 0, 0].add(1.0)) - jit(model)(z)).max(-1)
+    run = jit(model)
+    difference = np.abs(run(z.at[0, 0, 0, 0].add(1.0)) - run(z)).max(-1)
     # Pointwise convolutions: beyond the patch only the normalisation's statistics are heard.
     assert difference[0, :2, :2, :2].min() > 1e-3
     assert difference[0, 2:].max() == difference[1].max() == 0
