@@ -74,8 +74,7 @@ def denoiser():
     sizes = dict(
         vocabulary=20, length=5, width=8, middle=16, depth=1, heads=2, activation="gelu", epsilon=1e-5, end=None
     )
-    config = UNETS["modelscope"][0] | one_level("modelscope")
-    return LatentDenoiser(ClipText(**sizes, rngs=nnx.Rngs(params=0)), module_of(config))
+    return LatentDenoiser(ClipText(**sizes, rngs=nnx.Rngs(params=0)), module_of(UNETS["modelscope"][0]))
 
 
 def words(seed, *shape):
