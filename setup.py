@@ -26,7 +26,7 @@ setup(
         "jax>=0.10",
         "flax>=0.12",
         "optax>=0.2.5",
-        "orbax-checkpoint>=0.12",
+        "orbax-checkpoint>=0.12.8",
         "grain>=0.2.12",
         "array_record>=0.8",
         "tensorflow-datasets>=4.9.9",

@@ -4,8 +4,8 @@
         --config.pretrained.folder=stable-diffusion-v1-5 --config.data.data_dir=my/videos
 
 The image model is a folder in the diffusers format. Without `pretrained.motion_adapter` it gets new motion modules that
-do nothing yet, with one they are tuned further. `--config.pretrained.train=lora` trains low-rank changes of every
-attention instead, `all` the whole U-Net. Clips are 16 frames of 256×256 at 8 frames a second, as the paper trains.
+do nothing yet, with one they are tuned further. With one, `--config.pretrained.train=lora` trains low-rank changes of
+every attention instead; `all` trains the whole U-Net. Clips are 16 frames of 256×256 at 8 frames a second, as there.
 A start for one large GPU; nothing has been measured with it, for want of published weights (November 2026).
 """
 

@@ -182,9 +182,11 @@ def carry_out(plan, ours, timed: Path, out: Path) -> None:
         return jobs.carry_out(names, command, out / "logs", where, show=show, after=after)
 
     try:
-        if FLOORS in names and (failed := done([FLOORS], where[:1])):  # it would fail after every training, too
-            raise InputError(f"real clips cannot be measured, and nothing was trained: {failed[FLOORS]}")
-        failed = done([name for name in names if name != FLOORS], where)
+        failed = done([FLOORS], where[:1]) if FLOORS in names else {}
+        rest = [name for name in names if name != FLOORS]
+        if failed and rest:  # what is wrong with real clips would end every run, after its training
+            raise InputError(f"real clips cannot be measured, and no run was begun: {failed[FLOORS]}")
+        failed |= done(rest, where)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         raise

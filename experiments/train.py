@@ -49,7 +49,8 @@ def main() -> None:
 
     state = train(config, workdir, draw_samples if config.sample.prompts else None, trainee)
     print(f"{workdir}: {int(state.step)} steps done. Metrics in metrics.jsonl, sheets of samples in samples/.")
-    what = '--prompt "…"' if config.known.downsample == 1 else "--video small.mp4"
+    what = '--prompt "…"' if config.pretrained.folder or config.model.text.length else "--num 4"
+    what = what if config.known.downsample == 1 else "--video small.mp4"
     print(f"Sample from it: python experiments/sample.py --run {workdir} {what}")
 
 

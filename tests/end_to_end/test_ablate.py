@@ -35,7 +35,7 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
-def test_a_study_in_two_sittings(run, folder):
+def test_a_study_in_two_sittings(run, outcome, folder):
     study = ["ablate.py", "--study=study.py", "--out=out", "--runs=runs"]
     out, _ = run(folder, *study)
     assert "2 of 2 results." in out
@@ -64,6 +64,13 @@ def test_a_study_in_two_sittings(run, folder):
     assert "measuring 3 steps, seed 0" in again
     assert "2 steps of 8" not in again  # trained, that is
     assert "measuring 2 steps" not in again
+
+    # What is wrong with real clips is said before anything is trained.
+    (folder / "more.py").write_text((folder / "study.py").read_text().replace("num=4", "num=40"))
+    status, _, err = outcome(folder, ROOT / "experiments" / "ablate.py", "--study=more.py", "--out=more", "--runs=none")
+    assert status == 2
+    assert "real clips cannot be measured, and no run was begun: num=40 needs 80 real clips" in err
+    assert not (folder / "none").exists()
 
     # All is there: the plan says so, with nothing to time.
     out, _ = run(folder, *study, "--dry-run")

@@ -25,10 +25,10 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Holds the config, the data, and a briefly trained judge under the name of the one that the commands ask for."""
+    """Holds the config, and a briefly trained judge under the name of the one that the commands ask for."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "config.py").write_text(CONFIG)
-    builder = prepare(folder / "datasets")
+    builder = prepare(folder / "elsewhere")
     brief = ev.Recipe(steps=80, batch=64, clips=2000)
     judge = ev.load_or_train_judge(folder / "brief.npz", builder, recipe=brief)
     origin = ev._hash(ev.Recipe(), 0, builder.info.full_name, builder.info.features["video"].shape)

@@ -132,8 +132,8 @@ def _start(command: Sequence[str], place: Place, path: Path) -> _Process:
 
 
 def _why(path: Path, status: int) -> str:
-    """The signal that ended a job, or the last line of its log, with where to read more."""
-    if status < 0:
+    """The last line of a job's log, or the signal that ended it, with where to read more."""
+    if status in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
         return f"it was ended by {signal.Signals(-status).name}: by hand, or for want of memory ({path})"
     lines = [line for line in path.read_text().splitlines() if line.strip()]
     return f"{lines[-1].removeprefix('error: ')} ({path})"

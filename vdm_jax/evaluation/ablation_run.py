@@ -8,7 +8,7 @@ import fcntl
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from vdm_jax.evaluation.ablation import Cell, Plan, Run
 from vdm_jax.evaluation.ablation_results import Result, read_result, write_result
 from vdm_jax.evaluation.ablation_time import training_seconds
 from vdm_jax.evaluation.metrics import Network, load_networks
+from vdm_jax.evaluation.page import write_file
 from vdm_jax.evaluation.real import RealData, read_clips, real_data
 from vdm_jax.evaluation.run_hash import run_hash
 from vdm_jax.evaluation.score import floors, score
@@ -86,17 +87,19 @@ def _measure(plan: Plan, cell: Cell, pipeline: Pipeline, data: RealData, network
     drawn.mkdir(parents=True, exist_ok=True)
     spent, start = drawn / "seconds.txt", time.perf_counter()
     before = float(spent.read_text()) if spent.exists() else 0.0
+
+    def timed(batches: Iterable, what: str) -> Iterator:
+        for batch in batches:
+            yield batch
+            write_file(spent, f"{before + time.perf_counter() - start}\n")
+
     # What is drawn is kept meanwhile: an interrupted drawing goes on.
     how = {"num": study.num, "seed": cell.seed, "batch_size": study.batch_size, "known": study.known, "folder": drawn}
-    try:
-        scores = score(pipeline, data, metrics, networks=networks, **how, **cell.settings)
-    finally:  # also when it is interrupted
-        seconds = before + time.perf_counter() - start
-        spent.write_text(f"{seconds}\n")
+    scores = score(pipeline, data, metrics, networks=networks, progress=timed, **how, **cell.settings)
     cost = {
         "parameters": sum(x.size for x in jax.tree.leaves(pipeline.params)),
         "training_seconds": training_seconds(cell.run),
-        "drawing_seconds": seconds,
+        "drawing_seconds": before + time.perf_counter() - start,
     }
     videos: list[np.ndarray] = []
     for path in sorted(drawn.glob("videos-*.npz"), key=lambda path: path.stat().st_mtime):  # batches come in order

@@ -78,7 +78,7 @@ class ImageToVideo(Pipeline):
         Raises:
             InputError: more or less is known, or a setting does not fit.
         """
-        self.tokenize(negative)
+        self._null(negative)
         settings, _ = self.check(prompts, seed=seed, batch_size=batch_size, coarse=coarse, **changes)
         if known is None:
             known = Known(np.zeros((1, *self.shape), np.float32), np.zeros((1, *self.shape[:3], 1), bool))

@@ -210,7 +210,7 @@ def generate(
         trees = [pipeline.params, *([pipeline.codec.params] if pipeline.codec else [])]
         weights = [np.asarray(jax.tree.leaves(tree)[-1].addressable_data(0)) for tree in trees]  # a part, as a sign
         about = (task.fps, task.strength, task.backward, task.coarse)
-        choices = (pipeline.about, pipeline.settings, context, stage, sorted(settings.items()))
+        choices = (pipeline.about, pipeline.settings, context, *([stage] if stage else ()), sorted(settings.items()))
         drawing = fingerprint(*weights, choices, prompts, about, video, mask)
         videos, done = open_partial(partial, drawing, shape)
     if done == 0:

@@ -131,7 +131,7 @@ class Pipeline:
             coarse,
         )
         weights = float(settings.guidance), float(settings.reconstruction)
-        null = self.tokenize(negative)
+        null = self._null(negative)
         if known is not None:
             known = Known(*(np.broadcast_to(array, (len(prompts), *array.shape[1:])) for array in known))
         for start, rows in full_batches(len(prompts), batch_size, self.mesh):
@@ -147,6 +147,12 @@ class Pipeline:
 
     def check_window(self, known: Bool[np.ndarray, "T H W 1"]) -> None:
         """Raises InputError where a window of which so much is known could not be drawn; this pipeline draws any."""
+
+    def _null(self, negative: str) -> Int[np.ndarray, "L"]:
+        """The tokens of what guidance leads away from. Raises InputError where the model takes no text."""
+        if negative and not self.takes_text:
+            raise InputError(f"negative={negative[:40]!r}: this model takes no text")
+        return self.tokenize(negative)
 
     def _latent(self, known: Known) -> Known:
         """What is known of the latents: those whose pixels all are."""

@@ -1,5 +1,7 @@
 """Attention, written unflattened: batch, frames and pixels keep their own axes, so each can be sharded.
 
+(For cuDNN's kernel alone batch and frames are merged, as it would do itself.)
+
 Queries are `B T P N D`: P = H·W pixels of a frame, N heads of size D. Space attention runs along P, time
 attention along T, context attention from every pixel to L tokens.
 """
