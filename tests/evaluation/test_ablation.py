@@ -205,6 +205,7 @@ def test_bad_files(tmp_path):
 
 
 SCALES = [(path, scale) for path in READY for scale in ("", "bair" if path.stem == "extension" else "ucf101")]
+SCALES += [(path, "small") for path in READY if path.stem == "time_layers"]
 
 
 @functools.cache
