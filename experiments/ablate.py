@@ -178,8 +178,8 @@ def carry_out(plan, ours, timed: Path, out: Path) -> None:
         write_report(read_found(plan), out, given)
 
     def done(names, where):
-        command = lambda job: this_command(f"--job={job}")  # noqa: E731
-        return jobs.carry_out(names, command, out / "logs", where, show=show, after=after)
+        how = {"show": show, "after": after}
+        return jobs.carry_out(names, lambda job: this_command(f"--job={job}"), out / "logs", where, **how)
 
     try:
         failed = done([FLOORS], where[:1]) if FLOORS in names else {}

@@ -10,6 +10,7 @@ as in the paper; it has not been run.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from vdm_jax.evaluation.ablation import Study, load_config
 
@@ -21,7 +22,7 @@ CLAIM = (
 SOURCE = "Ho et al. 2022, arXiv 2204.03458, extension of text to video; the last is this project's own question"
 
 
-def get_study(scale: str = "digits") -> Study:
+def get_study(scale: Literal["digits", "bair"] = "digits") -> Study:
     """The study at the scale of "digits" or "bair"."""
     if scale == "bair":
         base, mixture = load_config(CONFIGS / "video_diffusion_models.py", "bair"), {"nothing": 1.0, "first": 3.0}

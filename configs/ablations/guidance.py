@@ -9,6 +9,7 @@ the names of the classes, and has not been run.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from vdm_jax.evaluation.ablation import Study, load_config, sweep
 
@@ -21,7 +22,7 @@ SOURCE = "Ho et al. 2022, arXiv 2204.03458, text to video, large model"
 WEIGHTS = (0, 1, 2, 3, 5, 8, 15)
 
 
-def get_study(scale: str = "digits") -> Study:
+def get_study(scale: Literal["digits", "ucf101"] = "digits") -> Study:
     """The study at the scale of "digits" or "ucf101"."""
     how = {"claim": CLAIM, "source": SOURCE, "along": "sample.guidance"}
     if scale == "ucf101":

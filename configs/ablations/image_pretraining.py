@@ -10,6 +10,7 @@ has, too. On digits the stem takes one frame at a time, and the batch is half of
 """
 
 from pathlib import Path
+from typing import Literal
 
 from vdm_jax.evaluation.ablation import Study, load_config
 
@@ -18,7 +19,7 @@ CLAIM = "A video network that begins as an image network needs fewer videos, and
 SOURCE = "Make-A-Video, Singer et al. 2022, arXiv 2209.14792; AnimateDiff, Guo et al. 2024, arXiv 2307.04725"
 
 
-def get_study(scale: str = "digits") -> Study:
+def get_study(scale: Literal["digits", "ucf101"] = "digits") -> Study:
     """The study at the scale of "digits" or "ucf101"."""
     if scale == "ucf101":
         base, frames = load_config(CONFIGS / "video_diffusion_models.py", "ucf101"), 16

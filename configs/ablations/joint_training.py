@@ -10,6 +10,7 @@ digits the stem takes one frame at a time, and the batch is half of the demo's. 
 """
 
 from pathlib import Path
+from typing import Literal
 
 from vdm_jax.evaluation.ablation import Study, load_config
 
@@ -18,7 +19,7 @@ CLAIM = "Images beside the videos make samples better: FVD 202.28, 68.11, 57.84 
 SOURCE = "Ho et al. 2022, arXiv 2204.03458, joint training, small model"
 
 
-def get_study(scale: str = "digits") -> Study:
+def get_study(scale: Literal["digits", "ucf101"] = "digits") -> Study:
     """The study at the scale of "digits" or "ucf101"."""
     if scale == "ucf101":
         base, frames = load_config(CONFIGS / "video_diffusion_models.py", "ucf101"), 16

@@ -9,6 +9,7 @@ correlation of 0.5 is PYoCo's α = 1. `ucf101` has not been run.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from vdm_jax.evaluation.ablation import Study, load_config
 
@@ -23,7 +24,7 @@ SOURCE = (
 )
 
 
-def get_study(scale: str = "digits") -> Study:
+def get_study(scale: Literal["digits", "ucf101"] = "digits") -> Study:
     """The study at the scale of "digits" or "ucf101"."""
     if scale == "ucf101":
         base, averages = load_config(CONFIGS / "video_diffusion_models.py", "ucf101"), (0.0, 0.999)

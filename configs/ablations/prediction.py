@@ -9,6 +9,7 @@ noise. `ucf101` begins with the paper's row (ε, uniform times, no shift), and h
 """
 
 from pathlib import Path
+from typing import Literal
 
 from vdm_jax.evaluation.ablation import Study, load_config, sweep
 
@@ -20,7 +21,7 @@ CLAIM = (
 SOURCE = "Esser et al. 2024, arXiv 2403.03206; the shift: Hoogeboom et al. 2023, arXiv 2301.11093"
 
 
-def get_study(scale: str = "digits") -> Study:
+def get_study(scale: Literal["digits", "ucf101"] = "digits") -> Study:
     """The study at the scale of "digits" or "ucf101"."""
     uniform = {"objective.time_sampling": "uniform"}
     logit_normal = {"objective.time_sampling": "logit_normal", "objective.mean": 0.0, "objective.std": 1.0}

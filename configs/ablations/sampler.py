@@ -9,6 +9,7 @@ network twice a step: 4 steps of it cost what 7 of the others do. `ucf101` has n
 """
 
 from pathlib import Path
+from typing import Literal
 
 from vdm_jax.evaluation.ablation import Study, load_config, sweep
 
@@ -23,7 +24,7 @@ SOLVERS = {
 }
 
 
-def get_study(scale: str = "digits") -> Study:
+def get_study(scale: Literal["digits", "ucf101"] = "digits") -> Study:
     """The study at the scale of "digits" or "ucf101"."""
     arms = sweep(SOLVERS, "sample.steps", {f"{steps} steps": steps for steps in (4, 8, 16, 32, 64)})
     how = {"claim": CLAIM, "source": SOURCE, "arms": arms, "along": "sample.steps"}

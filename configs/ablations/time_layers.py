@@ -11,6 +11,7 @@ study goes on from it. `ucf101` has not been run.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from vdm_jax.evaluation.ablation import Study, load_config
 
@@ -29,7 +30,7 @@ def nowhere(levels: tuple[bool, ...]) -> tuple[bool, ...]:
     return (False,) * len(levels)
 
 
-def get_study(scale: str = "digits") -> Study:
+def get_study(scale: Literal["digits", "small", "ucf101"] = "digits") -> Study:
     """The study at the scale of "digits" or "ucf101", or its "small" form on digits."""
     if scale == "ucf101":
         base, metrics = load_config(CONFIGS / "video_diffusion_models.py", "ucf101"), ("fvd", "smoothness", "dynamic")

@@ -190,6 +190,12 @@ def test_bad_studies(arms, changes, message):
         plan_of(arms, **changes)
 
 
+def test_a_scale_that_a_study_does_not_have_is_refused():
+    for path in READY:
+        with pytest.raises(InputError, match=r"py:ucf100: 'ucf100' must be one of digits, "):
+            load_study(f"{path}:ucf100")
+
+
 def test_bad_files(tmp_path):
     for text, message in {
         "def get_study(): return 1 / 0": "ZeroDivisionError: division by zero",

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import runpy
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,11 @@ def load_study(where: str) -> Study:
             f"--study={where} is not there; " + (f"there are {', '.join(known)}" if known else "a .py file")
         )
     try:
-        study = runpy.run_path(str(path))["get_study"](*([scale] if scale else []))
+        get_study = runpy.run_path(str(path))["get_study"]
+        scales = typing.get_args(get_study.__annotations__.get("scale"))
+        if scale and scales and scale not in scales:
+            raise InputError(f"--study={where}: {scale!r} must be one of {', '.join(scales)}")
+        study = get_study(*([scale] if scale else []))
     except InputError:
         raise
     except Exception as error:  # a study is a program: what it may raise has no limit
