@@ -17,13 +17,14 @@ from ml_collections import config_flags
 
 from vdm_jax import command
 from vdm_jax.errors import InputError
+from vdm_jax.files import write_text
 
 config_flags.DEFINE_config_file("config", None, "Config file, such as configs/moving_digits.py.")
 BATCH = flags.DEFINE_integer("batch_size", None, "Videos per step (default: the config's).", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 10, "Timed runs, after warm-up.", lower_bound=1)
 SAMPLE_STEPS = flags.DEFINE_integer("sample_steps", 8, "Sampling steps.", lower_bound=1)
 STARTUP = flags.DEFINE_bool("startup", False, "Also time the import and the first training step.")
-PEER = flags.DEFINE_string("peer", "", "Also time this library's network beside ours: diffusers.")
+PEER = flags.DEFINE_enum("peer", None, ["diffusers"], "Also time this library's network beside ours.")
 PEER_SHAPE = flags.DEFINE_string("peer_shape", "4x8x16x16", "Its batch x frames x height x width.")
 PEER_WIDTHS = flags.DEFINE_list("peer_widths", ["64", "128"], "Its width at each level.")
 OUT = flags.DEFINE_string("out", None, "JSON file for the figures.")
@@ -37,7 +38,7 @@ def main() -> None:
     if PEER.value:
         import benchmark_peer as peer
 
-        shape, widths = peer.check(PEER.value, PEER_SHAPE.value, PEER_WIDTHS.value)
+        shape, widths = peer.check(PEER_SHAPE.value, PEER_WIDTHS.value)
     command.check_out(OUT.value)
 
     import jax
@@ -63,9 +64,7 @@ def main() -> None:
     if PEER.value:
         print("\n".join(peer.report(result["peer"])))
     if OUT.value:
-        temporary = Path(f"{OUT.value}.tmp")
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
-        temporary.replace(OUT.value)
+        write_text(OUT.value, json.dumps(result, indent=2) + "\n")
         print(f"\nwritten to {OUT.value}")
 
 

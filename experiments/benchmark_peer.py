@@ -20,29 +20,30 @@ CHANNELS, TOKENS, CONTEXT, HEADS = 4, 64, 64, 2
 Runs = dict[str, Callable[[], None]]  # "forward" and "training step": each returns when its result is there
 
 
-def check(name: str, shape: str, widths: list[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The sizes of the comparison as numbers: (batch, frames, height, width) and the widths of the levels.
+def check(
+    shape: str, widths: list[str], *, named: str = "peer_", example: str = "4x8x16x16"
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The sizes of the comparison as numbers: as many as the example has, and the widths of the levels.
 
     Raises:
-        InputError: the comparison cannot be made so.
+        InputError: the comparison cannot be made so; `named` is what its flags begin with.
     """
-    if name != "diffusers":
-        raise InputError(f"--peer={name} must be diffusers")
     missing = [package for package in ("torch", "diffusers") if util.find_spec(package) is None]
     if missing:
-        raise InputError(f"--peer={name} needs {' and '.join(missing)}: pip install vdm_jax[parity]")
+        raise InputError(f"diffusers' networks need {' and '.join(missing)}: pip install vdm_jax[parity]")
     try:
         sizes, numbers = tuple(map(int, shape.split("x"))), tuple(map(int, widths))
     except ValueError:
         sizes, numbers = (), ()
-    if len(sizes) != 4 or min(sizes) < 1:
-        raise InputError(f"--peer_shape={shape} must be batch x frames x height x width, such as 4x8x16x16")
+    axes = ("batch", "frames", "height", "width")[-len(example.split("x")) :]
+    if len(sizes) != len(axes) or min(sizes) < 1:
+        raise InputError(f"--{named}shape={shape} must be {' x '.join(axes)}, such as {example}")
     if not numbers or min(numbers) < 32 or any(width % 32 or width % numbers[0] for width in numbers):
-        raise InputError(f"--peer_widths={','.join(widths)} must be multiples of 32 and of the first of them")
+        raise InputError(f"--{named}widths={','.join(widths)} must be multiples of 32 and of the first of them")
     factor = 2 ** (len(numbers) - 1)
-    if sizes[2] % factor or sizes[3] % factor:
+    if sizes[-2] % factor or sizes[-1] % factor:
         raise InputError(
-            f"--peer_shape={shape}: height and width must be multiples of {factor} ({len(numbers)} levels)"
+            f"--{named}shape={shape}: height and width must be multiples of {factor} ({len(numbers)} levels)"
         )
     return sizes, numbers
 

@@ -12,13 +12,13 @@ import json
 import os
 import tempfile
 import warnings
-from pathlib import Path
 
 import benchmark_peer
 from absl import flags
 
 from vdm_jax import command
 from vdm_jax.errors import InputError
+from vdm_jax.files import write_text
 
 WIDTHS = flags.DEFINE_list("widths", ["64", "128"], "Channels of each level; multiples of 32.")
 SHAPE = flags.DEFINE_string("shape", "8x16x16", "Frames x rows x columns of the latents of one video.")
@@ -34,7 +34,7 @@ AGREE = {"float32": 1e-4, "bfloat16": 0.1}  # relative L2 error of one call
 
 def main() -> None:
     """Checks the input, measures each family, prints a markdown table and writes the figures."""
-    benchmark_peer.check("diffusers", f"1x{SHAPE.value}", WIDTHS.value)
+    shape, widths = benchmark_peer.check(SHAPE.value, WIDTHS.value, named="", example="8x16x16")
     command.check_out(OUT.value)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the peer its share of a GPU's memory
 
@@ -42,7 +42,6 @@ def main() -> None:
 
     from vdm_jax.parallel.machine import about_machine
 
-    shape, widths = tuple(map(int, SHAPE.value.split("x"))), tuple(map(int, WIDTHS.value))
     result = {"machine": about_machine(("torch", "diffusers")), "shape": shape, "widths": widths, "dtype": DTYPE.value}
     title = f"widths {'-'.join(WIDTHS.value)}, {SHAPE.value}, {DTYPE.value}"
     print(f"{result['machine']}\n\n| {title} | ours | diffusers | ratio |")
@@ -57,9 +56,7 @@ def main() -> None:
             print(f"| {name}: {what} | {ours} | {peer} | {ratio} |", flush=True)
         jax.clear_caches()
     if OUT.value:
-        temporary = Path(f"{OUT.value}.tmp")
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
-        temporary.replace(OUT.value)
+        write_text(OUT.value, json.dumps(result, indent=2) + "\n")
 
 
 def peer_network(family: str, widths: tuple[int, ...]):

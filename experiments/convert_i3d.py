@@ -11,16 +11,16 @@ import zipfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from convert import read, write
 
 
-def read(path: Path) -> dict[str, torch.Tensor]:
+def tensors_of(parser: argparse.ArgumentParser, path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a TorchScript archive, or of a file of a state dict."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any("/code/" in name for name in archive.namelist()):
                 return dict(torch.jit.load(path, map_location="cpu").state_dict())
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return read(parser, path)
 
 
 if __name__ == "__main__":
@@ -28,8 +28,7 @@ if __name__ == "__main__":
     parser.add_argument("--input", type=Path, required=True, help="the published .pt file")
     parser.add_argument("--output", type=Path, required=True, help="the safetensors file to write")
     files = parser.parse_args()
-    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in read(files.input).items()}
+    tensors = tensors_of(parser, files.input)
     if not tensors:
         parser.error(f"{files.input} holds no tensors by name, as a frozen TorchScript program does")
-    save_file(tensors, files.output, metadata={"format": "pt"})
-    print(f"{files.output}: {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers")
+    write(parser, files.output, tensors)

@@ -8,8 +8,7 @@ The first is torchvision's AlexNet or VGG-16, the second the file of version 0.1
 import argparse
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
+from convert import read, write
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -17,12 +16,8 @@ if __name__ == "__main__":
     parser.add_argument("--layers", type=Path, required=True, help="the authors' .pth file for the same network")
     parser.add_argument("--output", type=Path, required=True, help="the safetensors file to write")
     files = parser.parse_args()
-    network, layers = (
-        torch.load(path, map_location="cpu", weights_only=True) for path in (files.network, files.layers)
-    )
+    network, layers = read(parser, files.network), read(parser, files.layers)
     tensors = {name: tensor for name, tensor in network.items() if name.startswith("features.")}
     if not tensors or not all(name.startswith("lin") for name in layers):
         parser.error(f"{files.network} must hold features.*, and {files.layers} lin0.model.1.weight and its like")
-    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in (tensors | layers).items()}
-    save_file(tensors, files.output, metadata={"format": "pt"})
-    print(f"{files.output}: {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers")
+    write(parser, files.output, tensors | layers)

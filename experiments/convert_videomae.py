@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from convert import read, write
 
 NAMES = (
     (r"^patch_embed\.proj\.", "videomae.embeddings.patch_embeddings.projection."),
@@ -38,7 +38,7 @@ def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             stem = name.removesuffix("attn.qkv.weight") + "attention.attention."
             split = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
             parts = {f"{stem}{part}.weight": x for part, x in split}
-        tensors |= {name: part.float().clone().contiguous() for name, part in parts.items()}
+        tensors |= {name: part.float() for name, part in parts.items()}
     return tensors
 
 
@@ -77,11 +77,12 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=224)
     given = parser.parse_args()
     torch.serialization.add_safe_globals([argparse.Namespace])  # the training's flags, which may lie beside
-    state = torch.load(given.input, map_location="cpu", weights_only=True)
+    state = read(parser, given.input)
     state = next((state[key] for key in ("model", "module") if key in state), state)
     tensors = renamed(state)
-    given.output.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, given.output / "model.safetensors", metadata={"format": "pt"})
-    config = config_of(tensors, given.heads, given.frames, given.size)
+    try:
+        config = config_of(tensors, given.heads, given.frames, given.size)
+    except KeyError as missing:
+        parser.error(f"{given.input} is no VideoMAE v2 with a classifier: it has nothing for {missing}")
+    write(parser, given.output / "model.safetensors", tensors)
     (given.output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    print(f"{given.output}: {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers")

@@ -4,6 +4,7 @@ python experiments/demo.py --run runs/moving_digits
 """
 
 import json
+import runpy
 import subprocess
 import sys
 import time
@@ -12,9 +13,10 @@ from pathlib import Path
 from absl import flags
 
 from vdm_jax import command
+from vdm_jax.errors import InputError
 
 RUN = flags.DEFINE_string("run", "runs/moving_digits", "Run folder; made, or gone on with.")
-CONFIG = flags.DEFINE_string("config", "configs/moving_digits.py", "Config to train.")
+CONFIG = flags.DEFINE_string("config", "configs/moving_digits.py", "Config to train, of moving digits.")
 NUM = flags.DEFINE_integer("num", 200, "Samples to measure at each guidance weight.", lower_bound=2)
 
 HERE = Path(__file__).parent
@@ -24,6 +26,7 @@ PROMPTS = HERE / "demo_prompts.txt"
 def main() -> None:
     """Runs train, sample and evaluate one after the other; each can be called alone in the same way."""
     start, run = time.perf_counter(), Path(RUN.value)
+    check_data()
     step("train", f"--config={CONFIG.value}", f"--workdir={run}")
     out = run / "samples" / "demo"
     step("sample", f"--run={run}", f"--prompts={PROMPTS}", f"--out={out}", "--format=gif,mp4,png")
@@ -43,6 +46,16 @@ time       {minutes(trained)} of training, {minutes(time.perf_counter() - start)
         print(f"{word:<10} {label}: digit {digit:.1%}, direction {direction:.1%}, jerk {jerk:.2f}{floor}")
     print(f"samples    {out}: sheet.png shows all, and each is there as gif, mp4 and png")
     print(f'more       python experiments/sample.py --run {run} --prompt "a seven going up"')
+
+
+def check_data() -> None:
+    """Raises InputError where the config is not of the digits that the prompts and the summary are about."""
+    try:
+        name = runpy.run_path(CONFIG.value)["get_config"]().data.name
+    except Exception as error:  # a config is a program: what it may raise has no limit
+        raise InputError(f"--config={CONFIG.value} cannot be read: {type(error).__name__}: {error}") from error
+    if name != "moving_digits":
+        raise InputError(f"--config={CONFIG.value} trains on {name}: the demo is about moving_digits")
 
 
 def step(script: str, *arguments: str) -> None:

@@ -71,8 +71,8 @@ def main() -> None:
 
     from vdm_jax.evaluation import metrics as table
     from vdm_jax.evaluation.keeping import check_mode, mask_of
-    from vdm_jax.evaluation.page import write_file
     from vdm_jax.evaluation.score import floors, score
+    from vdm_jax.files import write_text
 
     if KNOWN.value:  # all that can be said before anything is loaded
         check_mode(KNOWN.value)
@@ -87,7 +87,9 @@ def main() -> None:
     pipeline.check_window(mask)
     if not weights:
         weights = [1.0, 3.0] if data.judge else [float(pipeline.settings.guidance)]
-        weights = [1.0] if KNOWN.value else weights
+        weights = weights if pipeline.takes_guidance and not KNOWN.value else [1.0]
+    if weights != [1.0] and not pipeline.takes_guidance:
+        raise InputError(f"--guidance={','.join(GUIDANCE.value)} needs a model that takes text")
     changes = {"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID, "respect": RESPECT}
     changes = {name: flag.value for name, flag in changes.items() if flag.value is not None}
     for weight in weights:
@@ -115,7 +117,7 @@ def main() -> None:
     print_table(drawn | real, {name: f"{name} {table.METRICS[name].better}" for name in names})
     numbers = {row: {k: as_numbers(figure) for k, figure in figures.items()} for row, figures in (drawn | real).items()}
     file = out / ("-".join(["evaluation", *re.findall(r"\w+", KNOWN.value)]) + ".json")
-    write_file(file, json.dumps(about | numbers, indent=2, allow_nan=False) + "\n")
+    write_text(file, json.dumps(about | numbers, indent=2, allow_nan=False) + "\n")
     print(f"\nwritten to {file}")
 
 

@@ -34,7 +34,7 @@ def make() -> None:
     from tqdm import tqdm
 
     from vdm_jax.evaluation.human import make_study
-    from vdm_jax.evaluation.page import write_file
+    from vdm_jax.files import write_text
 
     sets = {}
     for given in SETS.value:
@@ -54,8 +54,8 @@ def make() -> None:
         scales=scales,
         progress=lambda pairs: tqdm(pairs, unit="pair", desc="encoding"),
     )
-    write_file(key_file, json.dumps(key, indent=2, ensure_ascii=False) + "\n")
-    write_file(page, text)
+    write_text(key_file, json.dumps(key, indent=2, ensure_ascii=False) + "\n")
+    write_text(page, text)
     count = len(key["pairs"])
     less = f" (all there are: --num={NUM.value})" if count < NUM.value else ""
     print(f"{count} pairs{less} in {page}, {len(text) / 1e6:.1f} MB: send it to the raters, they send answers back.")
@@ -72,7 +72,7 @@ def _scale(given: str) -> tuple[str, str]:
 def aggregate() -> None:
     """Prints what the answers say, and writes it."""
     from vdm_jax.evaluation import human
-    from vdm_jax.evaluation.page import write_file
+    from vdm_jax.files import write_text
 
     if not ANSWERS.value:
         raise InputError("--answers=<file>,… is needed: what the page of the study has saved")
@@ -80,7 +80,7 @@ def aggregate() -> None:
     results = human.aggregate(human.read_answers(ANSWERS.value, key), key, SEED.value)
     human.print_results(results)
     out = Path(KEY.value.removesuffix(".json").removesuffix(".key") + ".results.json")
-    write_file(out, json.dumps(results, indent=2, ensure_ascii=False, default=dataclasses.asdict) + "\n")
+    write_text(out, json.dumps(results, indent=2, ensure_ascii=False, default=dataclasses.asdict) + "\n")
     print(f"\nwritten to {out}")
 
 

@@ -161,11 +161,10 @@ def _measure_enlarging(run, pipeline, test, seeds) -> None:
 
 
 def _write(run: Path, result: dict, sheet: list) -> None:
+    from vdm_jax.files import write_text
     from vdm_jax.video import contact_sheet, write_image
 
-    temporary = run / "modes.tmp"
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.replace(run / "modes.json")
+    write_text(run / "modes.json", json.dumps(result, indent=2) + "\n")
     write_image(run / "modes.png", contact_sheet(sheet, scale=3), {"run": str(run), "rows": "as printed"})
     print(
         f"written to {run / 'modes.json'}; the first clip, what is known or true and then each row: {run / 'modes.png'}"

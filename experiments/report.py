@@ -22,15 +22,15 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from vdm_jax.evaluation.page import write_file
     from vdm_jax.evaluation.report import make_report
+    from vdm_jax.files import write_text
 
     run = Path(RUN.value)
     out = Path(OUT.value) if OUT.value else run / "report.html"
     text = make_report(
         run, num=NUM.value, progress=lambda videos: tqdm(videos, unit="video", desc="encoding", leave=False)
     )
-    write_file(out, text)
+    write_text(out, text)
     print(f"{out}, {len(text) / 1e6:.1f} MB: open it in a browser")
 
 

@@ -40,7 +40,7 @@ GRID = flags.DEFINE_string("grid", None, "Spacing of the steps: uniform, log_snr
 FREE_INIT = flags.DEFINE_integer("free_init", None, "Rounds of sampling, each on what the last drew (FreeInit: 3).")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1 is none.")
 IMAGE = flags.DEFINE_multi_string("image", [], "A picture that is known; several with --image_at.")
-IMAGE_AT = flags.DEFINE_list("image_at", ["0"], "The frames that the pictures are.")
+IMAGE_AT = flags.DEFINE_list("image_at", None, "The frames that the pictures are (default: 0).")
 VIDEO = flags.DEFINE_string("video", None, "A video, with one of the next six.")
 EXTEND = flags.DEFINE_integer("extend", None, "Frames to draw after the video; negative: before it.")
 INTERPOLATE = flags.DEFINE_integer("interpolate", None, "Frame rate times so much, by frames between the known ones.")
@@ -92,9 +92,6 @@ def main() -> None:
     for name in _given({"motion": MOTION, "chunk": CHUNK}):
         if not isinstance(pipeline, ImageToVideo):
             raise InputError(f"--{name} is for Stable Video Diffusion")
-    last = later[-1] if later else pipeline
-    if KNOWN_NOISE.value is not None and last.conditioning is None and not isinstance(last, ImageToVideo):
-        raise InputError(f"--known_noise={KNOWN_NOISE.value} needs a network that is told what is known")
     task, known = _task(pipeline)
     changes = _given({"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID, "guidance": GUIDANCE})
     noise = _given({"known_noise": KNOWN_NOISE})
@@ -108,12 +105,16 @@ def main() -> None:
         raise InputError("--cascade takes prompts that hold for the whole video")
     asked = [text for travel in travels for text in travel.values()]
     about_task = {"strength": task.strength, "coarse": task.coarse}
-    settings, _ = pipeline.check(asked, seed=SEED.value, **about_task, **first_changes)
+    led = {"seed": SEED.value, "negative": NEGATIVE.value or ""}
+    settings, _ = pipeline.check(asked, **led, **about_task, **first_changes)
     check_travel(prompts, changes_at(pipeline, task, windows_of(pipeline, task, CONTEXT.value)))
-    planned = task
+    stages, planned = [{"step": pipeline.step, **dataclasses.asdict(settings)}], task
     for stage in later:  # before anything is drawn
         planned = finer(stage, planned.video, planned.fps)
-        stage.check(asked, coarse=planned.coarse, **changes, **noise)
+        last, _ = stage.check(asked, coarse=planned.coarse, **led, **changes, **noise)
+        windows_of(stage, planned, CONTEXT.value)
+        stages.append({"step": stage.step, **dataclasses.asdict(last)})
+    _check_use(task, settings, stages[-1], pipeline)
 
     here = Path("samples") / Path(runs[-1]).name if PRETRAINED.value else Path(runs[-1]) / "samples"
     out = Path(OUT.value) if OUT.value else here / f"seed{SEED.value}"
@@ -131,10 +132,10 @@ def main() -> None:
         drawn, fps = _draw(pipeline, parts, changes | noise | {"stage": stage}, out / f".stage{stage}"), tasks[0].fps
 
     scale = SCALE.value or max(1, 128 // min(pipeline.shape[1:3]))
-    about = {"run": ",".join(runs), "step": pipeline.step, "seed": SEED.value, **dataclasses.asdict(settings), **known}
-    about |= _given(published | {"negative": NEGATIVE})
+    about = {"run": ",".join(runs), "seed": SEED.value, **(stages[0] if not later else {"stages": stages}), **known}
+    about |= _given(published | {"negative": NEGATIVE, "context": CONTEXT})
     for number, (prompt, video) in enumerate(zip(everything, drawn, strict=True)):
-        stem = out / f"{number:03}-{_slug(prompt)}"
+        stem = out / f"{number:03}-{_slug(prompt)}".rstrip("-")
         for suffix in FORMAT.value:
             file = stem.with_name(f"{stem.name}.{suffix}")
             write_video(file, video, fps, about | {"prompt": prompt, "number": number}, scale)
@@ -158,6 +159,29 @@ def _published():
     if SIZE.value:
         options["size"] = _pair("size", SIZE, "rows,columns")
     return load_published(PRETRAINED.value, **options)
+
+
+def _check_use(task, settings, last: dict, pipeline) -> None:
+    """Raises InputError for a flag that would change nothing; `last` are the settings of the last stage."""
+    from vdm_jax.generation.image_to_video import ImageToVideo
+
+    knows = task.mask.any() or task.strength < 1 or task.coarse > 1
+    told = last["respect"] == "concat" or isinstance(pipeline, ImageToVideo)
+    needs = (
+        (IMAGE_AT, IMAGE.value, "--image=<file>"),
+        (FRAMES, not VIDEO.value, "a video of no length yet, and --video gives one"),
+        (CONTEXT, task.coarse == 1, "windows that see each other; those of an enlarged video do not"),
+        (RESPECT, knows, "something that is known (--image, --video)"),
+        (EXACT, knows, "something that is known (--image, --video)"),
+        (RECONSTRUCTION, settings.respect == "reconstruct" and knows, "--respect=reconstruct"),
+        (KNOWN_NOISE, told, "a network that is told what is known, and --respect=concat"),
+        (GUIDANCE, pipeline.takes_guidance or GUIDANCE.value == 1, "a model that takes text"),
+        (NEGATIVE, last["guidance"] != 1, "guidance, and --guidance=1 is none"),
+    )
+    for flag, met, what in needs:
+        if flag.value is not None and not met:
+            value = ",".join(flag.value) if isinstance(flag.value, list) else flag.value
+            raise InputError(f"--{flag.name}={value} needs {what}")
 
 
 def _pair(name: str, flag: flags.FlagHolder, meaning: str) -> tuple[int, ...]:
@@ -206,10 +230,11 @@ def _task(pipeline):
         frames = FRAMES.value or frames
         if not IMAGE.value:
             return modes.text_to_video((frames, *size, channels), pipeline.fps), {}
-        at = _whole_numbers("image_at", IMAGE_AT.value)
+        frames_at = IMAGE_AT.value or ["0"]
+        at = _whole_numbers("image_at", frames_at)
         if len(set(at)) != len(IMAGE.value) or len(at) != len(IMAGE.value):
             count = len(IMAGE.value)
-            raise InputError(f"--image_at={','.join(IMAGE_AT.value)} must be {count} different frames, one per --image")
+            raise InputError(f"--image_at={','.join(frames_at)} must be {count} different frames, one per --image")
         images = {k: read_image(path, tuple(size), channels) for k, path in zip(at, IMAGE.value, strict=True)}
         return modes.keyframes(images, frames, pipeline.fps), {"image": IMAGE.value, "image_at": at}
 
@@ -256,7 +281,7 @@ def _prompts() -> list[str]:
     prompts = list(PROMPT.value)
     if PROMPTS.value:
         try:
-            lines = Path(PROMPTS.value).read_text(encoding="utf-8").splitlines()
+            lines = Path(PROMPTS.value).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is not text in UTF-8"
             raise InputError(f"--prompts={PROMPTS.value} cannot be read: {why}") from error
@@ -266,7 +291,7 @@ def _prompts() -> list[str]:
 
 def _slug(prompt: str) -> str:
     """A prompt as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "unconditional"
+    return re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:40] if prompt else "unconditional"
 
 
 if __name__ == "__main__":

@@ -87,6 +87,14 @@ def test_gif_keeps_its_length_at_rates_that_hundredths_of_seconds_cannot_show(tm
         assert image.info["loop"] == 0
 
 
+def test_gif_of_more_than_a_hundred_frames_a_second_leaves_some_out(tmp_path):
+    path = tmp_path / "fast.gif"
+    videos.write_video(path, gradient(frames=12, channels=1), 120)
+    assert videos.probe(path)[1] == pytest.approx(0.1)
+    videos.write_video(path, gradient(frames=1, channels=1), 1000)
+    assert videos.read_video(path)[0].shape[0] == 1
+
+
 def test_gif_with_a_pause_reads_as_repeated_frames(tmp_path):
     video = gradient(frames=4, channels=1)[[0, 1, 1, 1, 2, 3]]
     videos.write_video(tmp_path / "pause.gif", video, 10)
@@ -166,8 +174,9 @@ def test_bad_input_is_one_clear_line(tmp_path):
 
 def test_metadata_of_other_software_is_no_metadata(tmp_path):
     picture = Image.new("L", (4, 4))
-    picture.save(tmp_path / "a.gif", comment=b"made with something else")
-    assert videos.read_metadata(tmp_path / "a.gif") == {}
+    for comment in (b"made with something else", b"\xa9 2020", b"2020"):
+        picture.save(tmp_path / "a.gif", comment=comment)
+        assert videos.read_metadata(tmp_path / "a.gif") == {}
     assert json.dumps(videos.read_metadata(tmp_path / "a.gif")) == "{}"
 
 

@@ -16,6 +16,7 @@ from vdm_jax.diffusion.conditioning import Conditioning
 from vdm_jax.diffusion.objective import Objective
 from vdm_jax.diffusion.process import Process, make_process
 from vdm_jax.errors import InputError
+from vdm_jax.files import write_text
 from vdm_jax.models.denoiser import Denoiser
 from vdm_jax.models.keys import Keys
 from vdm_jax.training.optimizer import learning_rate, make_optimizer
@@ -283,13 +284,7 @@ def write_config(run: Path, config: ml_collections.ConfigDict) -> None:
                     f"{run} was started with config.{key}={old.get(key)!r}, not {changed.get(key)!r}: "
                     "use another workdir, or that value"
                 )
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(new, indent=2) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"workdir {run} cannot be written: {error.strerror or error}") from error
+    write_text(path, json.dumps(new, indent=2) + "\n")
 
 
 def read_config(run: str | Path) -> ml_collections.ConfigDict:

@@ -4,11 +4,10 @@ Arrays are `T H W C`: uint8, or float32 in [-1, 1], with one channel (grey) or t
 under its name complete or not at all. PyAV decodes and encodes; Pillow writes gif and png.
 """
 
-import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image, PngImagePlugin
 
 from vdm_jax.errors import InputError
+from vdm_jax.files import FilePath, whole_file, write_text
 
 READABLE = (".mp4", ".webm", ".gif", ".avi", ".mov")
 WRITABLE = (".mp4", ".webm", ".gif", ".png", ".npy")
-FilePath = str | os.PathLike
 Metadata = Mapping[str, Any]
 
 # Tags that are not UTF-8 are no reason to refuse a video. PyAV 19 escapes them and has no such option.
@@ -126,11 +125,12 @@ def read_metadata(path: FilePath) -> dict[str, Any]:
             with av.open(os.fspath(path), **_TAGS) as container:
                 tags = {key.lower(): value for key, value in container.metadata.items()}
                 text = tags.get("comment", "{}")
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return {}  # a comment, but not ours
-    except (av.FFmpegError, OSError) as error:
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
+    except (av.FFmpegError, OSError) as error:  # first: some are ValueErrors as well
         raise InputError(f"{path} cannot be read ({_reason(error)})") from error
+    except ValueError:
+        return {}  # a comment, but not ours
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -146,9 +146,10 @@ def write_video(
     """Writes a video as the suffix says, with `metadata` (prompt, seed, settings …) in it as JSON.
 
     .mp4 (H.264) and .webm (VP9) need even sizes: an odd one grows by repeating its last row or column.
-    .gif loops; its frame times are whole hundredths of a second that add up to the right length; equal frames
-    in a row become one that shows longer. .png is all frames in a row. .npy is float32 in [-1, 1], exact,
-    unscaled, with the metadata in a .json beside. `scale` repeats every pixel that many times each way.
+    .gif loops; its frame times are whole hundredths of a second that add up to the right length: of more than a hundred
+    frames a second some are left out, and equal frames in a row become one that shows longer. .png is all frames in a
+    row. .npy is float32 in [-1, 1], exact, unscaled, with the metadata in a .json beside. `scale` repeats every pixel
+    that many times each way.
 
     Raises:
         InputError: another suffix, a shape or rate or values that are no video, a folder that cannot be
@@ -163,8 +164,9 @@ def write_video(
         raw = video.astype(np.float32, copy=False) if video.dtype != np.uint8 else video / np.float32(127.5) - 1
         if metadata is not None:
             text = json.dumps({"fps": fps, **metadata}, indent=2)
-            _atomically(path.with_suffix(".json"), lambda part: part.write_text(text))
-        _atomically(path, lambda part: np.save(part, raw))
+            write_text(path.with_suffix(".json"), text)
+        with whole_file(path) as part:
+            np.save(part, raw)
         return
     if path.suffix == ".png":
         write_image(path, contact_sheet([video], scale=scale), metadata)
@@ -172,7 +174,11 @@ def write_video(
     write = _write_gif if path.suffix == ".gif" else _write_encoded
     comment = json.dumps(dict(metadata or {}))
     # One at a time, as the encoder takes them: a long video that a file memory maps is never whole in memory.
-    _atomically(path, lambda part: write(part, (enlarge(to_uint8(frame), scale) for frame in video), fps, comment))
+    try:
+        with whole_file(path) as part:
+            write(part, (enlarge(to_uint8(frame), scale) for frame in video), fps, comment)
+    except av.FFmpegError as error:
+        raise InputError(f"{path} cannot be written: {_reason(error)}") from error
 
 
 def write_image(path: FilePath, image: UInt8[np.ndarray, "H W C"], metadata: Metadata | None = None) -> None:
@@ -182,7 +188,8 @@ def write_image(path: FilePath, image: UInt8[np.ndarray, "H W C"], metadata: Met
         raise InputError(f"{path}: the suffix must be .png")
     chunk = PngImagePlugin.PngInfo()
     chunk.add_text("comment", json.dumps(dict(metadata or {})))
-    _atomically(path, lambda part: _picture(image).save(part, format="png", pnginfo=chunk))
+    with whole_file(path) as part:
+        _picture(image).save(part, format="png", pnginfo=chunk)
 
 
 def contact_sheet(
@@ -235,9 +242,12 @@ def _write_encoded(path: Path, frames: Iterator[UInt8[np.ndarray, "H W C"]], fps
 
 
 def _write_gif(path: Path, frames: Iterator[UInt8[np.ndarray, "H W C"]], fps: float | int, comment: str) -> None:
-    first, *others = map(_picture, frames)
-    ends = np.rint(np.arange(len(others) + 2) * 100 / fps)
-    durations = (np.maximum(np.diff(ends), 1) * 10).astype(int).tolist()  # milliseconds
+    pictures = list(map(_picture, frames))
+    ends = np.rint(np.arange(len(pictures) + 1) * 100 / fps).astype(int)
+    ends[-1] = max(ends[-1], 1)
+    shown = np.flatnonzero(np.diff(ends))
+    durations = (np.diff(ends)[shown] * 10).tolist()  # milliseconds
+    first, *others = (pictures[i] for i in shown)
     first.save(
         path,
         format="gif",
@@ -253,20 +263,6 @@ def _picture(image: UInt8[np.ndarray, "H W C"]) -> Image.Image:
     if image.shape[-1] not in (1, 3):
         raise InputError(f"a picture has 1 or 3 channels, not {image.shape[-1]}")
     return Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
-
-
-def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """`write` fills a file beside `path`, which then takes its place; on failure nothing stays."""
-    part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        os.replace(part, path)
-    except (av.FFmpegError, OSError) as error:
-        raise InputError(f"{path} cannot be written ({_reason(error)})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 def _reason(error: Exception) -> str:

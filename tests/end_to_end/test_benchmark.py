@@ -114,22 +114,23 @@ def test_a_batch_that_does_not_divide_is_refused(benchmark, config):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("keras", "4x8x16x16", ["64"]), "--peer=keras must be diffusers"),
-        (("diffusers", "4x8x16", ["64"]), "--peer_shape=4x8x16 must be"),
-        (("diffusers", "4x8x16x16", ["40"]), "--peer_widths=40 must be multiples"),
-        (("diffusers", "4x8x16x15", ["32", "64"]), "must be multiples of 2"),
+        (("4x8x16", ["64"]), "--peer_shape=4x8x16 must be batch x frames x height x width, such as 4x8x16x16"),
+        (("4x8x16x16", ["40"]), "--peer_widths=40 must be multiples"),
+        (("4x8x16x15", ["32", "64"]), "must be multiples of 2"),
     ],
 )
 def test_a_comparison_that_cannot_be_made_is_refused(peer, monkeypatch, arguments, message):
     monkeypatch.setattr(peer.util, "find_spec", lambda name: object())
     with pytest.raises(InputError, match=message):
         peer.check(*arguments)
+    with pytest.raises(InputError, match="--shape=8x16 must be frames x height x width, such as 8x16x16"):
+        peer.check("8x16", ["64"], named="", example="8x16x16")
 
 
 def test_without_the_parity_extra_it_says_what_to_install(peer, monkeypatch):
     monkeypatch.setattr(peer.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"torch and diffusers: pip install vdm_jax\[parity\]"):
-        peer.check("diffusers", "4x8x16x16", ["64"])
+        peer.check("4x8x16x16", ["64"])
 
 
 def test_the_ratio_is_ours_over_the_peers(peer, monkeypatch):

@@ -87,8 +87,8 @@ CASES = {
     "empty data folder": ([*NEW, "--config.data.data_dir={empty}"], "empty holds no videos (.mp4"),
     "captions without videos": ([*NEW, "--config.data.data_dir={captions}"], "no videos here: lost.mp4"),
     "data set that is not prepared": ([*NEW, "--config.data.name=ucf101"], "ucf101 is not prepared in"),
-    "workdir under a file": ([*TRAIN, "--workdir={file}/run"], "file/run cannot be written: Not a directory"),
-    "workdir is a file": ([*TRAIN, "--workdir={file}"], "file cannot be written: File exists"),
+    "workdir under a file": ([*TRAIN, "--workdir={file}/run"], "file/run/config.json cannot be written: Not a dir"),
+    "workdir is a file": ([*TRAIN, "--workdir={file}"], "file/config.json cannot be written: File exists"),
     "workdir of another config": (
         [*TRAIN, "--workdir={run}", "--config.ema=0.5"],
         "was started with config.ema=0.9, not 0.5: use another workdir, or that value",
@@ -195,6 +195,22 @@ CASES = {
         "--image_at=1,1 must be 2 different frames, one per --image",
     ),
     "noise on what nobody is told": ([*SAMPLE, "--known_noise=0.3"], "--known_noise=0.3 needs a network that is told"),
+    "place of no picture": ([*SAMPLE, "--image_at=2"], "--image_at=2 needs --image=<file>"),
+    "two lengths": ([*SAMPLE, "--video={video}", "--extend=3", "--frames=9"], "--frames=9 needs a video of no length"),
+    "respect of nothing": ([*SAMPLE, "--respect=reconstruct"], "--respect=reconstruct needs something that is known"),
+    "weight of another way": (
+        [*SAMPLE, "--image={same}", "--reconstruction=5"],
+        "--reconstruction=5.0 needs --respect=reconstruct",
+    ),
+    "negative prompt without guidance": (
+        [*SAMPLE, "--guidance=1", "--negative_prompt=blurry"],
+        "--negative_prompt=blurry needs guidance, and --guidance=1 is none",
+    ),
+    "negative prompt that is too long": ([*SAMPLE, "--negative_prompt=" + "x" * 40], "40 bytes"),
+    "demo of other data": (
+        ["experiments/demo.py", "--config=tests/tiny_config.py", "--run={new}"],
+        "trains on folder: the demo is about moving_digits",
+    ),
     "strength out of range": ([*SAMPLE, "--video={video}", "--strength=1.5"], "strength=1.5 must be above 0"),
     "unknown way to respect": ([*SAMPLE, "--respect=obey"], "respect='obey' must be one of replace, reconstruct"),
     "unknown metric": (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.generation.inputs import read_clip
-from vdm_jax.video import read_video
+from vdm_jax.video import read_metadata, read_video
 
 ROOT = Path(__file__).parents[2]
 tiny = run_path(str(ROOT / "tests" / "tiny_config.py"))
@@ -65,6 +65,8 @@ def test_a_cascade_makes_finer_what_it_drew(run, folder):
     one, two = (np.load(folder / "cascade" / f"00{i}-clip-3.npy") for i in range(2))
     assert one.shape == two.shape == (4, 16, 16, 3)
     assert (one != two).any()
+    about = read_metadata(folder / "cascade" / "000-clip-3.npy")
+    assert [(stage["respect"], stage["step"]) for stage in about["stages"]] == [("concat", 2), ("concat", 2)]
     run(folder, "sample.py", "--cascade=told,told", "--prompt=clip 3", "--format=npy", "--out=smoother")
     smooth = np.load(folder / "smoother" / "000-clip-3.npy")
     run(folder, "sample.py", "--run=told", "--prompt=clip 3", "--format=npy", "--out=base")

@@ -12,7 +12,7 @@ from vdm_jax.evaluation import ablation_time
 from vdm_jax.evaluation.ablation import Study, make_plan
 from vdm_jax.evaluation.ablation_results import Result, write_result
 from vdm_jax.evaluation.ablation_time import pace, seconds_left, step_of, training_seconds, untimed
-from vdm_jax.evaluation.page import write_file
+from vdm_jax.files import write_text
 
 tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
 
@@ -31,7 +31,7 @@ def log(run, *lines):
     """Steps, videos a second, and seconds."""
     names = ("step", "videos_per_second", "seconds")
     text = "".join(json.dumps(dict(zip(names, line, strict=True))) + "\n" for line in lines)
-    write_file(run.folder / "metrics.jsonl", text)
+    write_text(run.folder / "metrics.jsonl", text)
 
 
 def finish(run):

@@ -39,6 +39,16 @@ def test_the_middle_is_cut_out_and_grey_is_luma(files, caplog):
     np.testing.assert_allclose(grey[:, :, 1:3], 2 * 0.299 - 1, atol=0.02)
 
 
+def test_a_picture_that_a_camera_held_sideways_is_upright(tmp_path):
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:, 4:] = 255  # white is right, and above once it is turned
+    turned = Image.Exif()
+    turned[0x0112] = 8  # orientation: to be turned by a quarter to the left
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=turned)
+    image = read_image(tmp_path / "photo.png", (8, 4), 1)
+    np.testing.assert_allclose(image[:, :, 0], np.repeat([[1.0], [-1.0]], 4, axis=0) * np.ones(4), atol=1e-6)
+
+
 def test_masks_are_fitted_as_their_video(files):
     mask = read_mask(files / "mask.png", (4, 4), (8, 16))
     np.testing.assert_array_equal(mask[0, ..., 0], [[1, 1, 0, 0]] * 4)

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import dataclasses
 import tracemalloc
 
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from vdm_jax.generation.modes import (
     text_to_video,
     vary,
     windows,
+    windows_of,
 )
 from vdm_jax.generation.partial import remove_partial
 from vdm_jax.generation.pipeline import Pipeline
@@ -199,13 +201,22 @@ def test_an_interrupted_drawing_goes_on_after_its_last_window(tmp_path):
         other = Counting()
         list(generate(other, [prompt], task, context=1, partial=file, **options))
         assert len(other.seen) == 3
-    for damaged in (file, file.with_suffix(".json")):
-        damaged.write_bytes(damaged.read_bytes()[:20])
+    note = file.with_suffix(".json")
+    for damaged, kept in ((file, slice(20)), (file, slice(-4)), (file, slice(0)), (note, slice(20))):
+        damaged.write_bytes(damaged.read_bytes()[kept])
         anew = Counting()
         list(generate(anew, ["a"], task, context=1, partial=file))
         assert len(anew.seen) == 3
     remove_partial(file)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/partial\.npy cannot be written: Not a directory"):
+        list(generate(Counting(), ["a"], task, partial=tmp_path / "file" / "partial.npy"))
+
+
+def test_windows_of_a_coarse_video_see_none_of_each_other():
+    task = dataclasses.replace(text_to_video((8, *SIZE, 1), 8.0), coarse=2)
+    assert windows_of(Counting(), task, None) == windows_of(Counting(), task, 2) == [slice(0, 4), slice(4, 8)]
 
 
 def test_a_long_video_is_drawn_on_the_memory_of_a_window(tmp_path):

@@ -256,6 +256,7 @@ def test_what_is_known_is_no_reason_to_compile_again(pipeline, told, caplog):
     [
         ({"prompts": []}, "at least one prompt"),
         ({"prompts": ["x" * 16]}, "text of 16 bytes must have at most 15"),
+        ({"negative": "x" * 16}, "text of 16 bytes must have at most 15"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"strength": 0.0}, "strength=0.0 must be above 0 and at most 1"),
@@ -281,6 +282,11 @@ def test_what_cannot_be_sampled_is_refused_before_anything_is_drawn(pipeline, ar
         pipeline.check(**{"prompts": ["a"]} | arguments)
 
 
+def test_a_strength_without_a_video_to_begin_with_is_refused(pipeline):
+    with pytest.raises(InputError, match=r"strength=0\.5 begins with a video, and none is known"):
+        pipeline(["a"], strength=0.5)
+
+
 def test_settings_may_be_lists_and_dictionaries():
     settings = Settings(interval=[0.2, 0.7], grid="karras", grid_options={"rho": 5.0})
     assert hash(settings) == hash(Settings(interval=(0.2, 0.7), grid="karras", grid_options=(("rho", 5.0),)))
@@ -294,6 +300,9 @@ def test_a_network_without_text_takes_none_and_is_not_guided(monkeypatch):
     pipeline, guided = make_pipeline(config, graphdef, params, mesh, 0), []
     with pytest.raises(InputError, match="prompt='a cat': this model takes no text"):
         pipeline.check(["", "a cat"])
+    with pytest.raises(InputError, match="negative prompt 'a cat': this model takes no text"):
+        pipeline.check([""], negative="a cat")
+    assert not pipeline.takes_guidance
     with pytest.raises(InputError, match="prompt='clip 3': this model takes no text"):
         check_samples(config)
 

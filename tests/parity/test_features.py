@@ -63,6 +63,27 @@ def convert(name, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def test_what_cannot_be_converted_is_one_line_and_leaves_nothing(tmp_path):
+    torch.save({"encoder.weight": torch.zeros(1)}, tmp_path / "pretraining.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    out = tmp_path / "new" / "out"
+    for name, arguments, said in (
+        ("i3d", ["--input", tmp_path / "none.pt"], "none.pt cannot be read: "),
+        ("lpips", ["--network", tmp_path / "text.pth", "--layers", tmp_path / "text.pth"], "text.pth cannot be read: "),
+        ("videomae", ["--input", tmp_path / "pretraining.pth"], "is no VideoMAE v2 with a classifier"),
+        (
+            "i3d",
+            ["--input", tmp_path / "pretraining.pth", "--output", tmp_path / "text.pth" / "x"],
+            "cannot be written",
+        ),
+    ):
+        with pytest.raises(subprocess.CalledProcessError) as failed:
+            convert(name, *([] if "--output" in arguments else ["--output", out]), *arguments)
+        assert failed.value.returncode == 2
+        assert said in failed.value.stderr.splitlines()[-1]
+    assert not out.parent.exists()
+
+
 # ------------------------------------------------------------------------------------------------------------- I3D
 
 
@@ -234,7 +255,8 @@ def test_a_file_of_version_2_is_converted(tmp_path):
     assert relative(found, videomae_answers(module.eval(), given)) < 1e-5
 
 
-def test_the_giants_file_has_the_giants_config():
+def test_the_giants_file_has_the_giants_config(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
     convert = runpy.run_path(str(EXPERIMENTS / "convert_videomae.py"))
     with torch.device("meta"):
         state = {

@@ -341,5 +341,5 @@ def test_what_is_written_of_trained_changes_adds_as_much_as_they_do(animatediff,
 
 def test_a_folder_that_cannot_be_written(animatediff, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file/lora cannot be written: Not a directory"):
+    with pytest.raises(InputError, match=r"file/lora/.*safetensors cannot be written: "):
         save_lora(trained_changes(animatediff), families.translate(UNETS["animatediff"][0])[1], tmp_path / "file/lora")

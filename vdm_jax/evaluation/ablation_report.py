@@ -17,7 +17,8 @@ from vdm_jax.evaluation.ablation_results import Result, read_result
 from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.evaluation.error_bars import Estimate, along, side_by_side, stacked
 from vdm_jax.evaluation.metrics import METRICS
-from vdm_jax.evaluation.page import Spread, document, embed_video, number, table, video, write_file
+from vdm_jax.evaluation.page import Spread, document, embed_video, number, table, video
+from vdm_jax.files import write_text
 
 COST = {  # name: of a result's cost, and in which unit
     "parameters, M": ("parameters", 1e6),
@@ -80,13 +81,13 @@ def _titled(metric: str) -> str:
 
 def write_report(found: Found, out: Path, command: str, progress: Callable[[Iterable], Iterable] | None = None) -> None:
     """Writes table.md, table.csv and plot.svg; with `progress`, over the videos to encode, report.html as well."""
-    write_file(out / "table.md", markdown(found, command))
-    write_file(out / "table.csv", comma_separated(found))
+    write_text(out / "table.md", markdown(found, command))
+    write_text(out / "table.csv", comma_separated(found))
     charts = charts_of(found)
     if charts:
-        write_file(out / "plot.svg", stacked(charts))
+        write_text(out / "plot.svg", stacked(charts))
     if progress is not None:
-        write_file(out / "report.html", page(found, charts, command, progress))
+        write_text(out / "report.html", page(found, charts, command, progress))
 
 
 def markdown(found: Found, command: str) -> str:

@@ -7,10 +7,9 @@ import math
 
 import numpy as np
 
-from vdm_jax.errors import InputError
 from vdm_jax.evaluation.ablation import Cell
 from vdm_jax.evaluation.confidence import Interval
-from vdm_jax.evaluation.page import write_file
+from vdm_jax.files import whole_file, write_text
 from vdm_jax.video import to_uint8
 
 log = logging.getLogger(__name__)
@@ -52,9 +51,6 @@ def write_result(cell: Cell, result: Result, videos: np.ndarray) -> None:
     for rows in values["scores"].values():
         for metric, row in rows.items():
             rows[metric] = {name: x if math.isfinite(x) else None for name, x in row.items()}
-    try:
-        cell.file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(cell.file.with_suffix(".npy"), to_uint8(videos))
-    except OSError as error:
-        raise InputError(f"{cell.file.parent} cannot be written: {error.strerror or error}") from error
-    write_file(cell.file, json.dumps(values, indent=1) + "\n")  # last: whoever finds it finds the videos
+    with whole_file(cell.file.with_suffix(".npy")) as part:
+        np.save(part, to_uint8(videos))
+    write_text(cell.file, json.dumps(values, indent=1) + "\n")  # last: whoever finds it finds the videos

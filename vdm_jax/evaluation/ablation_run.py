@@ -20,10 +20,10 @@ from vdm_jax.evaluation.ablation import Cell, Plan, Run
 from vdm_jax.evaluation.ablation_results import Result, read_result, write_result
 from vdm_jax.evaluation.ablation_time import training_seconds
 from vdm_jax.evaluation.metrics import Network, load_networks
-from vdm_jax.evaluation.page import write_file
 from vdm_jax.evaluation.real import RealData, read_clips, real_data
 from vdm_jax.evaluation.run_hash import run_hash
 from vdm_jax.evaluation.score import floors, score
+from vdm_jax.files import write_text
 from vdm_jax.generation.pipeline import Pipeline, load
 from vdm_jax.parallel.machine import about_machine
 from vdm_jax.training.loop import train
@@ -91,7 +91,7 @@ def _measure(plan: Plan, cell: Cell, pipeline: Pipeline, data: RealData, network
     def timed(batches: Iterable, what: str) -> Iterator:
         for batch in batches:
             yield batch
-            write_file(spent, f"{before + time.perf_counter() - start}\n")
+            write_text(spent, f"{before + time.perf_counter() - start}\n")
 
     # What is drawn is kept meanwhile: an interrupted drawing goes on.
     how = {"num": study.num, "seed": cell.seed, "batch_size": study.batch_size, "known": study.known, "folder": drawn}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vdm_jax.evaluation.ablation import Cell, Plan, Run
 from vdm_jax.evaluation.ablation_results import read_result
-from vdm_jax.evaluation.page import write_file
+from vdm_jax.files import write_text
 from vdm_jax.training.loop import train
 
 TIMED = 6  # steps of a measurement
@@ -61,7 +61,7 @@ def time_step(run: Run, timed: Path) -> None:
         short = dataclasses.replace(run, config=config, folder=Path(folder) / "run")
         train(config, short.folder)
         noted = _noted(timed) | {run.recipe: pace(short)}
-    write_file(timed, json.dumps(noted, indent=1) + "\n")
+    write_text(timed, json.dumps(noted, indent=1) + "\n")
 
 
 def untimed(plan: Plan, timed: Path) -> list[Run]:

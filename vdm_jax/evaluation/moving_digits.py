@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
 from vdm_jax.data.moving_digits import MOTIONS, MovingDigits
 from vdm_jax.errors import InputError
+from vdm_jax.files import whole_file
 from vdm_jax.typing import Array, Float, Int, Key, Params, PyTree, Scalar, UInt8
 
 log = logging.getLogger(__name__)
@@ -246,19 +246,16 @@ def load_or_train_judge(path: str | Path, builder: MovingDigits, *, seed: int = 
     log.info("trained the judge of %s in %.0f s", name, time.perf_counter() - start)
     try:
         _save(path, judge)
-    except OSError as error:  # the judge is worth more than its copy
-        log.warning("%s cannot be written (%s): the judge is not kept", path, error)
+    except InputError as error:  # the judge is worth more than its copy
+        log.warning("%s: the judge is not kept", error)
     return judge
 
 
 def _save(path: Path, judge: Judge) -> None:
-    """Writes beside the file and renames, so that a reader never meets half a file."""
+    """Writes the judge, as `_load` reads it."""
     arrays = {keystr(key): np.asarray(leaf) for key, leaf in tree_leaves_with_path(judge.params)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
-        np.savez(file, recipe=np.array(judge.recipe), **arrays)
-    unfinished.replace(path)
+    with whole_file(path) as part:
+        np.savez(part, recipe=np.array(judge.recipe), **arrays)
 
 
 def _load(path: Path, origin: str, shape: tuple[int, ...]) -> Params:

@@ -4,11 +4,9 @@ The content security policy of every page forbids the browser to load anything e
 """
 
 import base64
-import contextlib
 import dataclasses
 import io
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -22,7 +20,8 @@ from PIL import Image
 
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import Interval
-from vdm_jax.video import FilePath, write_video
+from vdm_jax.files import FilePath
+from vdm_jax.video import write_video
 
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; media-src data: blob:"
@@ -71,21 +70,6 @@ def document(title: str, body: str, parts: Sequence[str] = ("page.css", "page.js
 {scripts}</body>
 </html>
 """
-
-
-def write_file(path: FilePath, text: str) -> None:
-    """Writes a text file whole or not at all. Raises InputError where it cannot be written."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text)
-        part.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from vdm_jax.evaluation.metrics import (
     load_networks,
 )
 from vdm_jax.evaluation.real import Clips, Progress, RealData, read_clips, silent
+from vdm_jax.files import whole_file
 from vdm_jax.generation.partial import fingerprint
 from vdm_jax.generation.pipeline import Pipeline
 
@@ -220,12 +220,6 @@ def _kept(folder: str | Path | None, kind: str, about: Sequence[Any], make: Call
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             log.warning("%s is damaged (%s): it is made again", path, error)
     made = make()
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            np.savez(file, **made)
-        unfinished.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    with whole_file(path) as part:
+        np.savez(part, **made)
     return made

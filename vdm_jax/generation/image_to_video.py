@@ -43,11 +43,14 @@ class ImageToVideo(Pipeline):
     look: Callable[[Array, Array], tuple[Array, Array]] | None = None
     motion: float | int = 127
 
-    def check(
-        self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, coarse: int = 1, **changes
-    ) -> tuple[Settings, Int[np.ndarray, "B L"]]:
+    @property
+    def takes_guidance(self) -> bool:
+        """Towards the picture."""
+        return True
+
+    def check(self, prompts: Sequence[str], **asked) -> tuple[Settings, Int[np.ndarray, "B L"]]:
         """As `Pipeline.check`; there is one way to begin, and to keep the picture."""
-        settings, tokens = super().check(prompts, seed=seed, batch_size=batch_size, coarse=coarse, **changes)
+        settings, tokens = super().check(prompts, **asked)
         if settings.strength != 1 or settings.respect != "replace" or settings.free_init != 1:
             raise InputError("strength, respect and free_init are not for this model, which is told its first frame")
         return settings, tokens
@@ -78,8 +81,8 @@ class ImageToVideo(Pipeline):
         Raises:
             InputError: more or less is known, or a setting does not fit.
         """
-        self._null(negative)
-        settings, _ = self.check(prompts, seed=seed, batch_size=batch_size, coarse=coarse, **changes)
+        asked = {"seed": seed, "batch_size": batch_size, "coarse": coarse, "negative": negative}
+        settings, _ = self.check(prompts, **asked, **changes)
         if known is None:
             known = Known(np.zeros((1, *self.shape), np.float32), np.zeros((1, *self.shape[:3], 1), bool))
         self.check_window(known.mask[0])

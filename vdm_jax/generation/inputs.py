@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vdm_jax.data.folder import fit
 from vdm_jax.errors import InputError
@@ -57,7 +57,7 @@ def _read_picture(path: FilePath) -> UInt8[np.ndarray, "H W 3"]:
         raise InputError(f"{path} is a video, where a picture is needed")
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))  # upright, as cameras note it
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"{path} cannot be read as a picture ({getattr(error, 'strerror', None) or error})") from error
 

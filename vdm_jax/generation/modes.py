@@ -151,8 +151,10 @@ def windows_of(pipeline: Pipeline, task: Task, context: int | None) -> list[slic
     if task.video.shape[1:] != pipeline.shape[1:]:
         raise InputError(f"a video of (rows, columns, channels) {task.video.shape[1:]} must be {pipeline.shape[1:]}")
     known = _padded(task.mask, frames).all((1, 2, 3))
-    if context is None:  # a coarse video holds the windows together
-        context = frames // 2 if task.coarse == 1 else 0
+    if task.coarse > 1:
+        context = 0  # the coarse video holds the windows together
+    elif context is None:
+        context = frames // 2
     length = len(known)
     starts = windows(known[::-1] if task.backward else known, frames, context)
     places = [slice(length - n - frames, length - n) if task.backward else slice(n, n + frames) for n in starts]
@@ -191,9 +193,10 @@ def generate(
 
     It is the same array each time, with more drawn in it; what is not yet drawn is black. Known pixels are those of the
     task, exactly, but for `exact=False`. A prompt may change from window to window, or from frame to frame (`travel`).
-    `context` is how many frames a window sees of those before it (default: half of them); every `stage` of a cascade
-    has noise of its own; `settings` are the other arguments of `Pipeline.batches`. With `partial`, an .npy file, the
-    videos lie in that file in place of memory, and the same call goes on after the last window that is done.
+    `context` is how many frames a window sees of those before it (default: half of them; windows of a coarse video see
+    none); every `stage` of a cascade has noise of its own; `settings` are the other arguments of `Pipeline.batches`.
+    With `partial`, an .npy file, the videos lie in that file in place of memory, and the same call goes on after the
+    last window that is done.
 
     Raises:
         InputError: the task does not fit the pipeline.

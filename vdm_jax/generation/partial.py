@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from vdm_jax.errors import InputError
+from vdm_jax.files import write_text
 from vdm_jax.typing import Float
 
 
@@ -25,27 +27,32 @@ def open_partial(path: Path, of: str, shape: tuple[int, ...]) -> tuple[Float[np.
     """The videos of the drawing `of`, and how many of its windows are done.
 
     A file that is missing, damaged or of another drawing gives way to a new one, of which nothing is done.
+
+    Raises:
+        InputError: there cannot be such a file.
     """
     try:
         note = json.loads(path.with_suffix(".json").read_text())
-        videos = np.load(path, mmap_mode="r+")
-        if note["of"] == of and videos.shape == shape:
-            return videos, note["done"]
-    except (OSError, ValueError, KeyError, TypeError):
+        if note["of"] == of and note["bytes"] == path.stat().st_size:  # NumPy would fill a shorter file with zeros
+            videos = np.load(path, mmap_mode="r+")
+            if videos.shape == shape:
+                return videos, note["done"]
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         pass
-    remove_partial(path)
-    return np.lib.format.open_memmap(path, "w+", np.float32, shape), 0
+    try:
+        remove_partial(path)
+        return np.lib.format.open_memmap(path, "w+", np.float32, shape), 0
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def save_partial(path: Path, of: str, done: int, videos: np.memmap) -> None:
     """Notes that `done` windows are drawn; what they hold is on disk before that is said."""
     videos.flush()
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"of": of, "done": done}))
-    temporary.replace(path.with_suffix(".json"))
+    write_text(path.with_suffix(".json"), json.dumps({"of": of, "done": done, "bytes": path.stat().st_size}))
 
 
 def remove_partial(path: Path) -> None:
     """Deletes the file and its note; who has the videos open keeps them."""
-    for suffix in (".json", ".tmp", ".npy"):
+    for suffix in (".json", ".npy"):
         path.with_suffix(suffix).unlink(missing_ok=True)

@@ -78,6 +78,11 @@ class Pipeline:
         return self.tokenize("").size > 0
 
     @property
+    def takes_guidance(self) -> bool:
+        """Whether there is a condition for guidance to lead towards."""
+        return self.takes_text
+
+    @property
     def about(self) -> tuple[Any, ...]:
         """All but weights and settings that what it draws depends on."""
         return self.origin, self.step, self.shape, self.process, self.prediction, self.conditioning
@@ -116,7 +121,10 @@ class Pipeline:
         texts, shares = prompts, None
         if self.text_per_frame:
             texts, shares = texts_and_shares(prompts, frame, self.shape[0])
-        settings, tokens = self.check(texts, seed=seed, batch_size=batch_size, coarse=coarse, **changes)
+        asked = {"seed": seed, "batch_size": batch_size, "coarse": coarse, "negative": negative}
+        settings, tokens = self.check(texts, **asked, **changes)
+        if settings.strength < 1 and known is None:
+            raise InputError(f"strength={settings.strength} begins with a video, and none is known")
         if shares is not None:
             tokens = tokens.reshape(len(prompts), -1, tokens.shape[-1])
         draw = _compile(
@@ -127,7 +135,7 @@ class Pipeline:
             self.codec is None,
             self.mesh,
             dataclasses.replace(settings, guidance=0.0, reconstruction=0.0),
-            settings.guidance != 1 and self.takes_text,
+            settings.guidance != 1 and self.takes_guidance,
             coarse,
         )
         weights = float(settings.guidance), float(settings.reconstruction)
@@ -137,9 +145,9 @@ class Pipeline:
         for start, rows in full_batches(len(prompts), batch_size, self.mesh):
             given = jax.tree.map(lambda x, rows=rows: x[rows], (tokens, shares, known))
             given = *given, np.uint32(first + start + np.arange(len(rows)))
-            *asked, pixels, numbers = jax.device_put(given, batch_sharding(self.mesh))
+            *texts, pixels, numbers = jax.device_put(given, batch_sharding(self.mesh))
             told = pixels if self.codec is None or pixels is None else self._latent(pixels)
-            drawn = draw(self.params, *asked, numbers, told, null, np.uint32([seed, block]), weights)
+            drawn = draw(self.params, *texts, numbers, told, null, np.uint32([seed, block]), weights)
             if self.codec is not None:
                 drawn = jnp.clip(self.codec.decode(self.codec.params, drawn), -1, 1)
                 drawn = pixels.put(drawn) if pixels is not None and settings.exact else drawn
@@ -151,7 +159,7 @@ class Pipeline:
     def _null(self, negative: str) -> Int[np.ndarray, "L"]:
         """The tokens of what guidance leads away from. Raises InputError where the model takes no text."""
         if negative and not self.takes_text:
-            raise InputError(f"negative={negative[:40]!r}: this model takes no text")
+            raise InputError(f"negative prompt {negative[:40]!r}: this model takes no text")
         return self.tokenize(negative)
 
     def _latent(self, known: Known) -> Known:
@@ -162,7 +170,14 @@ class Pipeline:
         return Known(self.codec.encode(self.codec.params, known.video), mask)
 
     def check(
-        self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, coarse: int = 1, **changes
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        batch_size: int = 16,
+        coarse: int = 1,
+        negative: str = "",
+        **changes,
     ) -> tuple[Settings, Int[np.ndarray, "B L"]]:
         """The settings that `changes` lead to, and the prompts' tokens; draws nothing.
 
@@ -173,6 +188,7 @@ class Pipeline:
             raise InputError(f"seed={seed} must be at least 0 and below 2**32")
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
+        self._null(negative)
         if "grid" in changes:  # the options are of another grid
             changes = {"grid_options": ()} | changes
         try:

@@ -25,7 +25,7 @@ class Settings:
     `grid_options` are those of the grid (`diffusion.grids`), as pairs; `free_init` is the number of rounds of sampling,
     each from noise that holds something of what the one before drew (`diffusion.free_init`: 3; 1 is sampling as usual).
     Steps of one length (`ddim_strided`) are for the whole of a linspace or trailing grid; else they become `ddim`'s.
-    The last five matter where something is known: `strength`, the time to begin at; how to `respect` it; the weight of
+    The last five are for what is known: `strength`, the time to begin at; how to `respect` it; the weight of
     `reconstruction` guidance (`diffusion.known`); the noise put on what a network is told, `known_noise`
     (`diffusion.conditioning`); and whether the known part stays `exact`, or is drawn by the network, too.
     """

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vdm_jax.errors import InputError
+from vdm_jax.files import whole_file, write_text
 
 NAMES = ("diffusion_pytorch_model", "model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -52,16 +53,13 @@ def write_folder(
         InputError: the folder cannot be written.
     """
     folder = Path(folder)
-    temporary = folder / f"{name}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        temporary.replace(folder / f"{name}.safetensors")
-        if config is not None:
-            temporary.write_text(json.dumps(config, indent=2) + "\n")
-            temporary.replace(folder / "config.json")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        with whole_file(folder / f"{name}.safetensors") as part:
+            save_file(tensors, part, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise InputError(f"{folder} cannot be written: {error}") from error
+    if config is not None:
+        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def refuse_pickles(paths: Iterable[Path]) -> None:

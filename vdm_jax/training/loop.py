@@ -25,6 +25,7 @@ from vdm_jax import configuration
 from vdm_jax.data.pipeline import make_iterator
 from vdm_jax.data.source import make_source
 from vdm_jax.errors import InputError
+from vdm_jax.files import write_text
 from vdm_jax.parallel.machine import about_machine
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import batch_sharding, check_batch, share_of_batch
@@ -99,7 +100,7 @@ def train(
         iterator.set_state(position)
     elif jax.process_index() == 0:
         overview = parameter_overview.get_parameter_overview(planned.params, include_stats=False, max_lines=60)
-        (workdir / "parameters.txt").write_text(overview + "\n")
+        write_text(workdir / "parameters.txt", overview + "\n")
     count = sum(x.size for x in jax.tree.leaves(planned.params))
     sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
     if start >= config.steps:
@@ -331,6 +332,4 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:
             break
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    temporary.replace(path)
+    write_text(path, "".join(line + "\n" for line in kept))

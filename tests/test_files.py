@@ -1,0 +1,38 @@
+"""Files that are there whole or not at all."""
+
+import pytest
+
+from vdm_jax.errors import InputError
+from vdm_jax.files import whole_file, write_text
+
+
+def test_a_file_takes_its_place_at_the_end_in_folders_that_are_made(tmp_path):
+    path = tmp_path / "a" / "b.json"
+    write_text(path, "old")
+    with whole_file(path) as part:
+        part.write_text("new")
+        assert (path.read_text(), part.suffix) == ("old", ".json")
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("x")])
+def test_where_writing_fails_the_old_file_stays_and_nothing_else(tmp_path, error):
+    path = tmp_path / "b.json"
+    write_text(path, "old")
+
+    def fail():
+        with whole_file(path) as part:
+            part.write_text("ne")
+            raise error
+
+    with pytest.raises(InputError if isinstance(error, OSError) else type(error)):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/page.html cannot be written: File exists"):
+        write_text(tmp_path / "file" / "page.html", "")

@@ -1,0 +1,38 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vdm_jax.errors import InputError
+
+FilePath = str | os.PathLike
+
+
+@contextlib.contextmanager
+def whole_file(path: FilePath) -> Iterator[Path]:
+    """A path beside `path` to write to; the file takes its place at the end, and where that fails nothing stays.
+
+    Its suffix is the same, as libraries know a format by it. Folders are made.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def write_text(path: FilePath, text: str) -> None:
+    """Writes a text file whole or not at all. Raises InputError where it cannot be written."""
+    with whole_file(path) as part:
+        part.write_text(text)
