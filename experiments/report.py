@@ -12,7 +12,7 @@ from vdm_jax.errors import InputError
 
 RUN = flags.DEFINE_string("run", None, "Run folder.")
 OUT = flags.DEFINE_string("out", None, "The page (default: <run>/report.html).")
-NUM = flags.DEFINE_integer("num", 24, "Videos of each folder in samples/.", lower_bound=0)
+NUM = flags.DEFINE_integer("num", 24, "Videos of each folder in samples/.", lower_bound=1)
 
 
 def main() -> None:

@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 
 from vdm_jax import configuration
+from vdm_jax.evaluation.ablation import Study, make_plan
+from vdm_jax.evaluation.ablation_report import read_found, write_report
+from vdm_jax.evaluation.ablation_results import Result, write_result
+from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.video import write_image, write_video
 
 selenium = pytest.importorskip("selenium", reason="needs selenium (the dev extra)")
@@ -179,10 +183,34 @@ def test_a_report_shows_curves_and_plays_videos(run, folder, browser):
     assert 25 < step < 75
     assert said.text.startswith(f"{1 / step:.4g} at step")
 
+    ActionChains(browser).move_to_element(button).perform()  # the pointer leaves
+    browser.execute_script("arguments[0].focus()", chart)
+    press(browser, Keys.HOME, Keys.ARROW_RIGHT)
+    assert said.text == "0.5 at step 2"
+    browser.execute_script("arguments[0].blur()", chart)
+    assert said.text == "0.005 at step 200"
+
     button.click()
     assert all(video.get_property("paused") for video in browser.find_elements(By.TAG_NAME, "video"))
     button.click()
     assert not any(video.get_property("paused") for video in browser.find_elements(By.TAG_NAME, "video"))
+    assert browser.get_log("browser") == []
+
+
+def test_a_report_of_a_study_plays_its_videos(folder, browser):
+    about = {"claim": "c", "source": "s", "metrics": ("flicker",), "num": 2, "name": "x", "seeds": (0,)}
+    plan = make_plan(Study(base=tiny["get_config"](), arms={"a": {}}, **about), folder / "runs", folder / "study")
+    scores = {"": {"flicker": Interval(0.2, 0.1, 0.3)}}
+    cost = {"parameters": 1, "training_seconds": 1.0, "drawing_seconds": 1.0}
+    videos = np.random.default_rng(0).uniform(-1, 1, (2, 4, 8, 8, 3)).astype(np.float32)
+    write_result(plan.cells[0], Result(scores, cost, {}, "1 × cpu", ["a", "b"]), videos)
+    write_report(read_found(plan), folder / "study", "python x", iter)
+    browser.get((folder / "study" / "report.html").as_uri())
+    button = browser.find_element(By.ID, "stop")
+    browser.execute_script("arguments[0].scrollIntoView()", button)
+    until(lambda: playing(browser))
+    button.click()
+    assert all(video.get_property("paused") for video in browser.find_elements(By.TAG_NAME, "video"))
     assert browser.get_log("browser") == []
 
 

@@ -166,6 +166,8 @@ def test_a_sweep_names_what_it_adds():
         ({}, {}, "must have arms and seeds"),
         ({"a": {}}, {"seeds": ()}, "must have arms and seeds"),
         ({"a": {}}, {"seeds": (1, 1)}, "seeds=1,1 must differ"),
+        ({"a": {}}, {"seeds": (-1,)}, "seed -1 must be at least 0 and below 2"),
+        ({"a": {}}, {"weights": {"i3d": "x"}}, "--i3d=x: none of the metrics flicker looks with it"),
         ({"a": {}}, {"metrics": ("fliker",)}, "metric 'fliker' is unknown; did you mean flicker"),
         ({"a": {}}, {"metrics": ("fvd",)}, "fvd needs weights, --i3d=<path>"),
         ({"a": {}}, {"metrics": ("psnr",)}, "psnr compares with what is known of a clip"),
@@ -188,6 +190,18 @@ def test_a_sweep_names_what_it_adds():
 def test_bad_studies(arms, changes, message):
     with pytest.raises(InputError, match=message.replace("*", r"\*")):
         plan_of(arms, **changes)
+
+
+def test_what_an_arm_with_other_data_is_measured_with_is_in_its_name():
+    def names(split):
+        study = {"a": {}, "b": {"data.split": "test"}}
+        base = tiny["get_config"]()
+        base.data.split = split
+        return [cell.file.name for cell in plan_of(study, seeds=(0,), base=base).cells]
+
+    whole, half = names("train"), names("train[:50%]")
+    assert whole[0] != half[0]
+    assert whole[1] != half[1]
 
 
 def test_a_scale_that_a_study_does_not_have_is_refused():

@@ -88,7 +88,7 @@ def test_seeds_are_summarised_as_by_hand():
 
 def test_rows_have_what_there_is_and_the_cost_beside(plan):
     one, two, real = rows_of(read_found(plan))
-    assert one["arm"], one["seeds"] == ("v", "0, 1, 2")
+    assert (one["arm"], one["seeds"]) == ("v", "0, 1, 2")
     assert (one["flicker ↓"].value, one["flicker ↓"].deviation) == pytest.approx((0.3, 0.03**0.5))
     assert one["jerk ↓"] is None
     assert (one["parameters, M"], one["training, min"], one["drawn and scored, s/video"]) == (3, 0.3, 2)
@@ -161,6 +161,26 @@ def test_along_a_number_arms_that_differ_in_nothing_else_are_one_curve(tmp_path)
         assert (x[2] - x[1]) == pytest.approx(3 * (x[1] - x[0]), abs=0.5)  # 64 is 8 × 8, and the axis logarithmic
 
 
+def test_one_line_alone_needs_no_name(tmp_path):
+    plan = plan_in(tmp_path, sweep({"": {}}, "sample.steps", {f"w = {n}": n for n in (4, 8)}), along="sample.steps")
+    for cell in plan.cells:
+        write_result(cell, result_of(0.1), VIDEOS)
+    write_report(read_found(plan), tmp_path / "out", "x")
+    svg = xml.dom.minidom.parse(str(tmp_path / "out" / "plot.svg"))
+    assert not svg.getElementsByTagName("tspan")
+    assert "flicker ↓ by steps: 0.1 ± 0 at 4; 0.1 ± 0 at 8" in svg.documentElement.toxml()
+
+
+def test_long_names_are_not_cut_off(tmp_path):
+    name = "attention over space and time at once"
+    plan = plan_in(tmp_path, {name: {}}, seeds=(0,))
+    write_result(plan.cells[0], result_of(0.1), VIDEOS)
+    write_report(read_found(plan), tmp_path / "out", "x")
+    svg = xml.dom.minidom.parse(str(tmp_path / "out" / "plot.svg"))
+    (end,) = (t.getAttribute("x") for t in svg.getElementsByTagName("text") if t.firstChild.data == name)
+    assert float(end) > 5.7 * len(name)  # as wide as it is drawn
+
+
 def test_lines_along_a_number_keep_apart_where_names_do_not(tmp_path):
     arms = {f"{s} {n}": {"sample.solver": s, "sample.steps": n} for s in ("ddim", "heun") for n in (4, 8)}
     plan = plan_in(tmp_path, arms, along="sample.steps", seeds=(0,))
@@ -188,6 +208,16 @@ def test_the_page_is_one_file_with_the_videos_of_every_arm_beside_each_other(pla
     assert "One is &lt;better&gt;" in text
     assert "<td>60</td>" in text or '<th scope="row">60</th>' in text  # three times the base's 20 steps
     assert "http" not in text.split("<main>")[1].replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_page_says_what_a_run_begins_with(tmp_path):
+    before = {"steps": 7, "batch_size": lambda size: 4 * size}
+    plan = plan_in(tmp_path, {"a": {"init_from": before}}, seeds=(0,))
+    write_result(plan.cells[0], result_of(0.1), VIDEOS)
+    write_report(read_found(plan), tmp_path / "out", "x", iter)
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert f"steps: 7, batch_size: {4 * tiny['get_config']().batch_size}" in text
+    assert "function" not in text.split("Arms")[1].split("The base config")[0]
 
 
 def test_results_that_came_without_their_videos_are_on_the_page_as_well(plan):

@@ -80,6 +80,17 @@ def test_the_seed_makes_the_study_and_each_set_is_on_the_left_half_of_the_time(s
     assert numbers != sorted(numbers)
 
 
+def test_other_videos_in_the_same_folders_are_another_study(tmp_path):
+    def study_of(level):
+        for name in ("a", "b"):
+            about = {"run": name, "prompt": "x", "number": 0}
+            write_video(tmp_path / name / "0.gif", np.full((3, 8, 8, 1), level, np.uint8), 8, about)
+        return human.make_study({name: tmp_path / name for name in ("a", "b")}, num=1)[1]["study"]
+
+    assert study_of(10) == study_of(10)
+    assert study_of(10) != study_of(11)
+
+
 def test_of_three_sets_each_two_are_compared_in_equal_parts(sets):
     pairs = human.make_study(sets, num=9)[1]["pairs"].values()
     compared = [tuple(sorted((pair["left"], pair["right"]))) for pair in pairs]

@@ -211,6 +211,9 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
             raise InputError(f"arm {arm!r}: {study.along}={value!r} must be a number, as the arms lie along it")
     if len(set(study.seeds)) < len(study.seeds):
         raise InputError(f"seeds={','.join(map(str, study.seeds))} must differ")
+    for seed in study.seeds:
+        if not 0 <= seed < 2**32:
+            raise InputError(f"seed {seed} must be at least 0 and below 2**32")
     metrics, cells, trained = check_metrics(study.metrics, study.known), [], {}
     check_weights(metrics, study.weights)
     if study.known:
@@ -223,20 +226,20 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
             _check_arm(study, arm)
         except InputError as error:
             raise InputError(f"arm {arm!r}: {error}") from error
+    data = configuration.flatten(json.loads(study.base.to_json())["data"])
+    # What is measured with: of a folder the place says which videos, of a data set with a name it is a matter of the
+    # machine.
+    data = {k: v for k, v in data.items() if k != "data_dir" or data["name"] == "folder"}
     for seed in study.seeds:
         for arm, changes in study.arms.items():
             run = _run_of(study.base, changes, seed, runs)
             run = trained.setdefault(run.name, run)
             settings = dataclasses.asdict(_settings_of(run.config, _sampling(changes)))
             about = {"arm": arm, "seed": seed, "run": run.name, "settings": settings} | common
+            if any(key.startswith("data.") for key in changes):  # else the run's name says it
+                about["data"] = data
             cells.append(Cell(arm, seed, run, settings, about, _result_file(out, about)))
-    data = configuration.flatten(json.loads(study.base.to_json())["data"])
-    about = {
-        "arm": "floors",
-        "seed": study.seeds[0],
-        # Of a folder the place says which videos; of a data set with a name it is a matter of the machine.
-        "data": {k: v for k, v in data.items() if k != "data_dir" or data["name"] == "folder"},
-    } | common
+    about = {"arm": "floors", "seed": study.seeds[0], "data": data} | common
     return Plan(study, tuple(cells), Cell("floors", study.seeds[0], None, {}, about, _result_file(out, about)))
 
 

@@ -169,7 +169,7 @@ def charts_of(found: Found) -> list[str]:
 def _lines(study: Study, estimates: Mapping[str, Estimate]) -> dict[str, dict[float, Estimate]]:
     """Arms that differ in nothing but the key of the axis are one line, named by what is before the last comma.
 
-    Where that names no other or two lines, the first arm does.
+    Where that names no other or two lines, the first arm does; one line alone needs no name.
     """
     names: dict[str, str] = {}
     lines: dict[str, dict[float, Estimate]] = {}
@@ -179,7 +179,7 @@ def _lines(study: Study, estimates: Mapping[str, Estimate]) -> dict[str, dict[fl
             name = arm.rpartition(", ")[0]
             names[rest] = arm if name in ("", *lines) else name
         lines.setdefault(names[rest], {})[float(study.arms[arm][study.along])] = estimate
-    return lines
+    return lines if len(lines) > 1 else {"": next(iter(lines.values()))}
 
 
 # --------------------------------------------------------------------------------------------------- page
@@ -208,6 +208,8 @@ def page(found: Found, charts: Sequence[str], command: str, progress: Callable[[
 
 def _said(study: Study, key: str, value: Any) -> str:
     """A change in words; a function of the base's value by what it comes to."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{inner}: {_said(study, inner, v)}" for inner, v in value.items())
     return str(value_at(changed(study.base, {key: value}), key) if callable(value) else value)
 
 

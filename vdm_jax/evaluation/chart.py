@@ -34,7 +34,7 @@ class Line:
 def line_chart(title: str, lines: Sequence[Line], *, log: bool = False, x_label: str = "step") -> str:
     """A figure of one or several lines; `log` gives a logarithmic axis, and leaves out what is not positive.
 
-    Under the pointer the caption shows the nearest values. A point that is not finite is left out.
+    Under the pointer, or by the arrow keys, the caption shows the nearest values. What is not finite is left out.
     """
     series = {line.name: _thinned(_points(line, log)) for line in lines}
     series = {name: points for name, points in series.items() if points.size}
@@ -65,7 +65,8 @@ def line_chart(title: str, lines: Sequence[Line], *, log: bool = False, x_label:
     return (
         f'<figure class="chart" data-points="{escape(json.dumps(hover), quote=True)}">'
         f"<figcaption><b>{escape(title)}</b> {' '.join(keys)} <output>{escape('; '.join(last))}</output></figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{about}">{"".join(drawn)}</svg></figure>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" tabindex="0" role="img" aria-label="{about}">{"".join(drawn)}</svg>'
+        "</figure>"
     )
 
 

@@ -11,7 +11,7 @@ from vdm_jax.evaluation.chart import COLOURS, axis
 from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.evaluation.page import Spread, number
 
-WIDTH, LABELS, ROW = 480, 190, 22  # of a chart; of the names at its left; the height of a line of them
+WIDTH, LABELS, LETTER, ROW = 480, 190, 6, 22  # of a chart; of the names at its left and a letter; a line's height
 TOP, BOTTOM, RIGHT = 26, 26, 12
 HEIGHT, LEFT = 240, 52  # of a chart along a number
 
@@ -27,11 +27,12 @@ class Estimate:
 def side_by_side(title: str, estimates: Mapping[str, Estimate], real: float | int | None = None) -> str:
     """A row for each name: the mean, its error, and the single values as small dots; a dashed line for real clips."""
     height = TOP + ROW * len(estimates) + BOTTOM
-    x_of, ticks = axis(_all(list(estimates.values()), real), LABELS + 8, WIDTH - RIGHT)
+    labels = max(LABELS, 10 + LETTER * max(map(len, estimates), default=0))
+    x_of, ticks = axis(_all(list(estimates.values()), real), labels + 8, WIDTH - RIGHT)
     drawn = [_heading(title), *_vertical(x_of, ticks, height - BOTTOM), *_real_at_x(x_of, real, height - BOTTOM)]
     for i, (name, estimate) in enumerate(estimates.items()):
         y = TOP + ROW * (i + 0.5)
-        drawn.append(f'<text x="{LABELS}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+        drawn.append(f'<text x="{labels}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
         low, high = (x_of(v) for v in (estimate.error.low, estimate.error.high))
         drawn.append(
             f'<path class="line0" d="M{low:.1f} {y - 4:.1f}v8M{low:.1f} {y}H{high:.1f}M{high:.1f} {y - 4:.1f}v8"/>'
@@ -72,7 +73,7 @@ def along(
             )
         if name:
             keys.append(f'<tspan class="dot{i % COLOURS}" dx="12">{escape(name)}</tspan>')
-        said += [f"{name} {estimate.error} at {number(x)}" for x, estimate in sorted(line.items())]
+        said += [f"{name} {estimate.error} at {number(x)}".strip() for x, estimate in sorted(line.items())]
     drawn.append(f'<text x="{LEFT - 12}" y="{TOP + 8}">{"".join(keys)}</text>')
     return _svg(f"{title} by {x_label}: {'; '.join(said)}", HEIGHT, drawn)
 

@@ -73,13 +73,17 @@ def make_study(
         candidates.append([(*sides[place % 2], *both[i]) for place, i in enumerate(order)])
     in_turn = [pair for round in itertools.zip_longest(*candidates) for pair in round if pair][:num]
 
-    pairs, shown = {}, []
+    pairs, shown, digest = {}, [], hashlib.sha256()
     for i in progress(rng.permutation(len(in_turn))):
         left, right, prompt, number = in_turn[i]
         name = rng.bytes(6).hex()
         sides = {"left": left, "right": right}
         pairs[name] = {"prompt": prompt, "number": number, **sides}
-        videos = {side: embed_video(*samples[of][prompt, number].read()) for side, of in sides.items()}
+        videos = {}
+        for side, of in sides.items():
+            video, fps = samples[of][prompt, number].read()
+            digest.update(np.ascontiguousarray(video))
+            videos[side] = embed_video(video, fps)
         shown.append({"id": name, "prompt": prompt, **videos})
     key = {
         "sets": {name: str(folder) for name, folder in sets.items()},
@@ -89,7 +93,8 @@ def make_study(
         "scales": dict(scales),
         "pairs": pairs,
     }
-    key = {"study": hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12], **key}
+    digest.update(json.dumps(key).encode())  # answers are of these videos, and of no later ones in the same folders
+    key = {"study": digest.hexdigest()[:12], **key}
     study = {"id": key["study"], "scales": key["scales"], "pairs": shown}
     body = (resources.files(__package__) / "web" / "study.html").read_text()
     body = body.replace("{question}", escape(question)) + json_island("study", study)
@@ -273,8 +278,8 @@ def print_results(results: Mapping[str, Any]) -> None:
     for c in results["comparisons"]:
         for question, means in c["scales"].items():
             print(f"| {' | '.join(map(str, [question, c['a'], c['b'], *means.values()]))} |")
-    if results["pairs"] < 20:
-        print("\nFewer than 20 pairs: resampled intervals are narrower than they should be.")
+    if any(compared["pairs"] < 20 for compared in results["comparisons"]):
+        print("\nFewer than 20 pairs in a comparison: resampled intervals are narrower than they should be.")
     agreement = results["agreement"]
     if agreement:
         value = "undefined" if agreement["value"] is None else f"{agreement['value']:.2f}"

@@ -249,8 +249,10 @@ WEIGHTS = {
 }
 
 
-def check_weights(metrics: Iterable[str], weights: Mapping[str, str | Path]) -> None:
-    """Raises InputError for a metric whose weights are missing."""
+def check_weights(metrics: Sequence[str], weights: Mapping[str, str | Path]) -> None:
+    """Raises InputError for a metric whose weights are missing, and for weights that no metric looks with."""
+    for unused in weights.keys() - {EXTRACTORS[METRICS[name].extractor].needs for name in metrics}:
+        raise InputError(f"--{unused}={weights[unused]}: none of the metrics {', '.join(metrics)} looks with it")
     for name in metrics:
         need = EXTRACTORS[METRICS[name].extractor].needs
         if need in WEIGHTS and need not in weights:

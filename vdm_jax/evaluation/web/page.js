@@ -1,11 +1,12 @@
 "use strict";
 
-// Charts say the values nearest to the pointer.
-for (const chart of document.querySelectorAll(".chart")) {
+// Charts say the values nearest to the pointer, and by the arrow keys one after the other.
+for (const chart of document.querySelectorAll(".chart[data-points]")) {
   const lines = JSON.parse(chart.dataset.points), svg = chart.querySelector("svg");
   const said = chart.querySelector("output"), last = said.textContent, dots = [...svg.querySelectorAll("circle")];
-  svg.addEventListener("pointermove", (event) => {
-    const x = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()).x;
+  const longest = lines.reduce((a, b) => (b.length > a.length ? b : a));
+  let at = longest.length - 1;
+  function say(x) {
     const nearest = lines.map((points) => points.reduce((a, b) => (Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a)));
     said.textContent = nearest.map((point) => point[2]).join("; ");
     dots.forEach((dot, i) => {
@@ -13,11 +14,23 @@ for (const chart of document.querySelectorAll(".chart")) {
       dot.setAttribute("cy", nearest[i][1]);
       dot.setAttribute("r", 4);
     });
-  });
-  svg.addEventListener("pointerleave", () => {
+  }
+  function leave() {
     said.textContent = last;
     dots.forEach((dot) => dot.setAttribute("r", 0));
+  }
+  svg.addEventListener("pointermove", (event) => {
+    say(new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()).x);
   });
+  svg.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    at = Math.min(Math.max(at + by, 0), longest.length - 1);
+    say(longest[at][0]);
+  });
+  svg.addEventListener("pointerleave", leave);
+  svg.addEventListener("blur", leave);
 }
 
 // One button stops all videos; who asked for less motion finds them stopped.
