@@ -261,19 +261,20 @@ def _first_step(config: Path, workdir: Path, cache: Path) -> float:
     """Seconds until train.py has written its first line of metrics."""
     script, log = Path(__file__).with_name("train.py"), workdir / "metrics.jsonl"
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, script, f"--config={config}", f"--workdir={workdir}"],
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while process.poll() is None and not (log.exists() and log.stat().st_size):
-        time.sleep(0.02)
-    seconds = time.perf_counter() - start
-    _, errors = process.communicate()
-    if process.returncode:
-        raise InputError(f"train.py failed: {errors.strip().splitlines()[-1]}")
+    with tempfile.TemporaryFile("w+") as errors:  # no pipe, which would be full before it is read
+        process = subprocess.Popen(
+            [sys.executable, script, f"--config={config}", f"--workdir={workdir}"],
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)},
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
+        while process.poll() is None and not (log.exists() and log.stat().st_size):
+            time.sleep(0.02)
+        seconds = time.perf_counter() - start
+        if status := process.wait():
+            errors.seek(0)
+            said = errors.read().split("\n")
+            raise InputError(f"train.py failed: {next(filter(None, reversed(said)), f'status {status}')}")
     return seconds
 
 

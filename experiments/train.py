@@ -29,6 +29,8 @@ def main() -> None:
     from vdm_jax.training.loop import train
     from vdm_jax.video import contact_sheet, write_image
 
+    if config.sample.every and not config.sample.prompts:
+        raise InputError(f'sample.every={config.sample.every} needs sample.prompts, such as ("",), for the sheets')
     start_processes()
     trainee = base = None
     if config.pretrained.folder:
@@ -48,7 +50,8 @@ def main() -> None:
             write_image(workdir / "samples" / f"{step:07}.png", contact_sheet(videos), about)
 
     state = train(config, workdir, draw_samples if config.sample.prompts else None, trainee)
-    print(f"{workdir}: {int(state.step)} steps done. Metrics in metrics.jsonl, sheets of samples in samples/.")
+    sheets = ", sheets of samples in samples/" if config.sample.every else ""
+    print(f"{workdir}: {int(state.step)} steps done. Metrics in metrics.jsonl{sheets}.")
     what = '--prompt "…"' if config.pretrained.folder or config.model.text.length else "--num 4"
     what = what if config.known.downsample == 1 else "--video small.mp4"
     print(f"Sample from it: python experiments/sample.py --run {workdir} {what}")

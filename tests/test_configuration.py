@@ -2,7 +2,7 @@
 
 import pytest
 
-from vdm_jax.configuration import conditioning_of, default_config, process_of
+from vdm_jax.configuration import check_keys, conditioning_of, default_config, process_of
 from vdm_jax.errors import InputError
 
 
@@ -18,6 +18,32 @@ def test_all_other_keys_are_those_that_there_are():
         config.stepz = 3
     with pytest.raises(AttributeError, match="evry"):
         config.checkpoint.evry = 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("checkpoint", {"every": 500}, "config.checkpoint.keep is not there: a group that is given anew needs all"),
+        ("optimizer", dict(default_config().optimizer) | {"weight_decay": 0.1}, "config.optimizer.weight_decay is not"),
+        ("mesh", {"data": 1, "fsdp": 1, "context": 1, "tensor": 1, "expert": 2}, "config.mesh.expert is not known"),
+    ],
+)
+def test_a_group_that_is_given_anew_has_the_keys_of_the_old(key, value, message):
+    config = default_config()
+    check_keys(config)
+    config[key] = value
+    with pytest.raises(InputError, match=message):
+        check_keys(config)
+
+
+def test_a_config_that_lacks_a_group_is_refused():
+    config = default_config().unlock()
+    del config.profile
+    with pytest.raises(InputError, match=r"config\.profile is not there"):
+        check_keys(config)
+    config.profile = 3
+    with pytest.raises(InputError, match=r"config\.profile=3 must be a group with the keys start, steps"):
+        check_keys(config)
 
 
 def test_frames_share_no_noise_with_stills():

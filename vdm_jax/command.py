@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 
 import ml_collections
@@ -78,7 +79,8 @@ def _unknown_key(error: Exception) -> InputError | None:
     """The key that a config lacks, out of what ml_collections says of it."""
     text = str(error)
     key = re.search('Key "(.+?)" does not exist', text) or re.match(r"\W*(\w+)\W+(n?Did you mean|$)", text)
-    if not isinstance(error, KeyError | AttributeError) or not key:
+    *_, raised = traceback.extract_tb(error.__traceback__)
+    if not isinstance(error, KeyError | AttributeError) or not key or "ml_collections" not in raised.filename:
         return None
     hint = re.search('Did you mean "(.+?)"', text)
     more = f"did you mean {hint[1]!r}?" if hint else "a new key of an open group is set in the config file"
@@ -86,9 +88,14 @@ def _unknown_key(error: Exception) -> InputError | None:
 
 
 def _in_config_file(error: Exception) -> InputError | None:
-    """What a config file raised, out of the traceback that ml_collections makes its message of."""
-    flag, traceback, raised = str(error).strip().partition("Error whilst parsing config file:")
-    return InputError(f"{flag}{raised.splitlines()[-1]}") if traceback else None
+    """What a config file raised: as it is, or out of the traceback that ml_collections makes its message of."""
+    flag, found, raised = str(error).strip().partition("Error whilst parsing config file:")
+    if found:
+        return InputError(f"{flag}{raised.splitlines()[-1]}")
+    if isinstance(error, flags.Error):  # absl says what is wrong itself
+        return None
+    words = [word for word in sys.argv if word.startswith("--config")]
+    return InputError(f"{' '.join(words[:1])}: {type(error).__name__}: {error}") if words else None
 
 
 def _fail(error: Exception) -> None:

@@ -30,7 +30,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.batch_size = 32  # over all devices
     config.accumulate = 1  # work through the batch in so many parts
     config.ema = 0.999
-    config.max_skipped = 20  # stop after so many non-finite steps in a row
+    config.max_skipped = 20  # stop after so many non-finite steps in a row, when a line is due
     config.init_from = ""  # a run whose averaged parameters this one begins with, where both have them
 
     config.data = dict(
@@ -132,6 +132,25 @@ _AT_LEAST = {
     "profile.start": 0,
     "profile.steps": 0,
 }
+
+
+def check_keys(config: ml_collections.ConfigDict) -> None:
+    """Raises InputError where a config file that gave a group anew left keys out, or has some that nothing reads."""
+    _check_group("config", config, default_config())
+
+
+def _check_group(name: str, group: Any, default: ml_collections.ConfigDict) -> None:
+    if not isinstance(group, ml_collections.ConfigDict):
+        raise InputError(f"{name}={group!r} must be a group with the keys {', '.join(default)}")
+    if not default.is_locked:  # its function checks it
+        return
+    if missing := [key for key in default if key not in group]:
+        raise InputError(f"{name}.{missing[0]} is not there: a group that is given anew needs all its keys")
+    if unknown := [key for key in group if key not in default]:
+        raise InputError(f"{name}.{unknown[0]} is not known; {name} has {', '.join(default)}")
+    for key, value in default.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            _check_group(f"{name}.{key}", group[key], value)
 
 
 def check_numbers(config: ml_collections.ConfigDict) -> None:
@@ -268,23 +287,22 @@ def is_free(key: str) -> bool:
     return key.split(".")[0] in FREE_KEYS or key in FREE_KEYS
 
 
-def write_config(run: Path, config: ml_collections.ConfigDict) -> None:
-    """Writes `config.json` into a run folder, or checks that the one that is there describes the same training.
+def check_run(run: Path, config: ml_collections.ConfigDict) -> None:
+    """Raises InputError where a run folder is there, and belongs to another training."""
+    if not (run / "config.json").exists():
+        return
+    old, new = (flatten(json.loads(c.to_json())) for c in (read_config(run), config))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not is_free(key):
+            raise InputError(
+                f"{run} was started with config.{key}={old.get(key)!r}, not {new.get(key)!r}: "
+                "use another workdir, or that value"
+            )
 
-    Raises:
-        InputError: the folder cannot be written, or belongs to another config.
-    """
-    path = run / "config.json"
-    new = json.loads(config.to_json())
-    if path.exists():
-        old, changed = flatten(json.loads(read_config(run).to_json())), flatten(new)
-        for key in sorted(old.keys() | changed.keys()):
-            if old.get(key) != changed.get(key) and not is_free(key):
-                raise InputError(
-                    f"{run} was started with config.{key}={old.get(key)!r}, not {changed.get(key)!r}: "
-                    "use another workdir, or that value"
-                )
-    write_text(path, json.dumps(new, indent=2) + "\n")
+
+def write_config(run: Path, config: ml_collections.ConfigDict) -> None:
+    """Writes `config.json` into a run folder. Raises InputError where it cannot be written."""
+    write_text(run / "config.json", json.dumps(json.loads(config.to_json()), indent=2) + "\n")
 
 
 def read_config(run: str | Path) -> ml_collections.ConfigDict:

@@ -89,6 +89,9 @@ def test_videos_without_caption_are_counted_and_get_an_empty_one(folder, caplog)
     source = VideoFolder(folder, frames=2, size=8)
     assert [item["caption"] for item in source] == ["", "b", "", ""]
     assert "no caption for 3 of 4 videos" in caplog.text
+    (folder / "metadata.jsonl").unlink()
+    VideoFolder(folder, frames=2, size=8)
+    assert "4 of 4 videos of" in caplog.text
 
 
 def test_corrupt_and_short_files_are_skipped_and_named_once(folder, caplog):

@@ -112,6 +112,17 @@ def test_two_digits_differ_and_show_apart():
         assert md.parse_caption(str(text)) == (tuple(digits), tuple(directions))
 
 
+def test_no_caption_is_longer_than_the_longest(builder):
+    longest = md.longest_caption(config("16x8"))
+    assert len(longest) == max(
+        len(text) for digit in range(10) for way in range(4) for text in md.phrasings(digit, way)
+    )
+    assert max(map(len, records(builder, "train")["caption"])) <= len(longest)
+    two = md.longest_caption(config("two_digits"))
+    assert two == f"{longest} and {longest}"
+    assert md.longest_caption(config("bouncing")).endswith("from side to side")
+
+
 def test_every_phrasing_reads_back():
     for digit in range(10):
         for direction in range(len(md.MOTIONS)):

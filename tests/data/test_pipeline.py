@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import signal
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -185,9 +184,9 @@ def test_bad_input():
             make_iterator(Numbered(10), **OPTIONS, **options)
 
 
-def test_captions_of_a_folder_are_tokenised_before_a_video_is_read():
+def test_the_longest_caption_is_tokenised_before_a_video_is_read():
     class Folder(Numbered):
-        files = (SimpleNamespace(path="a.mp4", caption="short"), SimpleNamespace(path="b.mp4", caption="much too long"))
+        longest_caption = ("b.mp4", "much too long")
 
     def tokenize(caption):
         if len(caption) > 5:

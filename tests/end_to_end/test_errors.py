@@ -51,6 +51,11 @@ CASES = {
         "--config=configs/none.py cannot be read: Failed loading config file",
     ),
     "config file with a fault": (["experiments/train.py", "--config={faulty}", "--workdir={new}"], "blocks=x"),
+    "config file that needs what is not there": (
+        ["experiments/train.py", "--config={needy}", "--workdir={new}"],
+        "needy: KeyError: 'DATA_DIR'",
+    ),
+    "sheets of nothing": ([*NEW, "--config.sample.prompts=()"], "sample.every=10 needs sample.prompts, such as"),
     "unknown key in a config file": (
         ["experiments/train.py", "--config={misspelt}"],
         "'step' is not in the config; did you mean",
@@ -288,6 +293,7 @@ def folders(tmp_path_factory):
         (root / name).mkdir()
     (root / "file").write_text("in the way")
     (root / "faulty").write_text("def get_config():\n    raise ValueError('blocks=x is no number')\n")
+    (root / "needy").write_text("import os\ndef get_config():\n    return os.environ['DATA_DIR']\n")
     (root / "misspelt").write_text(
         "from vdm_jax.configuration import default_config\n"
         "def get_config():\n    config = default_config()\n    config.step = 3\n    return config\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 from runpy import run_path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -141,14 +142,31 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(config, train, tmp_path
     config.optimizer.learning_rate = 1e38  # the second step's update overflows
     config.max_skipped = 3
     config.checkpoint.every = 2
-    with pytest.raises(InputError, match=r"step \d: the last 3 losses or gradients were not finite"):
+    with pytest.raises(InputError, match=r"step \d: 3 losses or gradients in a row were not finite"):
         train(config, tmp_path)
     lines = metrics(tmp_path)
     assert lines[-1]["loss"] is None
     assert lines[-1]["skipped"] == 3
+    assert len({line["learning_rate"] for line in lines[-3:]}) == 1  # it goes by the updates that were made
     kept = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
     assert kept
     assert max(kept) < lines[-1]["step"]
+
+
+def test_a_line_tells_the_most_that_was_skipped_and_the_rate_of_its_last_update(config, tmp_path):
+    log = loop._Log(tmp_path, config, 0)
+    for skipped, in_a_row in ((0, 0), (1, 1), (2, 2), (3, 3), (3, 0)):
+        step = {"loss": 1.0, "grad_norm": 1.0, "skipped": skipped, "skipped_in_a_row": in_a_row}
+        log.add({name: jnp.asarray(value) for name, value in step.items()})
+    values = log.write(5, lambda step: 10 * step)
+    log.close()
+    assert (values["skipped"], values["skipped_in_a_row"], values["learning_rate"]) == (3, 3, 10)
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(config, train, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/config\.json cannot be written: File exists"):
+        train(config, tmp_path / "file")
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,9 @@ def test_options_reach_the_optimizer_and_contributed_ones_are_found():
         ({"name": "global_norm"}, "name='global_norm' must be an optimizer of optax"),
         ({"name": "contrib"}, "name='contrib' must be an optimizer"),
         ({"name": "adamw", "beta": 0.9}, "options.beta is no option of optax.adamw; it has b1, b2"),
+        ({"name": "lbfgs"}, "name='lbfgs' cannot be used"),
+        ({"name": "schedule_free"}, "name='schedule_free' cannot be used"),
+        ({"name": "adamw", "b1": "high"}, "name='adamw' cannot be used with options={'b1': 'high'}"),
         ({"name": "sgd", "clip": 0.0}, "clip=0.0 must be positive"),
     ],
 )

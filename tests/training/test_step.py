@@ -162,8 +162,9 @@ def test_no_two_purposes_share_a_key():
     for number in range(3):
         key = jax.random.fold_in(jax.random.key(0), number)
         keys.append(jax.random.fold_in(key, step_module.DROPOUT))
+        keys.extend(jax.random.split(jax.random.fold_in(key, step_module.TOLD), 3))  # as `draw_told` does
         drawn = jax.random.fold_in(key, step_module.DRAW)
-        for purpose in ("TIME", "NOISE", "DROP"):
+        for purpose in ("TIME", "NOISE", "DROP", "SHARED"):
             keys.append(jax.random.fold_in(drawn, getattr(objective_module, purpose)))
     assert len({tuple(np.asarray(jax.random.key_data(key))) for key in keys}) == len(keys)
 

@@ -119,6 +119,12 @@ class VideoFolder(Sequence[Item]):
         paths = _list_videos(self.root)
         self.files = self._usable(paths, _captions(self.root, paths))
 
+    @property
+    def longest_caption(self) -> tuple[Path, str]:
+        """The file that has the longest caption, and that caption."""
+        file = max(self.files, key=lambda file: len(file.caption.encode()))
+        return file.path, file.caption
+
     def __len__(self) -> int:
         return len(self.files)
 
@@ -234,7 +240,10 @@ def _captions(root: Path, paths: list[Path]) -> dict[Path, str]:
             log.warning("%s has no caption for %d of %d videos: theirs is empty", root / name, without, len(paths))
         return captions
     beside = ((path, path.with_suffix(".txt")) for path in paths)
-    return {path: _read_text(text).strip() for path, text in beside if text.is_file()}
+    captions = {path: _read_text(text).strip() for path, text in beside if text.is_file()}
+    if without := len(paths) - len(captions):
+        log.warning("%d of %d videos of %s have no caption: theirs is empty", without, len(paths), root)
+    return captions
 
 
 def _read_text(path: Path) -> str:

@@ -61,6 +61,13 @@ def caption(digits: Integers, directions: Integers, rng: np.random.Generator) ->
     return " and ".join(options[rng.integers(len(options))] for options in choices)
 
 
+def longest_caption(config: "MovingDigitsConfig") -> str:
+    """The longest caption that a variant has."""
+    motions = [i for i, motion in enumerate(MOTIONS) if (motion in AXES) == config.bounce]
+    longest = max((text for digit in range(10) for i in motions for text in phrasings(digit, i)), key=len)
+    return " and ".join([longest] * config.digits)
+
+
 def _reading() -> tuple[re.Pattern, dict[str, tuple[str, int]]]:
     names = {name: ("digit", d) for d, word in enumerate(DIGIT_WORDS) for name in (word, str(d))}
     names |= {way: ("direction", i) for i, motion in enumerate(MOTIONS) for way in _WAYS_TO_SAY[motion]}

@@ -64,7 +64,8 @@ def make_iterator(
         process_index, process_count: this process of a multi-process run, of those that read different videos.
 
     Raises:
-        InputError: the batch does not divide, the source has too few videos, or a folder's caption is too long.
+        InputError: the batch does not divide, the source has too few videos, or its longest caption, where it knows
+            one (`longest_caption`: where it is, and what it says), is too long.
     """
     count = len(source)
     if batch_size < 1 or batch_size % process_count:
@@ -76,13 +77,13 @@ def make_iterator(
     if not 0 <= caption_dropout <= 1:
         raise InputError(f"caption_dropout={caption_dropout} must lie between 0 and 1")
 
-    files = getattr(source, "files", ()) if caption_dropout < 1 else ()
-    if files:  # all captions of a folder are known: the longest is better refused now than in mid-training
-        file = max(files, key=lambda file: len(file.caption.encode()))
+    longest = getattr(source, "longest_caption", None) if caption_dropout < 1 else None
+    if longest is not None:  # better refused now than in mid-training
+        where, caption = longest
         try:
-            tokenize(file.caption)
+            tokenize(caption)
         except InputError as error:
-            raise InputError(f"{file.path}: {error}") from error
+            raise InputError(f"{where}: {error}") from error
 
     positions = grain.MapDataset.range(count).seed(seed)
     if shuffle:

@@ -68,12 +68,17 @@ def make_source(
     if name == "moving_digits":
         from vdm_jax.data import moving_digits  # imports TFDS: a second that folders do without
 
-        prepared = moving_digits.prepare(data_dir, *([builder_config] if builder_config else [])).data_dir
+        builder = moving_digits.prepare(data_dir, *([builder_config] if builder_config else []))
+        prepared, longest = builder.data_dir, (name, moving_digits.longest_caption(builder.builder_config))
     else:
+        longest = None
         prepared = _find_tfds(name if builder_config is None else f"{name}/{builder_config}", Path(data_dir))
     read = _reader(_open(prepared).info, video_key, caption_key)
     records = _Records(prepared, split, read.video_key)
-    return _Clips(records, read, shape, frames is not None, size is not None, seed)
+    clips = _Clips(records, read, shape, frames is not None, size is not None, seed, longest)
+    if len(clips):
+        clips.check()
+    return clips
 
 
 def splits_of(name: str, *, data_dir: str | Path, builder_config: str | None = None) -> list[str]:
@@ -119,9 +124,19 @@ class _Clips(Sequence[Item]):
     cut: bool  # frames of shape, rather than all
     resize: bool  # to shape's size
     seed: int
+    longest_caption: tuple[str, str] | None = None  # the data's name, and the caption
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def check(self) -> None:
+        """Raises InputError where the first record's video is none."""
+        try:
+            frame = _decode(self.read.frames(self.records[0])[0])
+        except (TypeError, AttributeError, IndexError, OSError):
+            frame = None
+        if frame is None or frame.dtype != np.uint8 or frame.ndim != 3:
+            raise InputError(f"video_key={self.read.video_key} holds no frames of pixels (uint8)")
 
     def __getitem__(self, index: int) -> Item:
         if not -len(self) <= index < len(self):

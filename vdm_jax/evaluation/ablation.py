@@ -279,6 +279,7 @@ def _check_arm(study: Study, arm: str) -> None:
 
 def _check_training(base, changes) -> tuple[ml_collections.ConfigDict, nnx.Module]:
     config = changed(base, changes)
+    configuration.check_keys(config)
     configuration.check_numbers(config)
     configuration.optimizer_of(config)
     configuration.objective_of(config)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+import optax
 from clu import parameter_overview
 from flax import nnx
 from jax.sharding import Mesh
@@ -48,13 +49,16 @@ def train(
     """Trains, or goes on training, the run in `workdir` until `config.steps`: a new network, or the trainee.
 
     SIGTERM saves a checkpoint and exits with status 0; Ctrl-C saves one and raises KeyboardInterrupt. Of
-    several processes, SIGTERM to any one stops all at the same step.
+    several processes, SIGTERM to any one stops all at the same step, and Ctrl-C ends without saving. The arrays
+    that the trainee begins with (`given`) are deleted once the state has copies.
 
     Raises:
         InputError: a config that cannot be trained; the line says why.
     """
     workdir = Path(workdir)
+    configuration.check_keys(config)
     configuration.check_numbers(config)
+    configuration.check_run(workdir, config)
 
     # ------------------------------------------------------------------------------------ mesh and config
     mesh = make_mesh(**config.mesh.to_dict())
@@ -88,8 +92,7 @@ def train(
     found, asked = source[0]["video"].shape, (data.frames, data.height, data.width, data.channels)
     if found != asked:
         raise InputError(f"clips of {data.name} are {found} (frames, height, width, channels), not {asked}")
-    if jax.process_index() == 0:
-        configuration.write_config(workdir, config)
+    _on_first_process(lambda: configuration.write_config(workdir, config))
 
     # -------------------------------------------------------------------------------------- model and state
     planned, initialise = plan_state(trainee.shapes, trainee.initialise, tx, mesh, *trainee.given)
@@ -160,6 +163,8 @@ def train(
             if restored is None:
                 state = initialise()
             train_step = compiled.result()
+        for array in jax.tree.leaves(trainee.given):
+            array.delete()  # the state has copies
         batches = itertools.chain([first], map(placed, iterator))
         for step in range(start + 1, config.steps + 1):
             trace.before(step)
@@ -170,10 +175,10 @@ def train(
             last = step == config.steps
             stopping = stop.asked(step)
             if step % config.log_every == 0 or last or stopping:
-                values = log.write(step, float(schedule(step - 1)))
+                values = log.write(step, schedule)
                 if values["skipped_in_a_row"] >= config.max_skipped:
                     raise InputError(
-                        f"step {step}: the last {values['skipped_in_a_row']:.0f} losses or gradients were not "
+                        f"step {step}: {values['skipped_in_a_row']:.0f} losses or gradients in a row were not "
                         f"finite, and were skipped; what {workdir / 'checkpoints'} holds from before stays as it is "
                         "(lower optimizer.learning_rate?)"
                     )
@@ -251,6 +256,23 @@ class _Trace:
         self._on = False
 
 
+def _on_first_process(write: Callable[[], None]) -> None:
+    """Calls `write` on one process; where it raises an InputError, all of them do."""
+    error = None
+    if jax.process_index() == 0:
+        try:
+            write()
+        except InputError as raised:
+            error = raised
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        if multihost_utils.broadcast_one_to_all(np.int32(error is not None)) and error is None:
+            error = InputError("the first process could not write into the workdir; it says why")
+    if error is not None:
+        raise error
+
+
 class _Log:
     """The progress line, `metrics.jsonl`, and TensorBoard through clu where TensorFlow is installed."""
 
@@ -272,8 +294,8 @@ class _Log:
         """Keeps a step's metrics on the device; they are fetched when a line is due."""
         self._pending.append(metrics)
 
-    def write(self, step: int, rate: float) -> dict[str, float]:
-        """Averages what was added since the last line (counters: the last value) and writes it."""
+    def write(self, step: int, schedule: optax.Schedule) -> dict[str, float]:
+        """Averages what was added since the last line and writes it; of steps skipped in all or in a row, the most."""
         steps = jax.device_get(self._pending)
         now = time.perf_counter()
         values: dict[str, Any] = {}
@@ -281,10 +303,12 @@ class _Log:
             series = np.array([s[name] for s in steps], np.float64)
             finite = series[np.isfinite(series)]
             counter = name.startswith("skipped")
-            values[name] = float(series[-1] if counter else finite.mean() if finite.size else np.nan)
+            values[name] = float(series.max() if counter else finite.mean() if finite.size else np.nan)
+        # A step that is skipped leaves the optimizer's count of steps as it was.
+        updates = step - 1 - int(steps[-1]["skipped"]) + (int(steps[-1]["skipped_in_a_row"]) > 0)
         per_second = (step - self._last_step) / (now - self._since)
         values |= {
-            "learning_rate": rate,
+            "learning_rate": float(schedule(updates)),
             "videos_per_second": per_second * self._config.batch_size,
             "seconds": now - self._since,
         }

@@ -40,6 +40,8 @@ def make_optimizer(
     """
     make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
     parameters = inspect.signature(make).parameters if inspect.isfunction(make) else ()
+    if "learning_rate" in options:
+        raise InputError("optimizer.options.learning_rate must be optimizer.learning_rate")
     if "learning_rate" not in parameters:
         raise InputError(f"optimizer.name={name!r} must be an optimizer of optax, such as adamw, adam, lion, sgd")
     if unknown := options.keys() - parameters:
@@ -50,7 +52,12 @@ def make_optimizer(
         # Coefficients for each iteration make Optax loop over them; from one set it writes every iteration out for
         # every matrix, which takes half as long again to compile.
         options.setdefault("ns_coeffs", (MUON_COEFFICIENTS,) * options.get("ns_steps", 5))
-    optimizer = make(schedule, **options)
+    try:
+        optimizer = make(learning_rate=schedule, **options)
+        like = {"matrix": jax.ShapeDtypeStruct((2, 2), "float32"), "vector": jax.ShapeDtypeStruct((2,), "float32")}
+        jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), like)  # some need more than gradients
+    except TypeError as error:
+        raise InputError(f"optimizer.name={name!r} cannot be used with options={options}: {error}") from error
     if clip is None:
         return optimizer
     if clip <= 0:

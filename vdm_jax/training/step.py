@@ -88,7 +88,8 @@ def make_train_step(
     `assemble` and `clean` are those of a `Trainee`, for networks of which only a part is trained.
 
     Randomness is a function of (seed, step). With `accumulate` n the batch is worked through in n parts, whose
-    gradients are averaged; times and noise are drawn for the whole batch first, so the update is as of n = 1.
+    gradients are averaged; times and noise are drawn for the whole batch first, so the update is as of n = 1, but for
+    dropout, which each part draws for itself.
     A step whose loss or gradient norm is not finite leaves parameters, optimizer and EMA as they were.
     """
     loss = make_loss(
