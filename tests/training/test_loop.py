@@ -1,5 +1,6 @@
 """The loop saves what it must before it stops, and goes on as if it never had."""
 
+import dataclasses
 import functools
 import json
 import logging
@@ -104,6 +105,17 @@ def test_a_run_that_has_begun_needs_no_other_to_begin_with(config, train, whole,
     assert train(config, tmp_path / "run").step == config.steps
     with pytest.raises(InputError, match="gone is no run folder"):
         train(config, tmp_path / "another")
+
+
+def test_what_a_trainee_begins_with_is_let_go(config, train, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.steps = 3
+    given = jax.device_put(train.keywords["trainee"].initialise())
+    trainee = dataclasses.replace(
+        train.keywords["trainee"], initialise=lambda params: jax.tree.map(jnp.copy, params), given=(given,)
+    )
+    assert loop.train(config, tmp_path, trainee=trainee).step == 3
+    assert all(array.is_deleted() for array in jax.tree.leaves(given))
 
 
 def test_a_finished_run_says_so_and_trains_no_more(config, train, whole, caplog):
