@@ -21,7 +21,7 @@ from vdm_jax import command
 from vdm_jax.errors import InputError
 
 RUN = flags.DEFINE_string("run", None, "Run folder to evaluate.")
-PRETRAINED = flags.DEFINE_string("pretrained", None, "In its place a published model's folder; needs --real.")
+PRETRAINED = flags.DEFINE_string("pretrained", None, "In place of --run: a published model's folder; needs --real.")
 ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of AnimateDiff's motion modules, for an image model.")
 DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"], "Of a published model's computation (default: float32)."
@@ -44,7 +44,9 @@ VIDEOMAE = flags.DEFINE_string("videomae", None, "Weights for videomae.")
 CLIP = flags.DEFINE_string("clip", None, "Weights for clip, clip_fid and consistency.")
 LPIPS = flags.DEFINE_string("lpips", None, "Weights for lpips.")
 KNOWN = flags.DEFINE_string("known", "", "How much of each held-out clip is given: a name in docs/metrics.md.")
-RESPECT = flags.DEFINE_string("respect", None, "Then: replace, reconstruct or concat (default: the run's config).")
+RESPECT = flags.DEFINE_string(
+    "respect", None, "With --known: replace, reconstruct or concat (default: the run's config)."
+)
 OUT = flags.DEFINE_string(
     "out", None, "Folder of evaluation.json (default: the run, or evaluations/<model>-<adapter>)."
 )

@@ -15,17 +15,23 @@ from vdm_jax import command
 from vdm_jax.errors import InputError
 
 RUN = flags.DEFINE_string("run", None, "Run folder to sample from.")
-CASCADE = flags.DEFINE_list("cascade", None, "In its place several: each makes finer what the one before it drew.")
-PRETRAINED = flags.DEFINE_string("pretrained", None, "In its place a published model's folder (diffusers format).")
+CASCADE = flags.DEFINE_list("cascade", None, "In place of --run several: each makes finer what the one before it drew.")
+PRETRAINED = flags.DEFINE_string(
+    "pretrained", None, "In place of --run: a published model's folder (diffusers format)."
+)
 ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of AnimateDiff's motion modules, for an image model.")
-LORA = flags.DEFINE_multi_string("lora", None, "path or path:strength of a LoRA, for it; may be given several times.")
+LORA = flags.DEFINE_multi_string(
+    "lora", None, "path or path:strength of a LoRA for --pretrained; may be given several times."
+)
 FREE_NOISE = flags.DEFINE_list("free_noise", None, "Draw AnimateDiff's --frames at once in windows: length,stride.")
 SIZE = flags.DEFINE_list("size", None, "Rows,columns of a published model's videos (default: as published).")
 DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"], "Of a published model's computation (default: float32)."
 )
 MOTION = flags.DEFINE_float("motion", None, "Stable Video Diffusion's motion bucket (default: 127).")
-CHUNK = flags.DEFINE_integer("chunk", None, "Frames that it decodes at a time (default: all).", lower_bound=1)
+CHUNK = flags.DEFINE_integer(
+    "chunk", None, "Frames that Stable Video Diffusion decodes at a time (default: all).", lower_bound=1
+)
 PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "A prompt; may be given several times. '0: one | 8: another' changes at frame 8."
 )
@@ -41,7 +47,9 @@ FREE_INIT = flags.DEFINE_integer("free_init", None, "Rounds of sampling, each on
 GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1 is none.")
 IMAGE = flags.DEFINE_multi_string("image", [], "A picture that is known; several with --image_at.")
 IMAGE_AT = flags.DEFINE_list("image_at", None, "The frames that the pictures are (default: 0).")
-VIDEO = flags.DEFINE_string("video", None, "A video, with one of the next six.")
+VIDEO = flags.DEFINE_string(
+    "video", None, "A video, with --extend, --interpolate, --mask, --outpaint, --enlarge or --strength."
+)
 EXTEND = flags.DEFINE_integer("extend", None, "Frames to draw after the video; negative: before it.")
 INTERPOLATE = flags.DEFINE_integer("interpolate", None, "Frame rate times so much, by frames between the known ones.")
 MASK = flags.DEFINE_string("mask", None, "Draw anew where this picture or video is white.")

@@ -309,7 +309,7 @@ def test_names_are_checked():
 @pytest.mark.parametrize("name", ["fvd", "fvd_infinite", "videomae", "clip", "clip_fid", "lpips"])
 def test_missing_weights_are_said_with_where_they_are_published(name, data):
     need = METRICS[name].extractor
-    places = {"i3d": "flateon/FVD-I3D-torchscript", "videomae": "OpenGVLab", "clip": "openai/clip-vit-base-patch32"}
+    places = {"i3d": "flateon/FVD-I3D-torchscript", "videomae": "OpenGVLab", "clip": "openai/clip-vit-large-patch14"}
     places["lpips"] = "richzhang/PerceptualSimilarity"
     with pytest.raises(InputError, match=f"{name} needs weights, --{need}=<path>: .*{places[need]}"):
         load_networks([name], data)

@@ -12,7 +12,7 @@ from vdm_jax.pretrained.clip import Config, PublishedEncoder, published, read_js
 from vdm_jax.pretrained.names import Naming
 from vdm_jax.pretrained.tokenizer import ClipTokenizer, load_tokenizer
 
-PUBLISHED = "a folder with config.json, model.safetensors and tokenizer files, such as openai/clip-vit-base-patch32"
+PUBLISHED = "a folder with config.json, model.safetensors and tokenizer files, such as openai/clip-vit-large-patch14"
 
 # What a config has that does not say; newer files write only what is another.
 _COMMON = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
