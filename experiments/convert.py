@@ -1,6 +1,7 @@
 """Files of weights for the convert_*.py scripts, which need torch but not this package."""
 
 import argparse
+import contextlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -28,5 +29,6 @@ def write(parser: argparse.ArgumentParser, path: Path, tensors: dict[str, torch.
     except (OSError, SafetensorError) as error:
         parser.error(f"{path} cannot be written: {error}")
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
     print(f"{path}: {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers")

@@ -51,7 +51,8 @@ time       {minutes(trained)} of training, {minutes(time.perf_counter() - start)
 def check_data() -> None:
     """Raises InputError where the config is not of the digits that the prompts and the summary are about."""
     try:
-        name = runpy.run_path(CONFIG.value)["get_config"]().data.name
+        file, *argument = CONFIG.value.split(":", 1)
+        name = runpy.run_path(file)["get_config"](*argument).data.name
     except Exception as error:  # a config is a program: what it may raise has no limit
         raise InputError(f"--config={CONFIG.value} cannot be read: {type(error).__name__}: {error}") from error
     if name != "moving_digits":

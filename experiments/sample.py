@@ -122,7 +122,8 @@ def main() -> None:
         last, _ = stage.check(asked, coarse=planned.coarse, **led, **changes, **noise)
         windows_of(stage, planned, CONTEXT.value)
         stages.append({"step": stage.step, **dataclasses.asdict(last)})
-    _check_use(task, settings, stages[-1], pipeline)
+    several = len(windows_of(pipeline, task, CONTEXT.value)) > 1
+    _check_use(task, several, settings, stages[-1], pipeline)
 
     here = Path("samples") / Path(runs[-1]).name if PRETRAINED.value else Path(runs[-1]) / "samples"
     out = Path(OUT.value) if OUT.value else here / f"seed{SEED.value}"
@@ -169,15 +170,19 @@ def _published():
     return load_published(PRETRAINED.value, **options)
 
 
-def _check_use(task, settings, last: dict, pipeline) -> None:
-    """Raises InputError for a flag that would change nothing; `last` are the settings of the last stage."""
+def _check_use(task, several: bool, settings, last: dict, pipeline) -> None:
+    """Raises InputError for a flag that would change nothing.
+
+    `several` says that there are several windows, of which the later ones know what the earlier drew; `last` are the
+    settings of the last stage.
+    """
     from vdm_jax.generation.image_to_video import ImageToVideo
 
-    knows = task.mask.any() or task.strength < 1 or task.coarse > 1
+    knows = several or task.mask.any() or task.strength < 1 or task.coarse > 1
     told = last["respect"] == "concat" or isinstance(pipeline, ImageToVideo)
     needs = (
         (IMAGE_AT, IMAGE.value, "--image=<file>"),
-        (FRAMES, not VIDEO.value, "a video of no length yet, and --video gives one"),
+        (FRAMES, PRETRAINED.value or not VIDEO.value, "a video of no length yet, and --video gives one"),
         (CONTEXT, task.coarse == 1, "windows that see each other; those of an enlarged video do not"),
         (RESPECT, knows, "something that is known (--image, --video)"),
         (EXACT, knows, "something that is known (--image, --video)"),

@@ -92,7 +92,7 @@ def _in_config_file(error: Exception) -> InputError | None:
     flag, found, raised = str(error).strip().partition("Error whilst parsing config file:")
     if found:
         return InputError(f"{flag}{raised.splitlines()[-1]}")
-    if isinstance(error, flags.Error):  # absl says what is wrong itself
+    if isinstance(error, flags.Error | InputError):  # they say themselves what is wrong
         return None
     words = [word for word in sys.argv if word.startswith("--config")]
     return InputError(f"{' '.join(words[:1])}: {type(error).__name__}: {error}") if words else None

@@ -44,7 +44,7 @@ CASES = {
     "adopted run of another training": ([*ABLATE, "--adopt={run}"], "no run of this study is trained so; the nearest"),
     "job of another study": ([*ABLATE, "--job=abc"], "--job=abc is not one of this study: was it changed meanwhile?"),
     "unknown flag": ([*NEW, "--stepz=3"], "stepz"),
-    "a word that is no flag": ([*NEW, "steps"], "'steps' is not a flag"),
+    "a word that is no flag": ([*NEW, "steps"], "error: 'steps' is not a flag"),
     "no flags": (["experiments/train.py"], "--config=configs/<experiment>.py and --workdir=runs/<name>"),
     "no config file": (
         ["experiments/train.py", "--config=configs/none.py", "--workdir={new}"],
@@ -55,7 +55,10 @@ CASES = {
         ["experiments/train.py", "--config={needy}", "--workdir={new}"],
         "needy: KeyError: 'DATA_DIR'",
     ),
-    "sheets of nothing": ([*NEW, "--config.sample.prompts=()"], "sample.every=10 needs sample.prompts, such as"),
+    "config file with a group that lacks keys": (
+        ["experiments/train.py", "--config={lacking}", "--workdir={new}"],
+        "config.sample.clip is not there: a group that is given anew needs all its keys",
+    ),
     "unknown key in a config file": (
         ["experiments/train.py", "--config={misspelt}"],
         "'step' is not in the config; did you mean",
@@ -293,6 +296,10 @@ def folders(tmp_path_factory):
         (root / name).mkdir()
     (root / "file").write_text("in the way")
     (root / "faulty").write_text("def get_config():\n    raise ValueError('blocks=x is no number')\n")
+    (root / "lacking").write_text(
+        "from vdm_jax.configuration import default_config\n"
+        "def get_config():\n    config = default_config()\n    config.sample = dict(steps=3)\n    return config\n"
+    )
     (root / "needy").write_text("import os\ndef get_config():\n    return os.environ['DATA_DIR']\n")
     (root / "misspelt").write_text(
         "from vdm_jax.configuration import default_config\n"

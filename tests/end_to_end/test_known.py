@@ -49,6 +49,12 @@ def test_a_network_that_is_told_draws_what_is_new_and_keeps_the_rest(run, folder
     assert not list((folder / "extended").glob(".*"))  # what was kept between windows is gone
 
 
+def test_later_windows_of_a_long_video_respect_what_earlier_ones_drew(run, folder):
+    how = ["--prompt=clip 3", "--frames=6", "--respect=replace", "--noexact", "--format=npy"]
+    run(folder, "sample.py", "--run=told", *how, "--out=longer")
+    assert np.load(folder / "longer" / "000-clip-3.npy").shape == (6, 8, 8, 3)
+
+
 def test_a_run_for_super_resolution_enlarges_a_video_of_any_length(run, folder):
     how = ["--run=larger", f"--video={folder / 'videos' / '0.gif'}", "--scale=1", "--known-noise=0.1"]
     run(folder, "sample.py", *how, "--format=gif", "--out=enlarged")

@@ -56,7 +56,6 @@ def train(
         InputError: a config that cannot be trained; the line says why.
     """
     workdir = Path(workdir)
-    configuration.check_keys(config)
     configuration.check_numbers(config)
     configuration.check_run(workdir, config)
 
