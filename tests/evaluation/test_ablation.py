@@ -232,7 +232,7 @@ SCALES += [(path, "small") for path in READY if path.stem == "time_layers"]
 def ready(path, scale):
     """(study, plan of its first seed); networks are traced once for all tests."""
     study = load_study(f"{path}:{scale}" if scale else str(path))
-    first = dataclasses.replace(study, seeds=(0,), weights={"i3d": str(path)} if scale else {})
+    first = dataclasses.replace(study, seeds=(0,), weights={"i3d": str(path)} if "fvd" in study.metrics else {})
     return study, make_plan(first, Path("runs"), Path("out"))
 
 

@@ -159,7 +159,7 @@ def test_what_an_animator_of_pictures_cannot_do(animator, tmp_path):
         animator([""], steps=2)
     with pytest.raises(InputError, match="prompt='a cat': this model takes no text"):
         animator(["a cat"], steps=2)
-    with pytest.raises(InputError, match="negative='a cat': this model takes no text"):
+    with pytest.raises(InputError, match="negative prompt 'a cat': this model takes no text"):
         list(animator.batches([""], negative="a cat", steps=2))
     for change in ({"strength": 0.5}, {"free_init": 3}):
         with pytest.raises(InputError, match="strength, respect and free_init are not for this model"):
