@@ -26,7 +26,8 @@ def main() -> None:
 
     from vdm_jax import configuration
     from vdm_jax.generation.finetune import load_trainee, trained_pipeline
-    from vdm_jax.generation.pipeline import check_samples, make_pipeline
+    from vdm_jax.generation.pipeline import make_pipeline
+    from vdm_jax.generation.settings import check_samples
     from vdm_jax.parallel.mesh import make_mesh, start_processes
     from vdm_jax.training.loop import train
     from vdm_jax.video import contact_sheet, write_image

@@ -17,8 +17,8 @@ from vdm_jax import configuration
 from vdm_jax.diffusion.known import Known
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
-from vdm_jax.generation.pipeline import check_samples, make_pipeline
-from vdm_jax.generation.settings import Settings
+from vdm_jax.generation.pipeline import make_pipeline
+from vdm_jax.generation.settings import Settings, check_samples
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.state import create_state

@@ -165,16 +165,6 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(config, train, tmp_path
     assert max(kept) < lines[-1]["step"]
 
 
-def test_a_line_tells_the_most_that_was_skipped_and_the_rate_of_its_last_update(config, tmp_path):
-    log = loop._Log(tmp_path, config, 0)
-    for skipped, in_a_row in ((0, 0), (1, 1), (2, 2), (3, 3), (3, 0)):
-        step = {"loss": 1.0, "grad_norm": 1.0, "skipped": skipped, "skipped_in_a_row": in_a_row}
-        log.add({name: jnp.asarray(value) for name, value in step.items()})
-    values = log.write(5, lambda step: 10 * step)
-    log.close()
-    assert (values["skipped"], values["skipped_in_a_row"], values["learning_rate"]) == (3, 3, 10)
-
-
 def test_a_workdir_that_cannot_be_written_is_refused(config, train, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/config\.json cannot be written: File exists"):

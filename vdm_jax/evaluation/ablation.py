@@ -25,8 +25,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.evaluation.keeping import mask_of
 from vdm_jax.evaluation.metrics import PROTOCOL, check_metrics, check_weights, hash_of
 from vdm_jax.evaluation.run_hash import INIT_FROM, run_hash
-from vdm_jax.generation.pipeline import settings_of
-from vdm_jax.generation.settings import Settings, check_sampling
+from vdm_jax.generation.settings import Settings, check_sampling, settings_of
 from vdm_jax.training.trainee import in_common
 
 SAMPLE = "sample."  # changes of these keys are settings of the sampler: they leave the run as it is

@@ -23,7 +23,7 @@ from vdm_jax.diffusion.known import Known, reconstructed, replaced, under
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sampler import INITIAL, TOLD, gaussian, process_noise, sample
 from vdm_jax.errors import InputError
-from vdm_jax.generation.settings import Settings, check_sampling, grid_of
+from vdm_jax.generation.settings import Settings, check_sampling, grid_of, settings_of
 from vdm_jax.generation.travel import texts_and_shares
 from vdm_jax.models.text import Encoded
 from vdm_jax.parallel.mesh import make_mesh
@@ -302,23 +302,6 @@ def _compile(
 
     # Whole on every process, for any of them to write.
     return jax.jit(draw, out_shardings=NamedSharding(mesh, P()))
-
-
-def settings_of(config) -> Settings:
-    """How a training config's samples are drawn."""
-    values = {
-        field.name: config.sample[field.name] for field in dataclasses.fields(Settings) if field.name in config.sample
-    }
-    respect = "concat" if configuration.conditioning_of(config) else "replace"
-    return Settings(**values | {"interval": tuple(values["interval"]), "respect": respect})
-
-
-def check_samples(config) -> None:
-    """Raises InputError where the sheets of samples that a training config asks for could not be drawn."""
-    if (factor := config.known.downsample) > 1:
-        raise InputError(f"sample.prompts must be (): known.downsample={factor} enlarges videos, and draws none")
-    tokenize = configuration.abstract_model(config).tokenize
-    check_sampling(settings_of(config), configuration.process_of(config), config.sample.prompts, tokenize)
 
 
 def make_pipeline(config, graphdef: nnx.GraphDef, params: Params, mesh: Mesh, step: int) -> Pipeline:

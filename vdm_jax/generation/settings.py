@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax import configuration
 from vdm_jax.diffusion.grids import make_grid
 from vdm_jax.diffusion.guidance import clipped, guided
 from vdm_jax.diffusion.process import Process
@@ -96,3 +97,20 @@ def grid_of(settings: Settings, process: Process) -> Float[Array, "points"]:
     if settings.strength == 1:
         return times
     return jnp.concatenate([jnp.float32([settings.strength]), times[times < settings.strength]])
+
+
+def settings_of(config) -> Settings:
+    """How a training config's samples are drawn."""
+    values = {
+        field.name: config.sample[field.name] for field in dataclasses.fields(Settings) if field.name in config.sample
+    }
+    respect = "concat" if configuration.conditioning_of(config) else "replace"
+    return Settings(**values | {"interval": tuple(values["interval"]), "respect": respect})
+
+
+def check_samples(config) -> None:
+    """Raises InputError where the sheets of samples that a training config asks for could not be drawn."""
+    if (factor := config.known.downsample) > 1:
+        raise InputError(f"sample.prompts must be (): known.downsample={factor} enlarges videos, and draws none")
+    tokenize = configuration.abstract_model(config).tokenize
+    check_sampling(settings_of(config), configuration.process_of(config), config.sample.prompts, tokenize)
