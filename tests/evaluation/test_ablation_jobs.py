@@ -95,6 +95,7 @@ def test_on_cpus_runs_at_a_time_have_cores_of_their_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_when_it_is_stopped_the_jobs_save_first(tmp_path, script, number, raised):
     before = signal.getsignal(signal.SIGTERM)
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background ignores
 
     def stop():
         while len(said(tmp_path, "began")) < 2:
@@ -103,8 +104,11 @@ def test_when_it_is_stopped_the_jobs_save_first(tmp_path, script, number, raised
 
     thread = threading.Thread(target=stop)
     thread.start()
-    with pytest.raises(raised):
-        carry_out(["long1", "long2", "never"], script, tmp_path / "logs", [Place(), Place()])
+    try:
+        with pytest.raises(raised):
+            carry_out(["long1", "long2", "never"], script, tmp_path / "logs", [Place(), Place()])
+    finally:
+        signal.signal(signal.SIGINT, ctrl_c)
     thread.join()
     assert sorted(said(tmp_path, "saved")) == [["long1"], ["long2"]]
     assert "never" not in (tmp_path / "log").read_text()
