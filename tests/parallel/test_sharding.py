@@ -1,5 +1,6 @@
 """Where parameters and activations live, that nothing changes by it, and what is communicated."""
 
+import concurrent.futures
 import functools
 import math
 import re
@@ -216,8 +217,9 @@ class Step:
         batch = jax.device_put(batch, batch_sharding(mesh))
         null = np.array([257] + [0] * (LENGTH - 1), np.int32)
         step = make_train_step(graphdef, Objective(), make_process("cosine"), tx, mesh, seed=0, null_tokens=null)
-        compiled = step.lower(state, batch).compile()
-        self.hlo = compiled.as_text()
+        with concurrent.futures.ThreadPoolExecutor() as background:
+            compiled = step.compile(background, state, batch)()
+        self.hlo = compiled.gradients.as_text() + compiled.update.as_text()
         after, self.metrics = compiled(state, batch)
         intended = jax.tree.leaves(shardings(mesh, after.params))
         self.layouts_kept = [

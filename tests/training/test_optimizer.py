@@ -40,7 +40,8 @@ def test_schedules_that_make_no_sense_are_refused(wrong, words):
 
 def update(tx, grads):
     params = jnp.zeros_like(grads)
-    return tx.update(grads, tx.init(params), params)[0]
+    tx = optax.with_extra_args_support(tx)
+    return tx.update(grads, tx.init(params), params, norm=optax.tree.norm(grads))[0]
 
 
 def test_gradients_are_clipped_to_the_global_norm():

@@ -50,14 +50,14 @@ def flops_of(lowered, devices: int = 1) -> float:
     return lowered.cost_analysis()["flops"] / devices
 
 
-def peak_memory(compiled) -> dict:
-    """The device's own record where it keeps one, else what the compiled program says that it needs."""
+def peak_memory(compiled, beside: int = 0) -> dict:
+    """The device's own record where it keeps one, else what a compiled program needs, and what lies beside it."""
     record = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in record:
         return {"bytes": record["peak_bytes_in_use"], "how": "most in use so far on one device"}
     m = compiled.memory_analysis()
     size = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
-    return {"bytes": size, "how": "compiled step: arguments + outputs + temporaries − donated"}
+    return {"bytes": size + beside, "how": "compiled step: arguments + outputs + temporaries − donated"}
 
 
 def count_collectives(hlo: str) -> dict[str, int]:

@@ -153,12 +153,11 @@ def train(
     # ----------------------------------------------------------------------------------------------- loop
     try:
         first = placed(next(iterator))
-        lowered = train_step.lower(planned, first, trainee.frozen)
-        with concurrent.futures.ThreadPoolExecutor() as background:  # compiles two programs at a time
-            compiled = background.submit(lowered.compile)
-            if restored is None:
-                state = initialise()
-            train_step = compiled.result()
+        with concurrent.futures.ThreadPoolExecutor() as background:  # three programs are compiled at a time
+            begun = background.submit(initialise) if restored is None else None
+            compiled = train_step.compile(background, planned, first, trainee.frozen)
+            state = begun.result() if begun else state
+            train_step = compiled()
         for array in jax.tree.leaves(trainee.given):
             array.delete()  # the state has copies
         batches = itertools.chain([first], map(placed, iterator))

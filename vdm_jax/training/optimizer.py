@@ -35,6 +35,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Global-norm clipping (None: off), then the Optax optimizer called `name`, with its own options.
 
+    With clipping its update takes `norm`, too: the global norm of the gradients.
+
     Raises:
         InputError: Optax has no such optimizer, or it has no such option.
     """
@@ -62,7 +64,17 @@ def make_optimizer(
         return optimizer
     if clip <= 0:
         raise InputError(f"optimizer.clip={clip} must be positive, or None for no clipping")
-    return optax.chain(optax.clip_by_global_norm(clip), optimizer)
+    return optax.chain(_clip_by_norm(clip), optimizer)
+
+
+def _clip_by_norm(most: float | int) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm` of a norm that is known: one product for each gradient, which compiles faster."""
+
+    def update(grads, state, params=None, *, norm, **_):
+        factor = jnp.minimum(1.0, most / norm)
+        return jax.tree.map(lambda g: g * factor, grads), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def _matrices(params: PyTree) -> PyTree:

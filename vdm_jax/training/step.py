@@ -1,20 +1,23 @@
 """One training step: draw, loss, gradient, update, average; skipped where a number is not finite."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vdm_jax.diffusion.conditioning import Conditioning, draw_told
 from vdm_jax.diffusion.objective import Draws, Objective, draw, loss_at
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import InputError
 from vdm_jax.parallel.mesh import on_cpu
-from vdm_jax.parallel.sharding import ActivationLayout
+from vdm_jax.parallel.sharding import ActivationLayout, shardings
 from vdm_jax.training.optimizer import ema_decay
 from vdm_jax.training.state import TrainState, state_shardings
 from vdm_jax.typing import Array, Int, Key, Params, PyTree, Scalar
@@ -22,7 +25,7 @@ from vdm_jax.typing import Array, Int, Key, Params, PyTree, Scalar
 # What a step's key is used for; the objective folds its own purposes into DRAW.
 DRAW, DROPOUT, TOLD = range(3)
 
-Batch = dict[str, Array]
+Batch = dict[str, Array | np.ndarray]
 
 
 def to_float(video: Array) -> Array:
@@ -67,6 +70,40 @@ def make_loss(
     return loss
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """A step of two programs, gradients and update: (state, batch[, frozen]) → (state, metrics). The state is donated.
+
+    Two, so that one compiles while the other is traced. One program would gain little: clipping, and the test for
+    numbers that are not finite, need the norm of all gradients before the first parameter may change.
+    """
+
+    gradients: Callable[..., tuple[Params, dict[str, Scalar]]]  # (params, step, batch, frozen) → (gradients, metrics)
+    update: Callable[..., tuple[TrainState, dict[str, Scalar]]]  # (state, gradients, metrics) → (state, metrics)
+
+    def __call__(self, state: TrainState, batch: Batch, frozen: PyTree = None) -> tuple[TrainState, dict[str, Scalar]]:
+        return self.update(state, *self.gradients(state.params, state.step, batch, frozen))
+
+    def lower(self, state: TrainState, batch: Batch, frozen: PyTree = None) -> Iterator[jax.stages.Lowered]:
+        """Traces the two programs for arrays, or shapes with shardings, like these; yields each when it is there."""
+
+        def like(x, sharding):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        gradients = self.gradients.lower(state.params, state.step, batch, frozen)
+        yield gradients
+        grads = jax.tree.map(lambda x: like(x, x.sharding), state.params)
+        metrics = jax.tree.map(lambda x: like(x, state.step.sharding), gradients.out_info[1])
+        yield self.update.lower(state, grads, metrics)
+
+    def compile(
+        self, background: Executor, state: TrainState, batch: Batch, frozen: PyTree = None
+    ) -> Callable[[], "TrainStep"]:
+        """Traces here and compiles in the background; what it returns waits for the compiled step."""
+        programs = [background.submit(lowered.compile) for lowered in self.lower(state, batch, frozen)]
+        return lambda: TrainStep(*(program.result() for program in programs))
+
+
 def make_train_step(
     graphdef: nnx.GraphDef,
     objective: Objective,
@@ -82,10 +119,11 @@ def make_train_step(
     ema: float | int = 0.999,
     assemble: Callable[[Params, PyTree], Params] = lambda params, frozen: params,
     clean: Callable[[PyTree, Array], Array] = lambda frozen, video: video,
-) -> Callable[..., tuple[TrainState, dict[str, Scalar]]]:
-    """A jitted step that donates its state: (state, batch[, frozen]) → (state, metrics).
+) -> TrainStep:
+    """A step of training.
 
-    `assemble` and `clean` are those of a `Trainee`, for networks of which only a part is trained.
+    `tx` is given the gradients' global norm as `norm`, if it takes that. `assemble` and `clean` are those of a
+    `Trainee`, for networks of which only a part is trained.
 
     Randomness is a function of (seed, step). With `accumulate` n the batch is worked through in n parts, whose
     gradients are averaged; times and noise are drawn for the whole batch first, so the update is as of n = 1, but for
@@ -102,9 +140,10 @@ def make_train_step(
         layout=ActivationLayout(mesh),
     )
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    tx = optax.with_extra_args_support(tx)
 
-    def step(state: TrainState, batch: Batch, frozen: PyTree = None):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+    def gradients(params: Params, step: Array, batch: Batch, frozen: PyTree = None):
+        key = jax.random.fold_in(jax.random.key(seed), step)
         batch = batch | {"video": clean(frozen, to_float(batch["video"]))}
         draws = draw(objective, process, batch["video"], jax.random.fold_in(key, DRAW))
         dropout_key = jax.random.fold_in(key, DROPOUT)
@@ -112,26 +151,31 @@ def make_train_step(
             told = draw_told(conditioning, batch["video"], jax.random.fold_in(key, TOLD), images)
             batch = batch | {"told": told}
         if accumulate == 1:
-            (_, metrics), grads = value_and_grad(state.params, batch, draws, dropout_key, frozen)
+            (_, metrics), grads = value_and_grad(params, batch, draws, dropout_key, frozen)
         else:
 
             def part(carry, rows_and_index):
                 (part_batch, part_draws), index = rows_and_index
                 (_, metrics), grads = value_and_grad(
-                    state.params, part_batch, part_draws, jax.random.fold_in(dropout_key, index), frozen
+                    params, part_batch, part_draws, jax.random.fold_in(dropout_key, index), frozen
                 )
                 return jax.tree.map(jnp.add, carry, (metrics, grads)), None
 
             parts = jax.tree.map(lambda x: _split(x, accumulate), (batch, draws))
             first = jax.tree.map(lambda x: x[0], parts)
-            shapes = jax.eval_shape(value_and_grad, state.params, *first, dropout_key, frozen)
+            shapes = jax.eval_shape(value_and_grad, params, *first, dropout_key, frozen)
             zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1]))
             total, _ = jax.lax.scan(part, zero, (parts, jnp.arange(accumulate)))
             metrics, grads = jax.tree.map(lambda x: x / accumulate, total)
+        metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
+        # Said, not left to the compiler: it may return arrays in other shards than it takes them next.
+        return jax.lax.with_sharding_constraint(
+            (grads, metrics), (shardings(mesh, grads), jax.tree.map(lambda _: NamedSharding(mesh, P()), metrics))
+        )
 
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    def update(state: TrainState, grads: Params, metrics: dict[str, Scalar]):
+        finite = jnp.isfinite(metrics["grad_norm"]) & jnp.isfinite(metrics["loss"])
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, norm=metrics["grad_norm"])
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(state.step - state.skipped, ema)
         average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, params)
@@ -143,12 +187,14 @@ def make_train_step(
         )
         bad = jnp.where(finite, 0, 1).astype(jnp.int32)
         skipped, in_a_row = state.skipped + bad, (state.skipped_in_a_row + 1) * bad
-        metrics = metrics | {"grad_norm": norm, "skipped": skipped, "skipped_in_a_row": in_a_row}
         after = TrainState(state.step + 1, params, average, opt_state, skipped, in_a_row)
-        # Said, not left to the compiler: it may return parameters in other shards than they came in.
+        metrics = metrics | {"skipped": skipped, "skipped_in_a_row": in_a_row}
         return jax.lax.with_sharding_constraint(after, state_shardings(after, mesh)), metrics
 
-    return jax.jit(step, donate_argnums=0, compiler_options=on_cpu(mesh, optimization=1))
+    options = on_cpu(mesh, optimization=1)
+    return TrainStep(
+        jax.jit(gradients, compiler_options=options), jax.jit(update, donate_argnums=0, compiler_options=options)
+    )
 
 
 def _split(x: Array, parts: int) -> Array:
