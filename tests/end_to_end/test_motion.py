@@ -32,13 +32,13 @@ def test_samples_of_a_briefly_trained_network_move_smoothly(monkeypatch):
     A network that has not learned the order of frames (a weak temporal position is enough for that) draws every
     frame as well, and its jerk is that of shuffled frames.
     """
-    monkeypatch.delenv("XLA_FLAGS")  # 300 steps take longer than their compilation: optimised as for users
+    monkeypatch.delenv("XLA_FLAGS")  # 200 steps take longer than their compilation: optimised as for users
     config = run_path(str(CONFIG))["get_config"]()
     config.model.text = {"length": 0}
     config.model.unet.update(channels=16, multipliers=(1,), head_size=16)
     config.model.unet.update(space_attention=(True,), time_attention=(True,))
     config.data.frames, config.data.height, config.data.width = FRAMES, HEIGHT, WIDTH
-    config.steps, config.batch_size = 300, 16
+    config.steps, config.batch_size = 200, 8
     config.optimizer.update(warmup=10, learning_rate=8e-3)
     mesh = make_mesh(devices=jax.devices()[:1])
     tx, _ = optimizer_of(config)

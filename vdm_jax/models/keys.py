@@ -16,8 +16,7 @@ class Keys(nnx.Rngs):
         object.__setattr__(self, "_count", 0)
 
     def params(self) -> jax.Array:
-        """The next key, computed at once: what a traced program need not hash, it need not compile."""
-        with jax.ensure_compile_time_eval():
-            key = jax.random.fold_in(jax.random.key(self._seed), self._count)
+        """The next key."""
+        key = jax.random.fold_in(jax.random.key(self._seed), self._count)
         object.__setattr__(self, "_count", self._count + 1)
         return key
