@@ -111,7 +111,14 @@ def measure_training(config, runs: int) -> dict:
     import numpy as np
 
     from vdm_jax import configuration
-    from vdm_jax.evaluation.speed import count_collectives, flops_of, peak_memory, summarize, time_calls
+    from vdm_jax.evaluation.speed import (
+        bytes_on_a_device,
+        count_collectives,
+        flops_of,
+        peak_memory,
+        summarize,
+        time_calls,
+    )
     from vdm_jax.parallel.sharding import batch_sharding
     from vdm_jax.training.step import make_train_step
 
@@ -138,15 +145,15 @@ def measure_training(config, runs: int) -> dict:
     with concurrent.futures.ThreadPoolExecutor() as background:
         compiled = make(graphdef, config.accumulate).compile(background, state, batch)()
     compile_seconds = time.perf_counter() - start
-    programs = compiled.gradients, compiled.update
-    averages = sum(x.nbytes for x in jax.tree.leaves((state.ema, state.opt_state))) // mesh.size
+    *gradients, last = compiled.programs
+    averages = bytes_on_a_device((state.ema, state.opt_state))
 
     def step():
         nonlocal state
         state, _ = jax.block_until_ready(compiled(state, batch))
 
     seconds = summarize(time_calls(step, runs))
-    memory = [peak_memory(compiled.gradients, beside=averages), peak_memory(compiled.update)]
+    memory = [peak_memory(last), *(peak_memory(program, beside=averages) for program in gradients)]
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "compile_seconds": compile_seconds,
@@ -154,7 +161,9 @@ def measure_training(config, runs: int) -> dict:
         "videos_per_second": size / seconds["median"],
         "flops": flops,
         "memory": max(memory, key=lambda m: m["bytes"]),
-        "collectives": count_collectives("".join(p.as_text() for p in programs)) if mesh.size > 1 else {},
+        "collectives": count_collectives("".join(program.as_text() for program in compiled.programs))
+        if mesh.size > 1
+        else {},
     }
 
 

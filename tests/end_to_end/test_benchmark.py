@@ -6,8 +6,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl import flags
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
 from vdm_jax.configuration import default_config
@@ -85,11 +88,17 @@ def test_collectives_are_counted_once():
     assert speed.count_collectives(hlo) == {"all-reduce": 1, "all-gather": 1}
 
 
+def test_bytes_on_a_device_are_those_of_its_shard():
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+    arrays = [jax.device_put(jnp.ones((16, 3)), NamedSharding(mesh, P(axis))) for axis in ("data", None)]
+    assert speed.bytes_on_a_device(arrays) == 4 * (2 * 3 + 16 * 3)
+
+
 def test_measures_and_reports_a_config(benchmark, config):
     training = benchmark.measure_training(config, runs=2)
     sampling = benchmark.measure_sampling(config, runs=2, steps=2)
     assert training["collectives"]["all-reduce"] >= 1  # eight devices share the gradient
-    assert training["memory"]["bytes"] > 4 * training["parameters"]
+    assert training["memory"]["bytes"] > 4 * 3 * training["parameters"]  # every device has its own, averages, gradients
     assert training["flops"] > sampling["flops"] > 0  # a step holds a call of the network and its gradient
     assert training["videos_per_second"] == pytest.approx(8 / training["seconds"]["median"])
     assert sampling["ratio_with_known"].keys() == {"replace"}  # this network is not told

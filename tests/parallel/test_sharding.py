@@ -219,7 +219,7 @@ class Step:
         step = make_train_step(graphdef, Objective(), make_process("cosine"), tx, mesh, seed=0, null_tokens=null)
         with concurrent.futures.ThreadPoolExecutor() as background:
             compiled = step.compile(background, state, batch)()
-        self.hlo = compiled.gradients.as_text() + compiled.update.as_text()
+        self.hlo = "".join(program.as_text() for program in compiled.programs)
         after, self.metrics = compiled(state, batch)
         intended = jax.tree.leaves(shardings(mesh, after.params))
         self.layouts_kept = [

@@ -1,5 +1,6 @@
 """The Optax chain does what the config says, and says so where it cannot."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -50,6 +51,17 @@ def test_gradients_are_clipped_to_the_global_norm():
     np.testing.assert_allclose(clipped, [-0.6, -0.8], rtol=1e-6)
     np.testing.assert_allclose(update(make_optimizer("sgd", lambda step: 1.0, clip=100), grads), -grads)
     np.testing.assert_allclose(update(make_optimizer("sgd", lambda step: 1.0, clip=None), grads), -grads)
+
+
+def test_clipping_is_that_of_optax():
+    grads = {"a": jnp.array([3.0, -4.0]), "b": jnp.array([[12.0]])}
+    ours = optax.with_extra_args_support(make_optimizer("sgd", lambda step: 1.0, clip=2.0))
+    theirs = optax.chain(optax.clip_by_global_norm(2.0), optax.sgd(1.0))
+    for scale in (1.0, 0.1, 0.0):
+        scaled = jax.tree.map(lambda g, scale=scale: scale * g, grads)
+        expected, _ = theirs.update(scaled, theirs.init(scaled))
+        actual, _ = ours.update(scaled, ours.init(scaled), norm=optax.tree.norm(scaled))
+        jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6), actual, expected)
 
 
 def test_options_reach_the_optimizer_and_contributed_ones_are_found():

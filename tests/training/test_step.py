@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -30,7 +32,7 @@ def make_step(toy, tx, on_devices):
     """A step of the toy network; each is compiled once for all tests."""
 
     @functools.cache
-    def make(mesh=None, null_probability=0.1, seed=0, accumulate=1, told=False):
+    def make(mesh=None, null_probability=0.1, seed=0, accumulate=1, told=False, tx=tx, one_program=None):
         return make_train_step(
             toy[0],
             Objective(null_probability=null_probability),
@@ -43,6 +45,7 @@ def make_step(toy, tx, on_devices):
             images=2,
             accumulate=accumulate,
             ema=0.15,
+            one_program=one_program,
         )
 
     return make
@@ -51,6 +54,33 @@ def make_step(toy, tx, on_devices):
 def difference(left, right):
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("one_program", [False, True])
+def test_one_program_or_two_compiled_beforehand_take_the_same_step(make_step, toy, batch, on_devices, one_program):
+    mesh = on_devices(8, data=2, fsdp=2, tensor=2)
+    whole, metrics = make_step()(toy[1](), batch)
+    placed = jax.device_put(batch, batch_sharding(mesh))
+    with ThreadPoolExecutor() as background:
+        step = make_step(mesh, one_program=one_program).compile(background, toy[1](mesh), placed)()
+    assert len(step.programs) == 2 - one_program
+    after, metrics_after = step(toy[1](mesh), placed)
+    assert difference(whole, after) < 1e-5
+    assert metrics.keys() == metrics_after.keys()
+
+
+@pytest.mark.parametrize(("devices", "accumulate"), [(1, 1), (1, 4), (8, 1)])
+def test_gradients_are_clipped_by_the_norm_of_all(make_step, toy, batch, on_devices, devices, accumulate):
+    most = 0.01
+    clipped = make_optimizer("sgd", lambda step: 1.0, clip=most)
+    mesh = on_devices(8, data=2, fsdp=2, tensor=2) if devices == 8 else on_devices(1)
+    params = jax.device_get(toy[1]().params)
+    before = dataclasses.replace(jax.device_get(toy[1]()), opt_state=clipped.init(params))
+    placed = jax.device_put(batch, batch_sharding(mesh))
+    after, metrics = make_step(mesh, accumulate=accumulate, tx=clipped)(toy[1](mesh, before), placed)
+    assert metrics["grad_norm"] > 2 * most
+    moved = jax.tree.map(lambda a, b: np.asarray(a) - b, after.params, params)
+    assert float(optax.tree.norm(moved)) == pytest.approx(most, rel=1e-3)
 
 
 @pytest.mark.parametrize("told", [False, True])

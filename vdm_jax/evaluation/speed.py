@@ -1,5 +1,6 @@
 """Clocks and counters of compiled programs: seconds, operations, share of the peak, memory, collectives."""
 
+import math
 import re
 import statistics
 import time
@@ -58,6 +59,12 @@ def peak_memory(compiled, beside: int = 0) -> dict:
     m = compiled.memory_analysis()
     size = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
     return {"bytes": size + beside, "how": "compiled step: arguments + outputs + temporaries − donated"}
+
+
+def bytes_on_a_device(arrays) -> int:
+    """What each device holds of arrays, by their shardings."""
+    leaves = jax.tree.leaves(arrays)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def count_collectives(hlo: str) -> dict[str, int]:

@@ -153,10 +153,12 @@ def train(
     # ----------------------------------------------------------------------------------------------- loop
     try:
         first = placed(next(iterator))
-        with concurrent.futures.ThreadPoolExecutor() as background:  # three programs are compiled at a time
-            begun = background.submit(initialise) if restored is None else None
+        with concurrent.futures.ThreadPoolExecutor() as background:  # all programs are compiled side by side
+            initial = background.submit(initialise) if restored is None else None
             compiled = train_step.compile(background, planned, first, trainee.frozen)
-            state = begun.result() if begun else state
+            if initial is not None:
+                state = initial.result()
+                del initial  # it would hold this state to the end
             train_step = compiled()
         for array in jax.tree.leaves(trainee.given):
             array.delete()  # the state has copies

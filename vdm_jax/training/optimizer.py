@@ -57,7 +57,8 @@ def make_optimizer(
     try:
         optimizer = make(learning_rate=schedule, **options)
         like = {"matrix": jax.ShapeDtypeStruct((2, 2), "float32"), "vector": jax.ShapeDtypeStruct((2,), "float32")}
-        jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), like)  # some need more than gradients
+        tried = optax.with_extra_args_support(optimizer)  # as a step uses it; some need more than gradients
+        jax.eval_shape(lambda p: tried.update(p, tried.init(p), p, norm=jnp.ones(())), like)
     except TypeError as error:
         raise InputError(f"optimizer.name={name!r} cannot be used with options={options}: {error}") from error
     if clip is None:
@@ -72,7 +73,7 @@ def _clip_by_norm(most: float | int) -> optax.GradientTransformationExtraArgs:
 
     def update(grads, state, params=None, *, norm, **_):
         factor = jnp.minimum(1.0, most / norm)
-        return jax.tree.map(lambda g: g * factor, grads), state
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 

@@ -1,6 +1,7 @@
 """One training step: draw, loss, gradient, update, average; skipped where a number is not finite."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 
@@ -72,36 +73,41 @@ def make_loss(
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-    """A step of two programs, gradients and update: (state, batch[, frozen]) → (state, metrics). The state is donated.
+    """(state, batch[, frozen]) → (state, metrics), as one program or as two; the state is donated.
 
-    Two, so that one compiles while the other is traced. One program would gain little: clipping, and the test for
-    numbers that are not finite, need the norm of all gradients before the first parameter may change.
+    Two are gradients, (params, step, batch, frozen) → (gradients, metrics), and update, (state, gradients, metrics) →
+    (state, metrics): one compiles while the other is traced, but gradients cannot share the activations' memory.
     """
 
-    gradients: Callable[..., tuple[Params, dict[str, Scalar]]]  # (params, step, batch, frozen) → (gradients, metrics)
-    update: Callable[..., tuple[TrainState, dict[str, Scalar]]]  # (state, gradients, metrics) → (state, metrics)
+    programs: tuple[Callable, ...]
 
     def __call__(self, state: TrainState, batch: Batch, frozen: PyTree = None) -> tuple[TrainState, dict[str, Scalar]]:
-        return self.update(state, *self.gradients(state.params, state.step, batch, frozen))
+        if len(self.programs) == 1:
+            return self.programs[0](state, batch, frozen)
+        gradients, update = self.programs
+        return update(state, *gradients(state.params, state.step, batch, frozen))
 
     def lower(self, state: TrainState, batch: Batch, frozen: PyTree = None) -> Iterator[jax.stages.Lowered]:
-        """Traces the two programs for arrays, or shapes with shardings, like these; yields each when it is there."""
+        """Traces the programs for arrays, or shapes with shardings, like these; yields each when it is there."""
 
         def like(x, sharding):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-        gradients = self.gradients.lower(state.params, state.step, batch, frozen)
+        if len(self.programs) == 1:
+            yield self.programs[0].lower(state, batch, frozen)
+            return
+        gradients = self.programs[0].lower(state.params, state.step, batch, frozen)
         yield gradients
         grads = jax.tree.map(lambda x: like(x, x.sharding), state.params)
         metrics = jax.tree.map(lambda x: like(x, state.step.sharding), gradients.out_info[1])
-        yield self.update.lower(state, grads, metrics)
+        yield self.programs[1].lower(state, grads, metrics)
 
     def compile(
         self, background: Executor, state: TrainState, batch: Batch, frozen: PyTree = None
     ) -> Callable[[], "TrainStep"]:
         """Traces here and compiles in the background; what it returns waits for the compiled step."""
         programs = [background.submit(lowered.compile) for lowered in self.lower(state, batch, frozen)]
-        return lambda: TrainStep(*(program.result() for program in programs))
+        return lambda: TrainStep(tuple(program.result() for program in programs))
 
 
 def make_train_step(
@@ -119,8 +125,9 @@ def make_train_step(
     ema: float | int = 0.999,
     assemble: Callable[[Params, PyTree], Params] = lambda params, frozen: params,
     clean: Callable[[PyTree, Array], Array] = lambda frozen, video: video,
+    one_program: bool | None = None,
 ) -> TrainStep:
-    """A step of training.
+    """A step of training: one program, or two on CPUs, where the first step waits longest (`one_program=None`).
 
     `tx` is given the gradients' global norm as `norm`, if it takes that. `assemble` and `clean` are those of a
     `Trainee`, for networks of which only a part is trained.
@@ -191,10 +198,15 @@ def make_train_step(
         metrics = metrics | {"skipped": skipped, "skipped_in_a_row": in_a_row}
         return jax.lax.with_sharding_constraint(after, state_shardings(after, mesh)), metrics
 
-    options = on_cpu(mesh, optimization=1)
-    return TrainStep(
-        jax.jit(gradients, compiler_options=options), jax.jit(update, donate_argnums=0, compiler_options=options)
-    )
+    def step(state: TrainState, batch: Batch, frozen: PyTree = None):
+        return update(state, *gradients(state.params, state.step, batch, frozen))
+
+    if one_program is None:
+        one_program = mesh.devices.flat[0].platform != "cpu"
+    jit = functools.partial(jax.jit, compiler_options=on_cpu(mesh, optimization=1))
+    if one_program:
+        return TrainStep((jit(step, donate_argnums=0),))
+    return TrainStep((jit(gradients), jit(update, donate_argnums=0)))
 
 
 def _split(x: Array, parts: int) -> Array:
