@@ -141,11 +141,10 @@ def _read(checkpoint: epath.Path, parts: dict[str, PyTree]) -> dict[str, Any] | 
 
 def _check_shapes(checkpoint: epath.Path, parts: dict[str, PyTree]) -> None:
     """Raises ValueError where parameters have other names or shapes than those asked for."""
-    saved = ocp.checkpointables_metadata(checkpoint).metadata
     for part in parts.keys() & {"params", "ema"}:
         there, here = (
             {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-            for tree in (saved[part], parts[part])
+            for tree in (ocp.metadata(checkpoint, part).metadata, parts[part])
         )
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):
