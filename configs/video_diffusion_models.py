@@ -11,7 +11,8 @@ The rows of the paper's hyperparameter tables (appendix A), one argument each:
 `ucf101` and `bair` read the TFDS data sets where they are prepared; the paper's own text-video data is not public,
 so the other rows read a folder of videos. The text encoder here is the small byte-level one, not the paper's
 BERT-large. Shared by all rows: cosine process with log-SNR in [-20, 20], attention at 32, 16 and 8 pixels, head size
-64, conditioning width 1024, Adam with β₂ = 0.99. Samples are ancestral with the lower of the paper's two variances (its
+64, conditioning width 1024, Adam with β₂ = 0.99 (bair: AdamW,
+0.999, weight decay 0.01). Samples are ancestral with the lower of the paper's two variances (its
 γ = 0; the rows ucf101, text_small and text_large have 0.1, 0.3 and 0.3, which is not implemented).
 
 Nothing here has been run at full size: no time and no score is claimed. Parameters are counted by

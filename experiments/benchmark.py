@@ -115,10 +115,13 @@ def measure_training(config, runs: int) -> dict:
         bytes_on_a_device,
         count_collectives,
         flops_of,
+        one_cpu,
         peak_memory,
+        shapes_on_cpu,
         summarize,
         time_calls,
     )
+    from vdm_jax.parallel.mesh import make_mesh
     from vdm_jax.parallel.sharding import batch_sharding
     from vdm_jax.training.step import make_train_step
 
@@ -133,17 +136,18 @@ def measure_training(config, runs: int) -> dict:
         batch["image_tokens"] = np.tile(tokens, (size, images, 1))
     batch = jax.device_put(batch, batch_sharding(mesh))
 
-    def make(graphdef, accumulate):
+    def make(graphdef, accumulate, mesh):
         objective, process = configuration.objective_of(config), configuration.process_of(config)
         null = None if model.text is None else model.tokenize("")
         options = {"null_tokens": null, "images": images, "accumulate": accumulate, "ema": config.ema}
         options["conditioning"] = configuration.conditioning_of(config)
         return make_train_step(graphdef, objective, process, tx, mesh, seed=config.seed, **options)
 
-    flops = sum(flops_of(program, mesh.size) for program in make(countable(config), 1).lower(state, batch))
+    counted = make(countable(config), 1, make_mesh(devices=[one_cpu()]))
+    flops = sum(flops_of(program, mesh.size) for program in counted.lower(*shapes_on_cpu((state, batch))))
     start = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor() as background:
-        compiled = make(graphdef, config.accumulate).compile(background, state, batch)()
+        compiled = make(graphdef, config.accumulate, mesh).compile(background, state, batch)()
     compile_seconds = time.perf_counter() - start
     *gradients, last = compiled.programs
     averages = bytes_on_a_device((state.ema, state.opt_state))
@@ -174,12 +178,13 @@ def measure_sampling(config, runs: int, steps: int) -> dict:
     from flax import nnx
 
     from vdm_jax.diffusion.known import Known
-    from vdm_jax.evaluation.speed import flops_of, summarize, time_calls
+    from vdm_jax.evaluation.speed import flops_of, shapes_on_cpu, summarize, time_calls
     from vdm_jax.generation.pipeline import make_pipeline
+    from vdm_jax.models.space import ONE_DEVICE
     from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding
 
     mesh, _, _, graphdef, state = set_up(config)
-    size, params, layout = config.batch_size, state.params, ActivationLayout(mesh)
+    size, params = config.batch_size, state.params
     pipeline = make_pipeline(config, graphdef, params, mesh, 0)
     model = nnx.merge(graphdef, params)
     prompt, known = "a video" if pipeline.takes_text else "", {}
@@ -192,13 +197,13 @@ def measure_sampling(config, runs: int, steps: int) -> dict:
     inputs = (np.zeros((size, *pipeline.shape), np.float32), np.ones(size, np.float32), text, told)
     inputs = jax.device_put(inputs, batch_sharding(mesh))
 
-    def lower(graphdef):
+    def lower(graphdef, layout, given):
         def predict(params, z, time, text, told):
             return nnx.merge(graphdef, params)(z, time, text, known=told, layout=layout)
 
-        return jax.jit(predict).lower(params, *inputs)
+        return jax.jit(predict).lower(*given)
 
-    call = lower(graphdef).compile()
+    call = lower(graphdef, ActivationLayout(mesh), (params, *inputs)).compile()
     seconds = summarize(time_calls(lambda: call(params, *inputs).block_until_ready(), runs))
 
     def sampler():
@@ -208,7 +213,7 @@ def measure_sampling(config, runs: int, steps: int) -> dict:
     whole = summarize(rest)
     return {
         "seconds": seconds,
-        "flops": flops_of(lower(countable(config)), mesh.size),
+        "flops": flops_of(lower(countable(config), ONE_DEVICE, shapes_on_cpu((params, *inputs))), mesh.size),
         "compile_seconds": first - whole["median"],  # the first call traces and compiles
         "sampler_seconds": whole,
         "step_seconds": whole["median"] / steps,

@@ -85,7 +85,7 @@ def _ours(shape, widths, dtype) -> tuple[Runs, dict]:
     import optax
     from flax import nnx
 
-    from vdm_jax.evaluation.speed import flops_of
+    from vdm_jax.evaluation.speed import flops_of, shapes_on_cpu
     from vdm_jax.models.unet import UNet
 
     def make(attention="auto"):
@@ -113,7 +113,7 @@ def _ours(shape, widths, dtype) -> tuple[Runs, dict]:
         jax.random.normal(jax.random.key(1), (shape[0], 1, TOKENS, CONTEXT)),
     )
 
-    def programs(graphdef):
+    def programs(graphdef, state, z, target, *condition):
         def forward(params, z, time, context):
             return nnx.merge(graphdef, params)(z, time, context=context)
 
@@ -122,13 +122,14 @@ def _ours(shape, widths, dtype) -> tuple[Runs, dict]:
             updates, moments = tx.update(jax.grad(loss)(state[0]), state[1], state[0])
             return optax.apply_updates(state[0], updates), moments
 
-        lowered = jax.jit(forward).lower(params, z, *condition)
+        lowered = jax.jit(forward).lower(state[0], z, *condition)
         return lowered, jax.jit(step, donate_argnums=0).lower(state, z, target, *condition)
 
-    flops = [flops_of(lowered) for lowered in programs(nnx.split(nnx.eval_shape(lambda: make("xla")))[0])]
+    given, plain = (state, z, target, *condition), nnx.split(nnx.eval_shape(lambda: make("xla")))[0]
+    flops = [flops_of(lowered) for lowered in programs(plain, *shapes_on_cpu(given))]
     about = {"parameters": sum(x.size for x in jax.tree.leaves(params))}
     about |= dict(zip(("forward", "training step"), flops, strict=True))
-    forward, step = (lowered.compile() for lowered in programs(graphdef))
+    forward, step = (lowered.compile() for lowered in programs(graphdef, *given))
     held = [jax.tree.map(jnp.copy, state)]  # a step donates what it is given
 
     def train():

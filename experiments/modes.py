@@ -1,6 +1,6 @@
 """Measures how well a run keeps to what is known of a video, mode by mode, on held-out moving digits.
 
-python experiments/modes.py --run runs/moving_digits --num 64 --seeds 0,1,2
+python experiments/modes.py --run runs/moving_digits --num 32 --seeds 0,1,2
 
 Prints the tables of docs/modes.md, and writes modes.json and modes.png into the run folder. Of a run for
 super-resolution it measures how well held-out clips are enlarged.

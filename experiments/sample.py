@@ -62,7 +62,7 @@ FRAMES = flags.DEFINE_integer(
 CONTEXT = flags.DEFINE_integer("context", None, "Frames that a window sees of the one before (default: half).")
 RESPECT = flags.DEFINE_string("respect", None, "How what is known is kept: replace, reconstruct, concat.")
 RECONSTRUCTION = flags.DEFINE_float("reconstruction", None, "Weight of reconstruct (default: 10).")
-KNOWN_NOISE = flags.DEFINE_float("known_noise", None, "Noise on what concat tells the network (default: none).")
+KNOWN_NOISE = flags.DEFINE_float("known_noise", None, "Noise on what concat tells (default: none; for SVD 0.02).")
 EXACT = flags.DEFINE_bool(
     "exact", None, "--noexact: the network draws what is known, too, and blends it into the rest."
 )

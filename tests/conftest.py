@@ -10,6 +10,7 @@ QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones have no other way
     QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", QUICK)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also where the environment is that of a GPU or TPU
 
 # Compiled programs are kept: the first run needs some of them again, and the next one all. A folder for each worker, as
 # JAX writes its files in place, where another one could read a half of them.

@@ -49,7 +49,7 @@ def default_config() -> ml_collections.ConfigDict:
         crop="random",
         flip=False,
         caption_dropout=0.0,
-        joint_images=0,  # stills appended to each clip (Ho et al. 2022, section 3.1)
+        joint_images=0,  # stills appended to each clip (Ho et al. 2022, section 4.3.1)
         num_workers=0,
         prefetch=4,
     )

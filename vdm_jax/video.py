@@ -173,7 +173,8 @@ def write_video(
         return
     write = _write_gif if path.suffix == ".gif" else _write_encoded
     comment = json.dumps(dict(metadata or {}))
-    # One at a time, as the encoder takes them: a long video that a file memory maps is never whole in memory.
+    # One at a time, as encoders take them: a long video that a file memory maps is then never whole in memory. (Pillow
+    # holds all pictures of a GIF.)
     try:
         with whole_file(path) as part:
             write(part, (enlarge(to_uint8(frame), scale) for frame in video), fps, comment)

@@ -1,5 +1,7 @@
 """Attention against a plain softmax in float64, and what tells it about time."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,8 @@ from vdm_jax.models.attention import (
 )
 
 B, T, P, N, D, L = 2, 3, 4, 2, 8, 5
+T4, A100, H100 = (SimpleNamespace(platform="gpu", compute_capability=n) for n in ("7.5", "8.0", "9.0"))
+MI300 = SimpleNamespace(platform="gpu", compute_capability="gfx942")
 
 
 def normal(seed, *shape):
@@ -182,30 +186,33 @@ def test_clip_mask_keeps_stills_to_themselves():
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "head_size", "backend", "chosen"),
+    ("name", "dtype", "head_size", "device", "chosen"),
     [
-        ("auto", "bfloat16", 64, "gpu", "cudnn"),
-        ("auto", "float32", 64, "gpu", "xla"),
-        ("auto", "bfloat16", 12, "gpu", "xla"),
-        ("auto", "bfloat16", 256, "gpu", "xla"),
-        ("auto", "bfloat16", 64, "tpu", "xla"),
+        ("auto", "bfloat16", 64, H100, "cudnn"),
+        ("auto", "float32", 64, H100, "xla"),
+        ("auto", "bfloat16", 12, H100, "xla"),
+        ("auto", "bfloat16", 256, H100, "xla"),
+        ("auto", "bfloat16", 64, T4, "xla"),
+        ("auto", "bfloat16", 64, MI300, "xla"),
+        ("auto", "bfloat16", 64, SimpleNamespace(platform="tpu"), "xla"),
         ("auto", "bfloat16", 64, None, "xla"),
-        ("cudnn", "float16", 128, "cuda", "cudnn"),
-        ("xla", "bfloat16", 64, "gpu", "xla"),
+        ("cudnn", "float16", 128, A100, "cudnn"),
+        ("xla", "bfloat16", 64, H100, "xla"),
     ],
 )
-def test_implementation_is_the_fused_kernel_where_it_can_run(name, dtype, head_size, backend, chosen):
-    assert choose_implementation(name, dtype=dtype, head_size=head_size, backend=backend) == chosen
+def test_implementation_is_the_fused_kernel_where_it_can_run(name, dtype, head_size, device, chosen):
+    assert choose_implementation(name, dtype=dtype, head_size=head_size, device=device) == chosen
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "head_size", "message"),
+    ("name", "dtype", "head_size", "device", "message"),
     [
-        ("flash", "bfloat16", 64, "attention='flash' must be one of auto, xla, cudnn"),
-        ("cudnn", "float32", 64, "dtype=float32 is not 16-bit"),
-        ("cudnn", "bfloat16", 20, "head_size=20 is not a multiple of 8"),
+        ("flash", "bfloat16", 64, H100, "attention='flash' must be one of auto, xla, cudnn"),
+        ("cudnn", "float32", 64, H100, "dtype=float32 is not 16-bit"),
+        ("cudnn", "bfloat16", 20, H100, "head_size=20 is not a multiple of 8"),
+        ("cudnn", "bfloat16", 64, T4, "compute capability '7.5' is not 8.0 or more"),
     ],
 )
-def test_implementation_that_cannot_run_is_an_error(name, dtype, head_size, message):
+def test_implementation_that_cannot_run_is_an_error(name, dtype, head_size, device, message):
     with pytest.raises(InputError, match=message):
-        choose_implementation(name, dtype=dtype, head_size=head_size, backend="gpu")
+        choose_implementation(name, dtype=dtype, head_size=head_size, device=device)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from vdm_jax.errors import InputError
-from vdm_jax.models.text import ByteEncoder, hash_ngrams, tokenize_bytes
+from vdm_jax.models.text import ByteEncoder, _rows, hash_ngrams, tokenize_bytes
 
 LENGTH = 8
 
@@ -59,6 +59,16 @@ def test_padding_has_no_influence(encode):
     np.testing.assert_array_equal(padded.mask[0], [True] * 4 + [False] * 4)
     np.testing.assert_allclose(padded.tokens[:, :4], short.tokens, atol=1e-5)
     np.testing.assert_allclose(padded.pooled, short.pooled, atol=1e-5)
+
+
+def test_a_table_learns_nothing_from_padding():
+    graphdef, params = nnx.split(nnx.Embed(6, 4, rngs=nnx.Rngs(0)))
+    index, mask = jnp.array([[2, 5, 2, 0, 0]]), jnp.array([[True, True, True, False, False]])
+    seen = _rows(nnx.merge(graphdef, params), index, mask)
+    np.testing.assert_array_equal(seen[0, :3], params.embedding[...][index[0, :3]])
+    np.testing.assert_array_equal(seen[0, 3:], 0)
+    learnt = jax.grad(lambda params: _rows(nnx.merge(graphdef, params), index, mask).sum())(params)
+    np.testing.assert_array_equal(learnt.embedding[...][:, 0], [0, 0, 2, 0, 0, 1])
 
 
 def test_the_empty_text_is_one_token_and_its_own_pooled_vector(encode):

@@ -1,5 +1,7 @@
 """Mesh sizes, and when processes join."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 from jax.sharding import AxisType
@@ -47,9 +49,17 @@ def test_sizes_that_do_not_make_up_the_devices_are_named(sizes, message):
         make_mesh(**sizes)
 
 
+def test_hosts_that_did_not_join_are_told_how():
+    devices = [SimpleNamespace(process_index=i // 2, platform="tpu") for i in range(4)]
+    with pytest.raises(InputError, match=r"this is one of 2 hosts, .* set JAX_COORDINATOR_ADDRESS"):
+        make_mesh(devices=devices)
+
+
 def without_cluster(monkeypatch):
-    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "JOB_COMPLETION_INDEX"):
+    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETION_INDEX", "JAX_PLATFORMS"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("WORKER_HOSTNAMES", "PROCESS_ADDRESSES", "ML_PLATFORM", "SKIP_MDS_QUERY"):  # JAX sets the last two
+        monkeypatch.delenv(f"TPU_{name}", raising=False)
     for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"):
         monkeypatch.delenv(f"JAX_{name}", raising=False)
 
@@ -63,6 +73,11 @@ def without_cluster(monkeypatch):
         ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_PROCESS_ADDRESSES": "a:1,b:1"}, True),
+        ({"TPU_ML_PLATFORM": "JAX"}, True),
+        ({"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": "cpu"}, False),
+        ({"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"}, False),
+        ({"TPU_ML_PLATFORM": "JAX", "TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"JOB_COMPLETION_INDEX": "0"}, True),
         ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}, True),
     ],

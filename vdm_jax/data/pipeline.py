@@ -44,7 +44,7 @@ def make_iterator(
 
     Yields `{"video": uint8 [b, T, H, W, C], "tokens": int32 [b, L]}` with `b = batch_size / process_count`.
     With `joint_images` K > 0 the videos are `[b, T + K, H, W, C]`: random frames of K other videos
-    follow the clip (Ho et al. 2022, section 3.1) and `"image_tokens"` are their captions, int32 `[b, K, L]`.
+    follow the clip (Ho et al. 2022, section 4.3.1) and `"image_tokens"` are their captions, int32 `[b, K, L]`.
 
     Args:
         source: random access; items have "video", uint8 `[T, H, W, C]`, and "caption". A source that draws

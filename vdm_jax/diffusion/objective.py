@@ -128,7 +128,7 @@ def loss_at(
 ) -> tuple[Scalar, dict[str, Scalar]]:
     """The loss of one batch at given draws: the mean over samples of w(t)·error, and {loss, unweighted mse}.
 
-    All frames count alike by default, appended images included (joint training, Ho et al. 2022, section 3.1);
+    All frames count alike by default, appended images included (joint training, Ho et al. 2022, section 4.3.1);
     `frame_weights` makes it the weighted mean over the frame axis 1 instead.
     """
     t, noise, drop = draws

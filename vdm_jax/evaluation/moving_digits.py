@@ -281,7 +281,7 @@ def centroids(videos: Videos) -> Float[Array, "B T 2"]:
     weight = _brightness(videos).sum(-1)
     h, w = weight.shape[-2:]
     total = weight.sum((2, 3))
-    moments = jnp.stack([weight.sum(3) @ jnp.arange(h), weight.sum(2) @ jnp.arange(w)], axis=-1)
+    moments = jnp.stack([(weight.sum(axis) * jnp.arange(n)).sum(-1) for axis, n in ((3, h), (2, w))], axis=-1)
     middle = jnp.array([(h - 1) / 2, (w - 1) / 2])
     return jnp.where(total[..., None] > 0, moments / jnp.maximum(total, 1e-9)[..., None], middle)
 

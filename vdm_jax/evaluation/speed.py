@@ -8,6 +8,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from vdm_jax.errors import InputError
+from vdm_jax.typing import PyTree
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
@@ -42,11 +46,30 @@ def measure_peak(dtype: str) -> dict:
     return {"product": f"{size}³ {dtype}", "flops_per_second": 2 * size**3 / seconds}
 
 
+def one_cpu() -> jax.Device:
+    """The CPU that programs are lowered for to be counted, also where there is a GPU or TPU.
+
+    Raises:
+        InputError: JAX was told to leave it out.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        platforms = jax.config.jax_platforms
+        raise InputError(f"JAX_PLATFORMS={platforms} must name cpu, too: operations are counted for it") from error
+
+
+def shapes_on_cpu(tree: PyTree) -> PyTree:
+    """The shapes of arrays, as if all lay on one CPU."""
+    there = SingleDeviceSharding(one_cpu())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), tree)
+
+
 def flops_of(lowered, devices: int = 1) -> float:
     """Operations of one device's share, as XLA counts them in the program before it is compiled.
 
     After that, a GPU's matrix products are calls into a library, of whose work XLA knows nothing; on CPU both
-    counts agree. The body of a loop counts once.
+    counts agree. JAX counts before it for CPUs alone (`shapes_on_cpu`). The body of a loop counts once.
     """
     return lowered.cost_analysis()["flops"] / devices
 

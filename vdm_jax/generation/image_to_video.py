@@ -12,15 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from vdm_jax.diffusion.guidance import clipped, guided
 from vdm_jax.diffusion.known import Known
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sampler import TOLD, gaussian, initial_noise, sample
 from vdm_jax.errors import InputError
-from vdm_jax.generation.pipeline import Pipeline, sample_keys
+from vdm_jax.generation.pipeline import Pipeline, sample_keys, whole
 from vdm_jax.generation.settings import Settings, grid_of
 from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, full_batches
 from vdm_jax.typing import Array, Bool, Float, Int
@@ -100,7 +99,7 @@ class ImageToVideo(Pipeline):
             drawn = draw(self.params, keys, embedding, latents, numbers, float(settings.guidance))
             drawn = jnp.clip(self.codec.decode(self.codec.params, drawn), -1, 1)
             drawn = drawn.at[:, 0].set(pixels) if settings.exact else drawn
-            yield np.asarray(drawn)[: len(prompts) - start]
+            yield whole(drawn, self.mesh)[: len(prompts) - start]
 
 
 @functools.lru_cache(maxsize=16)
@@ -136,4 +135,4 @@ def _compile(
         denoise = clipped(denoise, process, settings.clip)
         return sample(denoise, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys)
 
-    return jax.jit(draw, out_shardings=NamedSharding(mesh, P()))
+    return jax.jit(draw, out_shardings=batch_sharding(mesh))

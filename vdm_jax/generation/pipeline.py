@@ -151,7 +151,7 @@ class Pipeline:
             if self.codec is not None:
                 drawn = jnp.clip(self.codec.decode(self.codec.params, drawn), -1, 1)
                 drawn = pixels.put(drawn) if pixels is not None and settings.exact else drawn
-            yield np.asarray(drawn)[: len(prompts) - start]
+            yield whole(drawn, self.mesh)[: len(prompts) - start]
 
     def check_window(self, known: Bool[np.ndarray, "T H W 1"]) -> None:
         """Raises InputError where a window of which so much is known could not be drawn; this pipeline draws any."""
@@ -300,8 +300,12 @@ def _compile(
         video = jnp.clip(video, -1, 1) if in_pixels else video
         return known.put(video) if known is not None and coarse == 1 and settings.exact else video
 
-    # Whole on every process, for any of them to write.
-    return jax.jit(draw, out_shardings=NamedSharding(mesh, P()))
+    return jax.jit(draw, out_shardings=batch_sharding(mesh))
+
+
+def whole(videos: Float[Array, "B T H W C"], mesh: Mesh) -> Float[np.ndarray, "B T H W C"]:
+    """A batch that lies over all devices, on every process, for any of them to write."""
+    return np.asarray(jax.device_put(videos, NamedSharding(mesh, P())))
 
 
 def make_pipeline(config, graphdef: nnx.GraphDef, params: Params, mesh: Mesh, step: int) -> Pipeline:

@@ -126,21 +126,25 @@ def _cudnn_space(query, sources):
     return out[:, :pixels].reshape(query.shape)
 
 
-def choose_implementation(name: str, *, dtype, head_size: int, backend: str | None = None) -> str:
+def choose_implementation(name: str, *, dtype, head_size: int, device=None) -> str:
     """Resolves `auto` to the fused cuDNN kernel where it can run, else XLA, and logs the choice.
 
-    cuDNN's kernel takes 16-bit inputs and head sizes that are multiples of 8, up to 128.
+    cuDNN's kernel takes 16-bit inputs and head sizes that are multiples of 8, up to 128, on NVIDIA's GPUs from Ampere
+    on (compute capability 8.0).
 
     Raises:
         InputError: an unknown name, or cuDNN asked for where it cannot run.
     """
     if name not in IMPLEMENTATIONS:
         raise InputError(f"attention={name!r} must be one of {', '.join(IMPLEMENTATIONS)}")
-    backend = backend or jax.default_backend()
+    device = device or jax.local_devices()[0]
+    capability = str(getattr(device, "compute_capability", ""))  # AMD's are names, such as gfx942
+    new = capability.replace(".", "").isdecimal() and float(capability) >= 8
     reasons = [
         reason
         for fails, reason in (
-            (backend not in ("gpu", "cuda"), f"the backend is {backend}, not a GPU"),
+            (device.platform not in ("gpu", "cuda"), f"the backend is {device.platform}, not a GPU"),
+            (device.platform in ("gpu", "cuda") and not new, f"compute capability {capability!r} is not 8.0 or more"),
             (jnp.dtype(dtype).itemsize != 2, f"dtype={jnp.dtype(dtype).name} is not 16-bit"),
             (head_size % 8 or head_size > 128, f"head_size={head_size} is not a multiple of 8 up to 128"),
         )
@@ -191,7 +195,7 @@ def grid_code(rows: int, columns: int, width: int) -> Float[Array, "H W C"]:
 
 
 def clip_mask(frames: int, images: int) -> Bool[Array, "T T"]:
-    """Which frames a frame may look at when the last `images` are independent stills (Ho et al. 2022, 3.1).
+    """Which frames a frame may look at when the last `images` are independent stills (Ho et al. 2022, 4.3.1).
 
     Frames of the clip see the clip; an appended image sees only itself.
     """

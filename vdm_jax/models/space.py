@@ -126,7 +126,7 @@ class SpaceAttention(nnx.Module):
     """Attention over the pixels of each frame, and to the context tokens: joined to the pixels, or after them.
 
     `context="joint"` appends the tokens' keys and values to the pixels' (Saharia et al. 2022, Imagen, section
-    2.3.1); `"cross"` gives them an attention of their own after the first (Rombach et al. 2022). With `all_frames` a
+    2.5); `"cross"` gives them an attention of their own after the first (Rombach et al. 2022). With `all_frames` a
     pixel sees those of all frames at once, which a sinusoidal code tells apart: joint space-time attention (Bertasius
     et al. 2021, arXiv 2102.05095, section 3).
     """

@@ -103,9 +103,9 @@ class ByteEncoder(nnx.Module):
         lead = tokens.shape[:-1]
         tokens = tokens.reshape(-1, tokens.shape[-1])
         mask = tokens > 0
-        x = self.embed(tokens)
+        x = _rows(self.embed, tokens, mask)
         for n, embed in zip(self.ngrams, self.embed_ngrams, strict=True):
-            x = x + embed(hash_ngrams(tokens, n, self.buckets))
+            x = x + _rows(embed, hash_ngrams(tokens, n, self.buckets), mask)
         x = x + sinusoid(jnp.arange(x.shape[1], dtype=jnp.float32), self.width).astype(x.dtype)
         for block in self.blocks:
             x = block(x, mask)
@@ -113,6 +113,15 @@ class ByteEncoder(nnx.Module):
         weight = mask[..., None].astype(x.dtype)
         pooled = (x * weight).sum(1) / jnp.sqrt(weight.sum(1))
         return Encoded(x.reshape(*lead, *x.shape[1:]), mask.reshape(*lead, -1), pooled.reshape(*lead, -1))
+
+
+def _rows(embed: nnx.Embed, index: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L E"]:
+    """The table's rows, zeros for padding.
+
+    Else all padding would be of one row, to which GPUs then add its gradients one after the other, zeros as they are.
+    """
+    table = embed.embedding[...].astype(embed.dtype)
+    return table.at[jnp.where(mask, index, embed.num_embeddings)].get(mode="fill", fill_value=0)
 
 
 class _Block(nnx.Module):

@@ -67,6 +67,7 @@ class UNet(Trunk):
             middle has every slot that any level has.
         all_frames: space attention sees the pixels of all frames at once; for networks without stills.
         time_position: how time attention knows the order of frames: relative, rotary, sinusoidal, none.
+        max_distance: of two frames, beyond which relative positions are one.
         head_size: size of an attention head; divides every attended width.
         context_width: width of the context tokens, 0 for none; `context`: "joint" or "cross" attention to them, or
             "none" (the pooled vector alone tells the condition).
@@ -77,7 +78,6 @@ class UNet(Trunk):
         attention: "auto", "xla" or "cudnn".
         remat: which activations a layer keeps for the backward pass: "none" recomputes nothing, "dots" keeps
             products of weights only, "full" keeps a layer's inputs only.
-        images: so many frames at the end of every training batch may be stills; only a check, see `__call__`.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh
 from vdm_jax.errors import InputError
 
 AXES = ("data", "fsdp", "context", "tensor")
+_NO_METADATA = {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_SKIP_MDS_QUERY"}
 
 
 def start_processes() -> None:
@@ -26,11 +27,15 @@ def start_processes() -> None:
         InputError: JAX_COORDINATOR_ADDRESS without a number of processes and this one's place among them.
     """
     by_hand = [os.environ.get(f"JAX_{name}", "") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")]
+    tpu = "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
     clusters = {
         "SLURM_NTASKS": lambda value: int(value or 0) > 1,
         "OMPI_COMM_WORLD_SIZE": lambda value: int(value or 0) > 1,
         "JOB_COMPLETION_INDEX": str.isdecimal,
         "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
+        "TPU_PROCESS_ADDRESSES": lambda value: "," in value,
+        # Set by JAX itself on TPU VMs: where nothing else says how many there are, Google's metadata server does.
+        "TPU_ML_PLATFORM": lambda value: value == "JAX" and tpu and not os.environ.keys() & _NO_METADATA,
     }
     found = [name for name, says_many in clusters.items() if name in os.environ and says_many(os.environ[name])]
     if by_hand[0]:
@@ -55,9 +60,14 @@ def make_mesh(
     The batch is split over `data` and `fsdp`, parameters over `fsdp` and `tensor`, frames over `context`.
 
     Raises:
-        InputError: the sizes do not make up the devices that there are.
+        InputError: the sizes do not make up the devices that there are, or hosts share them that did not join.
     """
     devices = list(jax.devices() if devices is None else devices)
+    if len(processes := {device.process_index for device in devices}) > 1 and not jax.distributed.is_initialized():
+        raise InputError(
+            f"this is one of {len(processes)} hosts, and nothing says how they find each other: "
+            "set JAX_COORDINATOR_ADDRESS=<first host>:<port>, JAX_NUM_PROCESSES and JAX_PROCESS_ID on each"
+        )
     sizes = dict(zip(AXES, (data, fsdp, context, tensor), strict=True))
     asked = " × ".join(f"{name}={size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]

@@ -132,7 +132,8 @@ def full_batches(count: int, batch_size: int, mesh: Mesh) -> Iterator[tuple[int,
 class ActivationLayout:
     """The trunk's `layout`: the batch over data and fsdp; over `context`, frames in space slots and rows in time slots.
 
-    Between the two lies one all-to-all, and no slot gathers an activation but attention over all frames at once.
+    Between the two lies one all-to-all, and no slot gathers an activation but attention over all frames at once, and
+    cuDNN's kernel, which merges batch and frames: a context mesh of GPUs wants `attention="xla"`.
     """
 
     mesh: Mesh

@@ -164,7 +164,7 @@ def train(
             array.delete()  # the state has copies
         batches = itertools.chain([first], map(placed, iterator))
         for step in range(start + 1, config.steps + 1):
-            trace.before(step)
+            trace.before(step, state)
             state, metrics = train_step(state, next(batches), trainee.frozen)
             trace.after(step, state)
 
@@ -237,8 +237,9 @@ class _Trace:
         self._folder, self._first, self._last = folder, max(start, 1), max(start, 1) + steps - 1
         self._on = False
 
-    def before(self, step: int) -> None:
+    def before(self, step: int, state: TrainState) -> None:
         if not self._on and self._first <= step <= self._last:
+            jax.block_until_ready(state)  # else the trace begins with steps before it
             jax.profiler.start_trace(str(self._folder))
             self._on = True
 
