@@ -22,10 +22,10 @@ demo: $(VENV)/.for-$(ACCELERATOR)
 	$(VENV)/bin/python experiments/demo.py --run $(RUN)
 
 test: $(VENV)/.for-test
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not parity"
 
 parity: $(VENV)/.for-parity
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m parity tests/parity
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m parity tests/parity tests/end_to_end/test_benchmark.py
 
 lint: $(VENV)/.for-test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -10,7 +10,7 @@ from PIL import Image
 from vdm_jax.data.folder import VideoFolder, fit
 from vdm_jax.data.pipeline import make_iterator
 from vdm_jax.errors import InputError
-from vdm_jax.video import write_video
+from vdm_jax.video import iter_frames, write_video
 
 
 def write_clock(path, frames=20, fps=10, height=16, width=16, step=8):
@@ -165,6 +165,7 @@ def test_seeking_finds_the_same_frames_as_reading_from_the_start(tmp_path):
     write_clock(tmp_path / "long.mp4", frames=600, fps=25)  # several key frames; brightness wraps
     source = VideoFolder(tmp_path, frames=4, size=16, crop="center")
     assert frame_numbers(source[0]["video"]) == [298 % 32 + k for k in range(4)]
+    assert 9 < next(iter_frames(tmp_path / "long.mp4", 11.0))[0] <= 11  # decoded from the key frame before, not from 0
 
 
 def test_crop_and_resize():
@@ -201,7 +202,7 @@ def test_feeds_the_pipeline_reproducibly(folder):
         a, b = next(first), next(second)
         assert a["video"].shape == (2, 3, 8, 12, 3)
         np.testing.assert_array_equal(a["video"], b["video"])
-    second.close()
+    first.close(), second.close()
 
 
 def test_progress_is_told_for_large_folders(folder, caplog, monkeypatch):

@@ -137,7 +137,7 @@ def test_tfds_feeds_worker_processes(prepared):
         np.testing.assert_array_equal(a["video"], b["video"])
         np.testing.assert_array_equal(a["video"][:, 0, 0, 0, 0], 10 * a["tokens"][:, 0])
         np.testing.assert_array_equal(a["video"][:, 4, 0, 0, 0], 10 * a["image_tokens"][:, 0, 0])
-    there.close()
+    here.close(), there.close()
 
 
 def test_folder_with_and_without_splits(tmp_path):

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from pathlib import Path
 
 import scipy.ndimage  # noqa: F401
@@ -31,6 +32,7 @@ import vdm_jax.generation.published
 import vdm_jax.training.loop  # noqa: F401
 
 TIMEOUT = 600  # seconds
+warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")  # as in pyproject.toml
 
 
 def status_of(command: list[str], folder: str, stdout: int, stderr: int) -> int:

@@ -65,7 +65,7 @@ def browser(folder):
     browser.quit()
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=60):
     """Waits for what the page does by itself."""
     end = time.monotonic() + seconds
     while not condition():

@@ -1,7 +1,10 @@
 """The commands as a user gives them: train, be killed, train on, sample."""
 
+import contextlib
+import functools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -82,6 +85,14 @@ def everything(run, step):
     return jax.device_get(ocp.load_checkpointables(run / "checkpoints" / str(step), parts))
 
 
+def free_port():
+    """A port below those that systems give to whoever asks for any."""
+    while True:
+        with contextlib.closing(socket.socket()) as trial, contextlib.suppress(OSError):
+            trial.bind(("localhost", random.randrange(20_000, 32_000)))
+            return trial.getsockname()[1]
+
+
 def losses(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
@@ -96,7 +107,8 @@ def test_twenty_steps_are_ten_and_a_kill_and_ten_more_bit_for_bit(world, run, de
         finish(train(world, whole, "--config.sample.every=0", *sizes, devices=8))
 
     broken = world / f"broken{devices}"
-    process = train(world, broken, "--config.sample.every=0", *sizes, devices=devices)
+    # It would draw without end after its first checkpoint, so that it is killed before the second.
+    process = train(world, broken, "--config.sample.every=10", "--config.sample.steps=1000000", *sizes, devices=devices)
     while not (broken / "checkpoints" / "10").is_dir():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.002)
@@ -124,22 +136,23 @@ def test_two_processes_train_what_one_does(world, run, size):
 
     With fsdp each reads half of every batch; with a tensor axis over both, each reads all of it.
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     together, workdir = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}, world / size
     sheets = [] if size == "fsdp=2" else ["--config.sample.every=0"]
     pair = [
         train(world, workdir, f"--config.mesh.{size}", *sheets, devices=2, **together, JAX_PROCESS_ID=str(number))
         for number in range(2)
     ]
-    said = [finish(process)[1] for process in pair]
+    try:
+        said = [finish(process)[1] for process in pair]
+    finally:
+        for process in pair:
+            process.kill()  # where the other failed
     assert "process 0 of 2" in said[0]
     assert "process 1 of 2" in said[1]
     np.testing.assert_allclose(losses(workdir), losses(run), rtol=2e-3)
-    if size == "fsdp=2":
-        out, _ = finish(start(world, "sample.py", "--run", workdir, "--prompt=clip 3", "--out", workdir / "drawn"))
-        assert "1 videos in" in out
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-3)
+    jax.tree.map(close, everything(workdir, 20)["ema"], everything(run, 20)["ema"])
 
 
 def test_a_run_folder_holds_its_config_parameters_samples_and_trace(run):

@@ -3,7 +3,8 @@
 Training itself is replaced by writing what it leaves behind; tests/end_to_end/test_ablate.py has the whole.
 """
 
-import multiprocessing
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -178,20 +179,21 @@ def test_where_the_last_checkpoint_is_damaged_the_training_is_asked_to_go_on(pla
     assert trainings == [run.folder]
 
 
-def hold(run, seconds):
-    with locked(run):
-        time.sleep(seconds)
-
-
-def test_a_run_that_another_process_holds_is_waited_for(plan, caplog):
+def test_a_run_that_another_process_holds_is_waited_for(plan, monkeypatch):
     (run,) = plan.runs.values()
-    with warnings.catch_warnings(action="ignore"):  # of forking beside threads
-        other = multiprocessing.get_context("fork").Process(target=hold, args=(run, 1.0))
-        other.start()
-    time.sleep(0.5)
-    start = time.monotonic()
-    with caplog.at_level("INFO"), locked(run):
-        waited = time.monotonic() - start
-    other.join()
-    assert waited > 0.1
-    assert f"another process works on {run.folder}" in caplog.text
+    lock = run.folder.with_name(f"{run.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    hold = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, 2); print(flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-S", "-c", hold, str(lock)], **pipes) as other:
+        other.stdout.readline()  # it holds the lock, until its input ends
+        said = []
+
+        def let_go(text, *arguments):
+            said.append(text % arguments)
+            other.stdin.close()
+
+        monkeypatch.setattr(ablation_run.log, "info", let_go)
+        with locked(run):
+            assert other.wait() == 0
+    assert [line for line in said if f"another process works on {run.folder}" in line]

@@ -12,6 +12,11 @@ from vdm_jax.evaluation.frechet import Moments, frechet_distance, merge, moments
 rng = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_whatever_ran_before():
+    rng.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def gaussian(mean, covariance, count=10_000):
     """The moments that so many samples would have, were they exactly those of the Gaussian."""
     return Moments(count, np.asarray(mean, float), np.asarray(covariance, float) * (count - 1))

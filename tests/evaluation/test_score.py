@@ -335,7 +335,7 @@ def test_what_cannot_be_measured_is_refused(pipeline, data, sources, tmp_path):
     with pytest.raises(InputError, match="stepz: no such setting"):
         score(pipeline, data, ["flicker"], num=4, stepz=3)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file/videos-\w+.npz cannot be written: File exists"):
+    with pytest.raises(InputError, match=r"file/videos-000000-\w+.npz cannot be written: File exists"):
         score(pipeline, data, ["flicker"], num=4, folder=tmp_path / "file")
 
 

@@ -16,6 +16,11 @@ from vdm_jax.evaluation.moving_digits import floors
 rng = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_whatever_ran_before():
+    rng.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     config = dataclasses.replace(data.MovingDigits.BUILDER_CONFIGS[0], name="tiny", train_clips=1, test_clips=1)

@@ -308,7 +308,7 @@ def test_a_network_without_text_takes_none_and_is_not_guided(monkeypatch):
 
     def compile(*arguments):
         guided.append(arguments[7])
-        return lambda *_: np.zeros((1, *pipeline.shape))
+        return lambda *_: jnp.zeros((1, *pipeline.shape))
 
     monkeypatch.setattr("vdm_jax.generation.pipeline._compile", compile)
     pipeline([""], batch_size=1, guidance=3.0)

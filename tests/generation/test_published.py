@@ -1,5 +1,6 @@
 """Published models as pipelines: modes, defaults, and what is refused. Weights are random."""
 
+import dataclasses
 import json
 import shutil
 
@@ -53,6 +54,19 @@ def test_prompts_are_followed_and_led_away_from(pipeline):
     assert np.abs(video - draw("in 12")).max() > 1e-3
     assert np.abs(video - draw("the cat", negative="in 12")).max() > 1e-3
     np.testing.assert_allclose(draw("the cat", negative="the cat"), draw("the cat", guidance=1.0), atol=1e-3)
+
+
+def test_every_device_decodes_its_own_videos(folder, pipeline):
+    spread, held = vdm_jax.load(folder, frames=4, mesh=make_mesh(devices=jax.devices()[:2])), []
+
+    def decode(params, latents):
+        held.append({shard.data.shape[0] for shard in latents.addressable_shards})
+        return spread.codec.decode(params, latents)
+
+    codec = dataclasses.replace(spread.codec, decode=decode)
+    videos = dataclasses.replace(spread, codec=codec)(["the cat", "in 12"], seed=1, steps=2)
+    assert held == [{1}]
+    np.testing.assert_allclose(videos[:1], pipeline(["the cat"], seed=1, steps=2), atol=1e-4)
 
 
 def test_loras_change_both_networks_and_the_origin(folder, pipeline, tmp_path):

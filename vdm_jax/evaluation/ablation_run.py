@@ -102,7 +102,7 @@ def _measure(plan: Plan, cell: Cell, pipeline: Pipeline, data: RealData, network
         "drawing_seconds": before + time.perf_counter() - start,
     }
     videos: list[np.ndarray] = []
-    for path in sorted(drawn.glob("videos-*.npz"), key=lambda path: path.stat().st_mtime):  # batches come in order
+    for path in sorted(drawn.glob("videos-*.npz")):  # named by their first video
         if len(videos) < SHOWN:
             with np.load(path) as file:
                 videos += [*file["videos"]]

@@ -94,7 +94,9 @@ def score(
     def batches() -> Iterator[Clips]:
         for first in progress(range(0, num, job.size), f"guidance {chosen.guidance:g}"):
             captions = real.captions[first : first + job.size]
-            drawn = _kept(folder, "videos", (*about, first, captions), functools.partial(draw, first, len(captions)))
+            drawn = _kept(
+                folder, f"videos-{first:06}", (*about, first, captions), functools.partial(draw, first, len(captions))
+            )
             yield _beside(job, Clips(drawn["videos"], captions), real, first)
 
     return _figures(job, _extract(job, batches(), job.metrics))

@@ -26,7 +26,7 @@ from vdm_jax.typing import Array, Int, Key, Params, PyTree, Scalar
 # What a step's key is used for; the objective folds its own purposes into DRAW.
 DRAW, DROPOUT, TOLD = range(3)
 
-Batch = dict[str, Array | np.ndarray]
+Batch = dict[str, Array | np.ndarray | jax.ShapeDtypeStruct]
 
 
 def to_float(video: Array) -> Array:

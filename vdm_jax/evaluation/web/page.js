@@ -36,7 +36,7 @@ for (const chart of document.querySelectorAll(".chart[data-points]")) {
 // One button stops all videos; who asked for less motion finds them stopped.
 const videos = [...document.querySelectorAll("video")], stop = document.getElementById("stop");
 function play(on) {
-  for (const video of videos) on ? video.play() : video.pause();
+  for (const video of videos) on ? video.play().catch(() => {}) : video.pause();
   stop.setAttribute("aria-pressed", String(!on));
 }
 if (stop) {
