@@ -33,29 +33,17 @@ def world(tmp_path_factory):
     return folder
 
 
-def start(world, script, *arguments, devices=1, **variables):
+def train(world, workdir, *arguments, devices=1, **variables):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(world / "cache"),  # of its own, as a process may be killed while it writes
         **variables,
     }
-    command = [sys.executable, str(ROOT / "experiments" / script), *map(str, arguments)]
+    command = [sys.executable, "experiments/train.py", "--config=tests/tiny_config.py", f"--workdir={workdir}"]
+    command += [f"--config.data.data_dir={world / 'videos'}", *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def train(world, workdir, *arguments, devices=1, **variables):
-    return start(
-        world,
-        "train.py",
-        "--config=tests/tiny_config.py",
-        f"--config.data.data_dir={world / 'videos'}",
-        f"--workdir={workdir}",
-        *arguments,
-        devices=devices,
-        **variables,
     )
 
 
@@ -164,10 +152,17 @@ def test_a_run_folder_holds_its_config_parameters_samples_and_trace(run):
     assert list((run / "profile").rglob("*.xplane.pb"))
 
 
-def test_samples_are_written_in_every_format_with_what_made_them(world, run):
+def sampled(outcome, run, *arguments):
+    """What sample.py says, on its standard output and error."""
+    status, out, err = outcome(ROOT, "experiments/sample.py", "--run", run, *arguments)
+    assert status == 0, err
+    return out, err
+
+
+def test_samples_are_written_in_every_format_with_what_made_them(world, run, outcome):
     prompts = ["--prompt", "clip 3", "--prompt=", "--num=2", "--seed=7", "--batch_size=3"]
     how = ["--steps=3", "--solver=heun", "--guidance=2", "--format=gif,mp4,webm,png,npy"]
-    out, _ = finish(start(world, "sample.py", "--run", run, *prompts, *how, "--out", world / "out"))
+    out, _ = sampled(outcome, run, *prompts, *how, "--out", world / "out")
     assert "4 videos in" in out
     stems = ["000-clip-3", "001-clip-3", "002-unconditional", "003-unconditional"]
     for number, stem in enumerate(stems):
@@ -185,10 +180,10 @@ def test_samples_are_written_in_every_format_with_what_made_them(world, run):
     assert fps == 8
 
 
-def test_a_video_is_gone_on_with_at_its_own_rate(world, run):
+def test_a_video_is_gone_on_with_at_its_own_rate(world, run, outcome):
     video = world / "videos" / "0.gif"
     how = ["--video", video, "--extend=5", "--context=1", "--steps=3", "--format=npy"]
-    _, said = finish(start(world, "sample.py", "--run", run, "--prompt=clip 3", *how, "--out", world / "extended"))
+    _, said = sampled(outcome, run, "--prompt=clip 3", *how, "--out", world / "extended")
     assert "10×12 pixels; the middle part with the proportions of 8×8 is brought to that size" in said
     assert "2/2" in said  # two windows: three frames, and the last two
     whole = np.load(world / "extended" / "000-clip-3.npy")

@@ -113,8 +113,9 @@ def _brightness(videos: Videos) -> Float[Array, "B T H W C"]:
 @functools.partial(jax.jit, static_argnums=0)
 def _look(graph: nnx.GraphDef, params: Params, videos: Float[Array, "B T H W C"]) -> Verdict:
     network = nnx.merge(graph, params)
-    frames, motion = network.appearance(videos), network.motion(videos)
-    logits = network.digit(frames.mean(1)), network.direction(motion), network.digit(frames)
+    with jax.default_matmul_precision("highest"):  # else TPUs and GPUs round to 8 or 10 bits
+        frames, motion = network.appearance(videos), network.motion(videos)
+        logits = network.digit(frames.mean(1)), network.direction(motion), network.digit(frames)
     features = jnp.concatenate([frames.mean(1), motion], axis=-1)
     return Verdict(*map(jax.nn.softmax, logits), frames, features)
 

@@ -124,8 +124,9 @@ def _read(checkpoint: epath.Path, parts: dict[str, PyTree]) -> dict[str, Any] | 
     with warnings.catch_warnings(action="ignore"):
         absl.setLevel(logging.CRITICAL)  # Orbax logs what it then raises
         try:
+            if difference := _difference(checkpoint, parts):
+                return difference
             loaded = {}
-            _check_shapes(checkpoint, parts)
             for name, part in parts.items():
                 loaded |= ocp.load_checkpointables(checkpoint, {name: part})
             return loaded
@@ -139,8 +140,8 @@ def _read(checkpoint: epath.Path, parts: dict[str, PyTree]) -> dict[str, Any] | 
         return reason
 
 
-def _check_shapes(checkpoint: epath.Path, parts: dict[str, PyTree]) -> None:
-    """Raises ValueError where parameters have other names or shapes than those asked for."""
+def _difference(checkpoint: epath.Path, parts: dict[str, PyTree]) -> str | None:
+    """The first parameter of another name or shape than asked for, in words."""
     for part in parts.keys() & {"params", "ema"}:
         there, here = (
             {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
@@ -148,7 +149,8 @@ def _check_shapes(checkpoint: epath.Path, parts: dict[str, PyTree]) -> None:
         )
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):
-                raise ValueError(f"{name} has shape {there.get(name, 'none')} there and {here.get(name, 'none')} here")
+                return f"{name} has shape {there.get(name, 'none')} there and {here.get(name, 'none')} here"
+    return None
 
 
 def _abstract(x: Any) -> Any:
