@@ -42,7 +42,7 @@ DEMO = ["demo.py", "--run=run", "--config=config.py", "--num=4"]
 def test_trains_samples_measures_and_sums_up_and_when_called_again_samples_only(run, folder):
     out, _ = run(folder, *DEMO)
     scores = json.loads((folder / "run" / "evaluation.json").read_text())
-    assert (scores["num"], scores["step"], scores["steps"]) == (4, 3, 2)
+    assert (scores["num"], scores["step"], scores["steps"]) == (4, 3, 8)
     assert scores["real"]["direction"]["value"] == 1
     assert scores.keys() >= {"guidance 1", "guidance 3", "shuffled", "frozen"}
     for words in ("steps      3, loss", "of training", "accuracy   guidance 3: digit", "samples    run/samples/demo"):
@@ -55,14 +55,17 @@ def test_trains_samples_measures_and_sums_up_and_when_called_again_samples_only(
     assert (folder / "run" / "metrics.jsonl").read_text() == before
 
 
+MORE = ["--steps=8", "--metrics=warping,digits_fid"]
+
+
 def test_a_second_evaluation_draws_nothing_again(run, folder):
     kept = folder / "run" / "evaluation"
     before = {path.name: path.stat().st_mtime_ns for path in kept.glob("videos-*")}
-    out, _ = run(folder, "evaluate.py", "--run=run", "--num=4", "--guidance=3,1", "--metrics=warping,digits_fid")
+    out, _ = run(folder, "evaluate.py", "--run=run", "--num=4", "--guidance=3,1", *MORE)
     assert {path.name: path.stat().st_mtime_ns for path in kept.glob("videos-*")} == before
     assert len(before) == 2
     scores = json.loads((folder / "run" / "evaluation.json").read_text())
-    about = {"protocol": 2, "num": 4, "seed": 0, "step": 3, "steps": 2, "solver": "ddim", "model": "run"}
+    about = {"protocol": 2, "num": 4, "seed": 0, "step": 3, "steps": 8, "solver": "ddim", "model": "run"}
     assert scores.items() >= about.items()
     assert scores["data"] == "moving_digits, test; reference train"
     rows = ["guidance 3", "guidance 1", "real", "shuffled", "frozen"]

@@ -354,10 +354,10 @@ def outcomes(folders, outcome):
     commands = {name: [argument.format(**places) for argument in arguments] for name, (arguments, _) in CASES.items()}
     commands |= {name: [str(folders / "commands" / name)] for name in COMMANDS}
     commands["help"] = ["experiments/train.py", "--help"]
-    here = {path.name for path in ROOT.iterdir()}
+    here = {path.name for path in ROOT.glob("[!.]*")}
     outcomes = {name: outcome(ROOT, *command) for name, command in commands.items()}
     assert not [path.name for pattern in ("new*", "none*") for path in folders.glob(pattern)]  # of none of them
-    assert here == {path.name for path in ROOT.iterdir()}
+    assert here == {path.name for path in ROOT.glob("[!.]*")}
     assert (folders / "file").read_text() == "in the way"
     assert sorted(path.name for path in (folders / "run").iterdir()) == ["checkpoints", "config.json"]
     return outcomes

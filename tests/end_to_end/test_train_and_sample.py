@@ -97,11 +97,15 @@ def test_twenty_steps_are_ten_and_a_kill_and_ten_more_bit_for_bit(world, run, de
     broken = world / f"broken{devices}"
     # It would draw without end after its first checkpoint, so that it is killed before the second.
     process = train(world, broken, "--config.sample.every=10", "--config.sample.steps=1000000", *sizes, devices=devices)
-    while not (broken / "checkpoints" / "10").is_dir():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
+    end = time.monotonic() + 300
+    try:
+        while not (broken / "checkpoints" / "10").is_dir():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < end
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (broken / "checkpoints" / "20").exists()
 

@@ -5,6 +5,7 @@ Training itself is replaced by writing what it leaves behind; tests/end_to_end/t
 
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -194,6 +195,9 @@ def test_a_run_that_another_process_holds_is_waited_for(plan, monkeypatch):
             other.stdin.close()
 
         monkeypatch.setattr(ablation_run.log, "info", let_go)
+        late = threading.Timer(60, other.kill)  # where nothing is said, or nothing waited for
+        late.start()
         with locked(run):
             assert other.wait() == 0
+        late.cancel()
     assert [line for line in said if f"another process works on {run.folder}" in line]

@@ -51,15 +51,15 @@ def test_sizes_that_do_not_make_up_the_devices_are_named(sizes, message):
 
 def test_hosts_that_did_not_join_are_told_how():
     devices = [SimpleNamespace(process_index=i // 2, platform="tpu") for i in range(4)]
-    with pytest.raises(InputError, match=r"this is one of 2 hosts, .* set JAX_COORDINATOR_ADDRESS"):
+    with pytest.raises(InputError, match=r"this is one of 2 hosts, .* told by JAX_COORDINATOR_ADDRESS"):
         make_mesh(devices=devices)
 
 
 def without_cluster(monkeypatch):
     for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETION_INDEX", "JAX_PLATFORMS"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("WORKER_HOSTNAMES", "PROCESS_ADDRESSES", "ML_PLATFORM", "SKIP_MDS_QUERY"):  # JAX sets the last two
-        monkeypatch.delenv(f"TPU_{name}", raising=False)
+    for name in ("MEGASCALE_NUM_SLICES", "TPU_ML_PLATFORM", *mesh_module._NO_METADATA):  # JAX sets some itself
+        monkeypatch.delenv(name, raising=False)
     for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"):
         monkeypatch.delenv(f"JAX_{name}", raising=False)
 
@@ -74,7 +74,9 @@ def without_cluster(monkeypatch):
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
         ({"TPU_PROCESS_ADDRESSES": "a:1,b:1"}, True),
+        ({"MEGASCALE_NUM_SLICES": "2", "TPU_WORKER_HOSTNAMES": "localhost"}, True),
         ({"TPU_ML_PLATFORM": "JAX"}, True),
+        ({"TPU_ML_PLATFORM": "JAX", "TPU_VISIBLE_CHIPS": "0"}, False),
         ({"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": "cpu"}, False),
         ({"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"}, False),
         ({"TPU_ML_PLATFORM": "JAX", "TPU_WORKER_HOSTNAMES": "localhost"}, False),

@@ -124,8 +124,9 @@ def _noise_level(process: Process, t: float) -> float:
 
 
 def _evaluate(function, values: np.ndarray) -> np.ndarray:
-    """A process's function in float64, whatever precision jax runs in; TPUs, which have none, leave it to the CPU."""
-    device = jax.local_devices(backend="cpu")[0] if jax.default_backend() == "tpu" else None
+    """A process's function in float64, whatever precision jax runs in; TPUs, which emulate it, leave it to the CPU."""
+    away = jax.default_backend() == "tpu" and "cpu" in (jax.config.jax_platforms or "cpu")
+    device = jax.local_devices(backend="cpu")[0] if away else None
     with jax.default_device(device), jax.enable_x64(True), jax.ensure_compile_time_eval():
         return np.array(jax.jit(function)(jnp.asarray(values, jnp.float64)))
 

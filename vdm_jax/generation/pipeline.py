@@ -305,7 +305,7 @@ def _compile(
 
 def whole(videos: Float[Array, "B T H W C"], mesh: Mesh) -> Float[np.ndarray, "B T H W C"]:
     """A batch that lies over all devices, on every process, for any of them to write."""
-    return np.asarray(jax.device_put(videos, NamedSharding(mesh, P())))
+    return np.asarray(videos if videos.is_fully_addressable else jax.device_put(videos, NamedSharding(mesh, P())))
 
 
 def make_pipeline(config, graphdef: nnx.GraphDef, params: Params, mesh: Mesh, step: int) -> Pipeline:

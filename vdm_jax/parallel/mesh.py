@@ -12,13 +12,16 @@ from jax.sharding import AxisType, Mesh
 from vdm_jax.errors import InputError
 
 AXES = ("data", "fsdp", "context", "tensor")
-_NO_METADATA = {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_SKIP_MDS_QUERY"}
+# With these a process is told its hosts or its chips, and asks nobody.
+_NO_METADATA = {f"TPU_{name}" for name in ("WORKER_HOSTNAMES", "PROCESS_ADDRESSES", "SKIP_MDS_QUERY")}
+_NO_METADATA |= {f"TPU_{name}" for name in ("PROCESS_BOUNDS", "VISIBLE_CHIPS", "VISIBLE_DEVICES")}
 
 
 def start_processes() -> None:
     """Joins this process to the others of a multi-host run; call before any device is touched.
 
-    Slurm, Open MPI, indexed Kubernetes jobs and TPU pods are known by their variables, and JAX asks them for the rest.
+    Slurm, Open MPI, indexed Kubernetes jobs and TPU pods are known by their variables, and JAX asks them, or Google's
+    metadata server, for the rest.
     Anywhere else JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. A failure is
     raised, never swallowed: N hosts that do not find each other would each train alone. Without signs of a cluster
     nothing is done.
@@ -34,6 +37,7 @@ def start_processes() -> None:
         "JOB_COMPLETION_INDEX": str.isdecimal,
         "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
         "TPU_PROCESS_ADDRESSES": lambda value: "," in value,
+        "MEGASCALE_NUM_SLICES": lambda value: int(value or 0) > 1,
         # Set by JAX itself on TPU VMs: where nothing else says how many there are, Google's metadata server does.
         "TPU_ML_PLATFORM": lambda value: value == "JAX" and tpu and not os.environ.keys() & _NO_METADATA,
     }
@@ -65,8 +69,9 @@ def make_mesh(
     devices = list(jax.devices() if devices is None else devices)
     if len(processes := {device.process_index for device in devices}) > 1 and not jax.distributed.is_initialized():
         raise InputError(
-            f"this is one of {len(processes)} hosts, and nothing says how they find each other: "
-            "set JAX_COORDINATOR_ADDRESS=<first host>:<port>, JAX_NUM_PROCESSES and JAX_PROCESS_ID on each"
+            f"this is one of {len(processes)} hosts, which have not joined: experiments/train.py joins them, told by "
+            "JAX_COORDINATOR_ADDRESS=<first host>:<port>, JAX_NUM_PROCESSES and JAX_PROCESS_ID where it cannot know; "
+            "other commands are for one host (or call jax.distributed.initialize() first)"
         )
     sizes = dict(zip(AXES, (data, fsdp, context, tensor), strict=True))
     asked = " × ".join(f"{name}={size}" for name, size in sizes.items())
