@@ -29,6 +29,10 @@ def main() -> None:
     start, run = time.perf_counter(), Path(RUN.value)
     check_data()
     step("train", f"--config={CONFIG.value}", f"--workdir={run}")
+    steps = json.loads((run / "config.json").read_text())["steps"]
+    if not (run / "checkpoints" / str(steps)).is_dir():  # it was told to stop, by SIGTERM
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return
     out = run / "samples" / "demo"
     step("sample", f"--run={run}", f"--prompts={PROMPTS}", f"--out={out}", "--format=gif,mp4,png", STEPS)
     step("evaluate", f"--run={run}", f"--num={NUM.value}", "--guidance=1,3", STEPS)

@@ -85,6 +85,7 @@ def main() -> None:
             raise InputError(f"--{name} needs --pretrained=<model>")
     prompts = _prompts()
 
+    from vdm_jax.files import hold
     from vdm_jax.generation.image_to_video import ImageToVideo
     from vdm_jax.generation.modes import changes_at, finer, windows_of
     from vdm_jax.generation.partial import remove_partial
@@ -131,6 +132,7 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out={out} cannot be written: {error.strerror}") from error
+    held = hold(out)  # two commands would take each other's windows for their own
 
     everything = [prompt for prompt in prompts for _ in range(NUM.value)]
     parts = [(first, everything[first : first + BATCH.value], task) for first in range(0, len(everything), BATCH.value)]
@@ -152,6 +154,7 @@ def main() -> None:
     write_image(out / "sheet.png", sheet, about | {"prompts": everything[:40]})
     for partial in out.glob(".stage*.npy"):
         remove_partial(partial)
+    held.close()
     print(f"{len(drawn)} videos in {out} ({', '.join(FORMAT.value)}); side by side in {out / 'sheet.png'}")
 
 

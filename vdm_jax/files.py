@@ -1,9 +1,11 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from vdm_jax.errors import InputError
 
@@ -24,6 +26,8 @@ def whole_file(path: FilePath) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the name without what it stands for
         part.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -36,3 +40,20 @@ def write_text(path: FilePath, text: str) -> None:
     """Writes a text file whole or not at all. Raises InputError where it cannot be written."""
     with whole_file(path) as part:
         part.write_text(text)
+
+
+def hold(folder: FilePath) -> TextIO:
+    """Keeps other processes from working in a folder, until the file that it returns is closed.
+
+    Raises:
+        InputError: one does already.
+    """
+    file = (Path(folder) / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"{folder}: another process works there; wait for it, or take another folder") from None
+    except OSError:
+        pass  # a file system without locks
+    return file

@@ -1,5 +1,7 @@
 """The published networks' windows over time, and a text for each frame."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +56,8 @@ def test_windows_that_do_not_fit(config, window, message):
 
 
 def test_a_level_with_heads_that_are_too_wide_does_not_keep_the_others_from_the_fused_kernel(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    h100 = types.SimpleNamespace(platform="gpu", compute_capability="9.0")
+    monkeypatch.setattr(jax, "local_devices", lambda: [h100])
     wide = {"block_out_channels": [16, 320], "down_block_types": ["CrossAttnDownBlock2D"] * 2}
     config = UNETS["image"][0] | wide | {"up_block_types": ["CrossAttnUpBlock2D"] * 2}  # heads of 8 and of 160
     arguments, _ = translate(config)

@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 from runpy import run_path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +98,36 @@ def test_a_run_stopped_by_sigterm_and_by_ctrl_c_ends_like_one_that_was_not(confi
     assert [line["step"] for line in begun] == [0, 4, 7]
     assert begun[0]["mesh"] == "data 8"
     assert begun[0]["machine"].startswith("8 × cpu, ")
+
+
+def test_a_closed_terminal_saves_too_and_a_run_has_one_process(config, train, tmp_path, monkeypatch, caplog):
+    def leave():
+        with pytest.raises(InputError, match="another process works there"):
+            train(config, tmp_path)
+        monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: False, write=refuse))
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    def refuse(text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(loop.signal, "getsignal", lambda number: signal.SIG_DFL)  # also where tests run under nohup
+    with pytest.raises(SystemExit) as stopped:
+        train(config, tmp_path, at(3, leave))
+    sys.stderr.close()  # what took its place
+    monkeypatch.undo()
+    assert stopped.value.code == 0
+    assert (tmp_path / "checkpoints" / "4").is_dir()
+    assert signal.getsignal(signal.SIGHUP) in (signal.SIG_DFL, signal.SIG_IGN)
+
+    file = tmp_path / "environment.jsonl"
+    file.write_text(file.read_text().replace('"videos": ', '"videos": 1'))
+
+    def fail():
+        raise InputError("a video must not hold NaN")
+
+    assert train(config, tmp_path, at(6, fail)).step == config.steps
+    assert "no samples of step 6: a video must not hold NaN" in caplog.text
+    assert "they come in another order" in caplog.text
 
 
 def test_a_run_that_has_begun_needs_no_other_to_begin_with(config, train, whole, tmp_path):

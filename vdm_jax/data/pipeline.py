@@ -155,7 +155,7 @@ class BatchIterator(grain.DatasetIterator):
 
 def _leave_signals_to_the_parent(worker: int, workers: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach all processes; the training loop has still to draw a batch and to save."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
     def end_with_the_parent():

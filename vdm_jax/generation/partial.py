@@ -29,7 +29,7 @@ def open_partial(path: Path, of: str, shape: tuple[int, ...]) -> tuple[Float[np.
     A file that is missing, damaged or of another drawing gives way to a new one, of which nothing is done.
 
     Raises:
-        InputError: there cannot be such a file.
+        InputError: there cannot be such a file, or it cannot be read.
     """
     try:
         note = json.loads(path.with_suffix(".json").read_text())
@@ -37,8 +37,10 @@ def open_partial(path: Path, of: str, shape: tuple[int, ...]) -> tuple[Float[np.
             videos = np.load(path, mmap_mode="r+")
             if videos.shape == shape:
                 return videos, note["done"]
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, EOFError, ValueError, KeyError, TypeError):
         pass
+    except OSError as error:  # it may be whole
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
         remove_partial(path)
         return np.lib.format.open_memmap(path, "w+", np.float32, shape), 0

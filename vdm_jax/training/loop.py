@@ -1,6 +1,7 @@
 """The training loop, from a config and a folder to a trained model: read it from top to bottom."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import logging
@@ -22,7 +23,7 @@ from vdm_jax import configuration
 from vdm_jax.data.pipeline import make_iterator
 from vdm_jax.data.source import make_source
 from vdm_jax.errors import InputError
-from vdm_jax.files import write_text
+from vdm_jax.files import hold, write_text
 from vdm_jax.parallel.machine import about_machine
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import batch_sharding, check_batch, share_of_batch
@@ -45,14 +46,24 @@ def train(
 ) -> TrainState:
     """Trains, or goes on training, the run in `workdir` until `config.steps`: a new network, or the trainee.
 
-    SIGTERM saves a checkpoint and exits with status 0; Ctrl-C saves one and raises KeyboardInterrupt. Of
-    several processes, SIGTERM to any one stops all at the same step, and Ctrl-C ends without saving. The arrays
-    that the trainee begins with (`given`) are deleted once the state has copies.
+    SIGTERM, or a terminal that is closed (SIGHUP), saves a checkpoint and exits with status 0; Ctrl-C saves one and
+    raises KeyboardInterrupt. Of several processes, SIGTERM to any one stops all at the same step, and Ctrl-C ends
+    without saving. The arrays that the trainee begins with (`given`) are deleted once the state has copies.
 
     Raises:
         InputError: a config that cannot be trained; the line says why.
     """
-    workdir = Path(workdir)
+    with contextlib.ExitStack() as held:
+        return _train(config, Path(workdir), draw_samples, trainee, held)
+
+
+def _train(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    draw_samples: DrawSamples | None,
+    trainee: Trainee | None,
+    held: contextlib.ExitStack,
+) -> TrainState:
     configuration.check_numbers(config)
     configuration.check_run(workdir, config)
 
@@ -89,6 +100,7 @@ def train(
     if found != asked:
         raise InputError(f"clips of {data.name} are {found} (frames, height, width, channels), not {asked}")
     _on_first_process(lambda: configuration.write_config(workdir, config))
+    _on_first_process(lambda: held.enter_context(hold(workdir)))
 
     # -------------------------------------------------------------------------------------- model and state
     planned, initialise = plan_state(trainee.shapes, trainee.initialise, tx, mesh, *trainee.given)
@@ -119,8 +131,12 @@ def train(
         iterator.close()
         return state
     if jax.process_index() == 0:
-        begun = {"step": start, "time": datetime.now().isoformat(timespec="seconds")}
-        with (workdir / "environment.jsonl").open("a") as file:
+        begun = {"step": start, "time": datetime.now().isoformat(timespec="seconds"), "videos": len(source)}
+        with (workdir / "environment.jsonl").open("a+") as file:
+            file.seek(0)
+            before = [json.loads(line).get("videos") for line in file]
+            if before and before[-1] not in (None, len(source)):
+                logging.warning("%d videos are found, %d were: they come in another order", len(source), before[-1])
             file.write(json.dumps(begun | {"mesh": sizes, "machine": about_machine()}) + "\n")
 
     # ----------------------------------------------------------------------------------------------- step
@@ -183,7 +199,10 @@ def train(
             if step % config.checkpoint.every == 0 or last or stopping:
                 checkpoints.save(step, state, iterator.get_state())
             if draw_samples and config.sample.every and (step % config.sample.every == 0 or last) and not stopping:
-                draw_samples(trainee.graphdef, state.ema, mesh, step)
+                try:
+                    draw_samples(trainee.graphdef, state.ema, mesh, step)
+                except (InputError, jax.errors.JaxRuntimeError) as error:  # no reason to end the training
+                    logging.warning("\nno samples of step %d: %s", step, str(error).splitlines()[0])
             if stopping:
                 logging.info("\nstopped at step %d; the same command goes on from there", step)
                 break
@@ -193,7 +212,7 @@ def train(
         iterator.close()
         log.close()
         stop.restore()
-    if stop.signal == signal.SIGTERM:
+    if stop.signal in (signal.SIGTERM, signal.SIGHUP):
         sys.exit(0)
     if stop.signal == signal.SIGINT:
         raise KeyboardInterrupt
@@ -201,7 +220,7 @@ def train(
 
 
 class _StopSignal:
-    """Notes SIGTERM and the first Ctrl-C, so that the loop can save; a second Ctrl-C interrupts at once."""
+    """Notes SIGTERM, SIGHUP and the first Ctrl-C, so that the loop can save; a second Ctrl-C interrupts at once."""
 
     def __init__(self):
         self.signal: int | None = None
@@ -209,7 +228,10 @@ class _StopSignal:
         # Of several processes JAX notes SIGTERM, and tells all of them the step to stop at.
         self._alone = jax.process_count() == 1
         if self._alone and threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+            noted = [signal.SIGTERM, signal.SIGINT]
+            if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
+                noted.append(signal.SIGHUP)
+            self._before = {s: signal.signal(s, self._note) for s in noted}
 
     def _note(self, number, frame):
         if self.signal == signal.SIGINT == number:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -70,13 +71,11 @@ class MetricsLog:
             left = int((self._config.steps - step) * (now - since) / (step - first_step))
             time_left = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
         skipped = f"  skipped {values['skipped']:.0f}" if values["skipped"] else ""
-        print(
+        _say(
             f"\rstep {step:>{len(str(self._config.steps))}}/{self._config.steps}  loss {values['loss']:.4f}"
             f"  grad {values['grad_norm']:.3f}  {values['videos_per_second']:.0f} videos/s"
             f"  {time_left}{skipped}  ",
-            end="" if sys.stderr.isatty() and step < self._config.steps else "\n",
-            file=sys.stderr,
-            flush=True,
+            stays=step == self._config.steps,
         )
         return values
 
@@ -85,6 +84,14 @@ class MetricsLog:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _say(line: str, stays: bool) -> None:
+    """Prints a line of progress over the last one, if anybody reads: a terminal may be closed, a pipe's reader gone."""
+    try:
+        print(line, end="\n" if stays or not sys.stderr.isatty() else "", file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError):
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
 
 
 def _drop_after(path: Path, step: int) -> None:
