@@ -3,7 +3,7 @@
 import pytest
 
 from vdm_jax.errors import InputError
-from vdm_jax.files import whole_file, write_text
+from vdm_jax.files import hold, whole_file, write_text
 
 
 def test_a_file_takes_its_place_at_the_end_in_folders_that_are_made(tmp_path):
@@ -36,3 +36,12 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/page.html cannot be written: File exists"):
         write_text(tmp_path / "file" / "page.html", "")
+
+
+def test_a_folder_has_one_at_a_time(tmp_path):
+    with hold(tmp_path), pytest.raises(InputError, match="another process works there"):
+        hold(tmp_path)
+    hold(tmp_path).close()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file cannot be written: Not a directory"):
+        hold(tmp_path / "file")

@@ -46,9 +46,12 @@ def hold(folder: FilePath) -> TextIO:
     """Keeps other processes from working in a folder, until the file that it returns is closed.
 
     Raises:
-        InputError: one does already.
+        InputError: one does already, or the folder cannot be written.
     """
-    file = (Path(folder) / ".lock").open("w")
+    try:
+        file = (Path(folder) / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
