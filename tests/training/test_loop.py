@@ -120,7 +120,7 @@ def test_a_closed_terminal_saves_too_and_a_run_has_one_process(config, train, tm
     assert signal.getsignal(signal.SIGHUP) in (signal.SIG_DFL, signal.SIG_IGN)
 
     file = tmp_path / "environment.jsonl"
-    file.write_text(file.read_text().replace('"videos": ', '"videos": 1'))
+    file.write_text(file.read_text().replace('"videos": ', '"videos": 1') + '{"step": 4, "vid\n')
 
     def fail():
         raise InputError("a video must not hold NaN")

@@ -131,13 +131,7 @@ def _train(
         iterator.close()
         return state
     if jax.process_index() == 0:
-        begun = {"step": start, "time": datetime.now().isoformat(timespec="seconds"), "videos": len(source)}
-        with (workdir / "environment.jsonl").open("a+") as file:
-            file.seek(0)
-            before = [json.loads(line).get("videos") for line in file]
-            if before and before[-1] not in (None, len(source)):
-                logging.warning("%d videos are found, %d were: they come in another order", len(source), before[-1])
-            file.write(json.dumps(begun | {"mesh": sizes, "machine": about_machine()}) + "\n")
+        _note_beginning(workdir / "environment.jsonl", start, len(source), sizes)
 
     # ----------------------------------------------------------------------------------------------- step
     train_step = make_train_step(
@@ -274,6 +268,19 @@ class _Trace:
         if self._on:
             jax.profiler.stop_trace()
         self._on = False
+
+
+def _note_beginning(path: Path, step: int, videos: int, mesh: str) -> None:
+    """Adds a line on where and with what training begins or goes on; says where the data has changed since."""
+    before = None
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):  # a line that was cut off
+            before = json.loads(line).get("videos", before)
+    if before not in (None, videos):
+        logging.warning("%d videos are found, %d were: they come in another order", videos, before)
+    begun = {"step": step, "time": datetime.now().isoformat(timespec="seconds"), "videos": videos}
+    with path.open("a") as file:
+        file.write(json.dumps(begun | {"mesh": mesh, "machine": about_machine()}) + "\n")
 
 
 def _on_first_process(write: Callable[[], None]) -> None:
