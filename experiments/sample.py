@@ -5,6 +5,7 @@ python experiments/sample.py --run runs/digits --video in.mp4 --extend 24
 python experiments/sample.py --pretrained text-to-video-ms-1.7b --prompt "a panda on a surfboard" --dtype bfloat16
 """
 
+import contextlib
 import dataclasses
 import re
 from pathlib import Path
@@ -85,7 +86,7 @@ def main() -> None:
             raise InputError(f"--{name} needs --pretrained=<model>")
     prompts = _prompts()
 
-    from vdm_jax.files import hold
+    from vdm_jax.files import alone_in
     from vdm_jax.generation.image_to_video import ImageToVideo
     from vdm_jax.generation.modes import changes_at, finer, windows_of
     from vdm_jax.generation.partial import remove_partial
@@ -132,7 +133,8 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out={out} cannot be written: {error.strerror}") from error
-    held = hold(out)  # two commands would take each other's windows for their own
+    held = contextlib.ExitStack()
+    held.enter_context(alone_in(out))  # two commands would take each other's windows for their own
 
     everything = [prompt for prompt in prompts for _ in range(NUM.value)]
     parts = [(first, everything[first : first + BATCH.value], task) for first in range(0, len(everything), BATCH.value)]

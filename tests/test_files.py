@@ -3,7 +3,7 @@
 import pytest
 
 from vdm_jax.errors import InputError
-from vdm_jax.files import hold, whole_file, write_text
+from vdm_jax.files import alone_in, whole_file, write_text
 
 
 def test_a_file_takes_its_place_at_the_end_in_folders_that_are_made(tmp_path):
@@ -38,10 +38,12 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
         write_text(tmp_path / "file" / "page.html", "")
 
 
-def test_a_folder_has_one_at_a_time(tmp_path):
-    with hold(tmp_path), pytest.raises(InputError, match="another process works there"):
-        hold(tmp_path)
-    hold(tmp_path).close()
+def test_a_folder_has_one_at_a_time_and_keeps_no_trace_of_it(tmp_path):
+    with alone_in(tmp_path), pytest.raises(InputError, match="another process works there"), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        assert list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file cannot be written: Not a directory"):
-        hold(tmp_path / "file")
+    with pytest.raises(InputError, match="file cannot be written: Not a directory"), alone_in(tmp_path / "file"):
+        pass

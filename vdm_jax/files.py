@@ -5,7 +5,6 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 from vdm_jax.errors import InputError
 
@@ -42,21 +41,26 @@ def write_text(path: FilePath, text: str) -> None:
         part.write_text(text)
 
 
-def hold(folder: FilePath) -> TextIO:
-    """Keeps other processes from working in a folder, until the file that it returns is closed.
+@contextlib.contextmanager
+def alone_in(folder: FilePath) -> Iterator[None]:
+    """Keeps other processes from working in a folder meanwhile.
 
     Raises:
         InputError: one does already, or the folder cannot be written.
     """
+    path = Path(folder) / ".lock"
     try:
-        file = (Path(folder) / ".lock").open("w")
+        file = path.open("w")
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise InputError(f"{folder}: another process works there; wait for it, or take another folder") from None
-    except OSError:
-        pass  # a file system without locks
-    return file
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process works there; wait for it, or take another folder") from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

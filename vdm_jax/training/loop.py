@@ -23,7 +23,7 @@ from vdm_jax import configuration
 from vdm_jax.data.pipeline import make_iterator
 from vdm_jax.data.source import make_source
 from vdm_jax.errors import InputError
-from vdm_jax.files import hold, write_text
+from vdm_jax.files import alone_in, write_text
 from vdm_jax.parallel.machine import about_machine
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import batch_sharding, check_batch, share_of_batch
@@ -100,7 +100,7 @@ def _train(
     if found != asked:
         raise InputError(f"clips of {data.name} are {found} (frames, height, width, channels), not {asked}")
     _on_first_process(lambda: configuration.write_config(workdir, config))
-    _on_first_process(lambda: held.enter_context(hold(workdir)))
+    _on_first_process(lambda: held.enter_context(alone_in(workdir)))
 
     # -------------------------------------------------------------------------------------- model and state
     planned, initialise = plan_state(trainee.shapes, trainee.initialise, tx, mesh, *trainee.given)
