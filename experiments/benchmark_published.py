@@ -104,7 +104,7 @@ def measure_family(family: str, shape: tuple[int, ...], widths: tuple[int, ...])
     from vdm_jax.diffusion.grids import make_grid
     from vdm_jax.diffusion.guidance import guided
     from vdm_jax.diffusion.sampler import sample
-    from vdm_jax.pretrained.scheduler import schedule_of
+    from vdm_jax.pretrained.schedulers import schedule_of
     from vdm_jax.pretrained.unets import load_unet
 
     torch.manual_seed(0)
@@ -192,7 +192,7 @@ def measure_decoding(shape: tuple[int, ...], widths: tuple[int, ...]) -> dict:
     import torch
     from flax import nnx
 
-    from vdm_jax.pretrained.autoencoders import load_autoencoder
+    from vdm_jax.pretrained.parts.autoencoders import load_autoencoder
 
     torch.manual_seed(0)
     net = diffusers.AutoencoderKL(

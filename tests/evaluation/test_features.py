@@ -32,12 +32,12 @@ from vdm_jax.evaluation.features import (
     resized,
     videomae_features,
 )
-from vdm_jax.models.clip import DEVIATION, MEAN
+from vdm_jax.models.text.clip import DEVIATION, MEAN
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.pretrained.clip_pair import load_clip
-from vdm_jax.pretrained.i3d import load_i3d
-from vdm_jax.pretrained.lpips import load_lpips
-from vdm_jax.pretrained.videomae import load_videomae
+from vdm_jax.pretrained.parts.clip_pair import load_clip
+from vdm_jax.pretrained.parts.i3d import load_i3d
+from vdm_jax.pretrained.parts.lpips import load_lpips
+from vdm_jax.pretrained.parts.videomae import load_videomae
 
 CONFIG = VIDEOMAES["videomae"]
 KEPT = np.load(GOLDEN)

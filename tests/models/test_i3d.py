@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from vdm_jax.errors import InputError
-from vdm_jax.models.i3d import I3D
-from vdm_jax.models.keys import Keys
+from vdm_jax.models.judges.i3d import I3D
+from vdm_jax.models.rngs import Keys
 
 TINY = nnx.eval_shape(lambda: I3D(classes=7, width=8, epsilon=0.5, rngs=Keys(0)))
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vdm_jax.models.keys import Keys
+from vdm_jax.models.rngs import Keys
 
 
 def test_they_are_those_of_flax():

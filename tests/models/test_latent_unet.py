@@ -11,10 +11,10 @@ from flax import nnx
 from tests.pretrained.networks import UNETS, inputs, module_of, numbers, relative
 from tests.pretrained.pipelines import one_level
 from vdm_jax.errors import InputError
-from vdm_jax.models.clip import ClipText
-from vdm_jax.models.keys import Keys
+from vdm_jax.models.text.clip import ClipText
+from vdm_jax.models.rngs import Keys
 from vdm_jax.models.latent_denoiser import LatentDenoiser
-from vdm_jax.models.latent_unet import LatentUNet
+from vdm_jax.models.unet import UNet
 from vdm_jax.pretrained.families import translate
 
 MOTION = UNETS["animatediff"][0] | one_level("animatediff") | {"block_out_channels": [8], "norm_num_groups": 2}
@@ -52,7 +52,7 @@ def test_windows_take_any_number_of_frames():
 def test_windows_that_do_not_fit(config, window, message):
     arguments, _ = translate(config)
     with pytest.raises(InputError, match=message):
-        nnx.eval_shape(lambda: LatentUNet(**arguments, window=window, rngs=Keys(0)))
+        nnx.eval_shape(lambda: UNet(**arguments, window=window, rngs=Keys(0)))
 
 
 def test_a_level_with_heads_that_are_too_wide_does_not_keep_the_others_from_the_fused_kernel(monkeypatch):
@@ -61,7 +61,7 @@ def test_a_level_with_heads_that_are_too_wide_does_not_keep_the_others_from_the_
     wide = {"block_out_channels": [16, 320], "down_block_types": ["CrossAttnDownBlock2D"] * 2}
     config = UNETS["image"][0] | wide | {"up_block_types": ["CrossAttnUpBlock2D"] * 2}  # heads of 8 and of 160
     arguments, _ = translate(config)
-    network = nnx.eval_shape(lambda: LatentUNet(**arguments, dtype="bfloat16", rngs=Keys(0)))
+    network = nnx.eval_shape(lambda: UNet(**arguments, dtype="bfloat16", rngs=Keys(0)))
     levels = [level[0].space_attention.blocks[0].attention1.implementation for level in network.down]
     assert levels == ["cudnn", "xla"]
 

@@ -12,7 +12,7 @@ import pytest
 from tests.pretrained.networks import numbers, tensor
 from tests.pretrained.tiny_autoencoders import AUTOENCODERS, compiled, inputs, shapes_of
 from vdm_jax.models.autoencoder import decode_in_chunks, in_tiles, sample_latents
-from vdm_jax.pretrained.autoencoders import load_autoencoder, save_autoencoder
+from vdm_jax.pretrained.parts.autoencoders import load_autoencoder, save_autoencoder
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

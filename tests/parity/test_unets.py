@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from tests.pretrained.networks import UNETS, inputs, module_of, relative, tensor
-from vdm_jax.models.keys import Keys
-from vdm_jax.models.latent_unet import LatentUNet
+from vdm_jax.models.rngs import Keys
+from vdm_jax.models.unet import UNet
 from vdm_jax.pretrained.families import translate, with_motion
 from vdm_jax.pretrained.names import torch_shapes
 from vdm_jax.pretrained.unets import load_unet, save_unet
@@ -118,7 +118,7 @@ FULL = {
 
 def shapes(config):
     arguments, naming = translate(config)
-    module = nnx.eval_shape(lambda: LatentUNet(**arguments, rngs=Keys(0)))
+    module = nnx.eval_shape(lambda: UNet(**arguments, rngs=Keys(0)))
     return torch_shapes(nnx.to_pure_dict(nnx.split(module)[1]), naming)
 
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vdm_jax.models.keys import Keys
-from vdm_jax.models.latent_unet import LatentUNet
+from vdm_jax.models.conditions import Conditions, Text
+from vdm_jax.models.rngs import Keys
+from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.sharding import path_name
 from vdm_jax.pretrained.families import translate
 from vdm_jax.pretrained.names import from_torch, torch_name, torch_shapes
@@ -110,20 +111,21 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
 def inputs(name: str) -> dict[str, np.ndarray]:
     """What a U-Net of the table is called with: latents B T H W C, times, context, and where it takes them the rest."""
     config, batch, frames, rows, columns = UNETS[name]
-    given = {
+    tokens = numbers(f"{name} context", (batch, 1, 5, config["cross_attention_dim"]))
+    text = Text(tokens, np.ones(tokens.shape[:3], bool), tokens[:, :, 0])
+    scalars = np.float32([[5, 127, 0.02], [7, 30, 0.1]][:batch]) if "addition_time_embed_dim" in config else None
+    return {
         "z": numbers(f"{name} z", (batch, frames, rows, columns, config["in_channels"])),
         "time": np.float32([500.25, 20.0][:batch]),
-        "context": numbers(f"{name} context", (batch, 1, 5, config["cross_attention_dim"])),
+        "conditions": Conditions(text, scalars=scalars),
     }
-    if "addition_time_embed_dim" in config:
-        given["added"] = np.float32([[5, 127, 0.02], [7, 30, 0.1]][:batch])
-    return given
 
 
 def module_of(config, **options):
     """The network of a config, each parameter with the weight of its name in the other format."""
-    arguments, naming = translate(config)
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: LatentUNet(**arguments, **options, rngs=Keys(0))))
+    motion = {name: options.pop(name) for name in ("window", "per_frame_norm") if name in options}
+    arguments, naming = translate(config, **motion)
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: UNet(**arguments, **options, rngs=Keys(0))))
     abstract = nnx.to_pure_dict(abstract)
     shapes = torch_shapes(abstract, naming)
 

@@ -12,14 +12,15 @@ from tests.pretrained.make_golden_clip import ENCODERS, write_vocabulary
 from tests.pretrained.networks import UNETS, tensor
 from tests.pretrained.tiny_autoencoders import AUTOENCODERS
 from vdm_jax.models.autoencoder import Autoencoder
-from vdm_jax.models.keys import Keys
-from vdm_jax.models.latent_unet import LatentUNet
+from vdm_jax.models.rngs import Keys
+from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.sharding import path_name
-from vdm_jax.pretrained import autoencoders, clip, families
+from vdm_jax.pretrained import families
 from vdm_jax.pretrained.folder import NAMES
 from vdm_jax.pretrained.names import torch_shapes
+from vdm_jax.pretrained.parts import autoencoders, clip
 from vdm_jax.pretrained.unets import load_unet
-from vdm_jax.training.trainee import divide, low_rank
+from vdm_jax.split import divide, low_rank
 
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
@@ -55,7 +56,7 @@ def write_image_to_video(folder: Path) -> Path:
     kind, arguments, naming = clip.translate(PICTURE)
     write_part(folder / "image_encoder", "model", PICTURE, kind, arguments, naming)
     unet, autoencoder = UNETS["svd"][0] | one_level("svd"), AUTOENCODERS["in time"][0]
-    write_part(folder / "unet", NAMES[0], unet, LatentUNet, *families.translate(unet))
+    write_part(folder / "unet", NAMES[0], unet, UNet, *families.translate(unet))
     write_part(folder / "vae", NAMES[0], autoencoder, Autoencoder, *autoencoders.translate(autoencoder))
     return _finish(folder, KARRAS, "StableVideoDiffusionPipeline")
 
@@ -78,7 +79,7 @@ def write_pipeline(folder: Path, unet: str = "modelscope") -> Path:
     unet = UNETS[unet][0] | one_level(unet) | {"sample_size": 8}
     kind, arguments, naming = clip.translate(text)
     write_part(folder / "text_encoder", "model", text, kind, arguments, naming)
-    write_part(folder / "unet", NAMES[0], unet, LatentUNet, *families.translate(unet))
+    write_part(folder / "unet", NAMES[0], unet, UNet, *families.translate(unet))
     autoencoder = AUTOENCODERS["image"][0]
     write_part(folder / "vae", NAMES[0], autoencoder, Autoencoder, *autoencoders.translate(autoencoder))
     return _finish(folder, SCHEDULER, "TextToVideoSDPipeline")

@@ -17,7 +17,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.models.autoencoder import decode_in_chunks, in_tiles, sample_latents
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding
-from vdm_jax.pretrained.autoencoders import load_autoencoder, save_autoencoder, translate
+from vdm_jax.pretrained.parts.autoencoders import load_autoencoder, save_autoencoder, translate
 
 GOLDEN = Path(__file__).parent / "golden_autoencoders.npz"  # made by make_golden_autoencoders.py
 IMAGE, IN_TIME = (AUTOENCODERS[name][0] for name in ("image", "in time"))

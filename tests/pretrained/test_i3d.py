@@ -10,7 +10,7 @@ from tests.pretrained.make_golden_features import GOLDEN, I3D_FRAMES, I3D_WIDTH,
 from tests.pretrained.networks import relative
 from vdm_jax.errors import InputError
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.pretrained.i3d import KINETICS_I3D_PYTORCH, load_i3d
+from vdm_jax.pretrained.parts.i3d import KINETICS_I3D_PYTORCH, load_i3d
 
 
 @pytest.fixture

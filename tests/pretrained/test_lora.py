@@ -14,14 +14,15 @@ from tests.pretrained.make_golden_clip import ENCODERS
 from tests.pretrained.networks import UNETS, numbers
 from tests.pretrained.pipelines import trained_changes, write_part
 from vdm_jax.errors import InputError
-from vdm_jax.models.latent_unet import LatentUNet
+from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.pretrained import clip, families
-from vdm_jax.pretrained.clip import load_text_encoder, save_encoder
+from vdm_jax.pretrained import families
+from vdm_jax.pretrained.parts import clip
+from vdm_jax.pretrained.parts.clip import load_text_encoder, save_encoder
 from vdm_jax.pretrained.folder import Weights
 from vdm_jax.pretrained.lora import merge_lora, parse_lora, read_lora, save_lora
 from vdm_jax.pretrained.unets import load_unet, save_unet
-from vdm_jax.training.trainee import join
+from vdm_jax.split import join
 
 FILE = "diffusion_pytorch_model.safetensors"
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -91,7 +92,7 @@ def write_lora(file, base, modules, name, alpha=None, rank=2):
 
 def unet_folder(folder, name):
     config = UNETS[name][0]
-    return write_part(folder, FILE.removesuffix(".safetensors"), config, LatentUNet, *families.translate(config))
+    return write_part(folder, FILE.removesuffix(".safetensors"), config, UNet, *families.translate(config))
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from safetensors.numpy import save_file
 from tests.pretrained.make_golden_features import GOLDEN, lpips_images, lpips_weights
 from tests.pretrained.networks import relative
 from vdm_jax.errors import InputError
-from vdm_jax.models.lpips import PLANS
+from vdm_jax.models.judges.lpips import PLANS
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.pretrained.lpips import load_lpips
+from vdm_jax.pretrained.parts.lpips import load_lpips
 
 
 @pytest.fixture

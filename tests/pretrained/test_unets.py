@@ -14,13 +14,14 @@ from safetensors.numpy import load_file, save_file
 from tests.pretrained.networks import UNETS, inputs, module_of, relative, tensor
 from tests.pretrained.pipelines import one_level
 from vdm_jax.errors import InputError
-from vdm_jax.models.keys import Keys
-from vdm_jax.models.latent_unet import LatentUNet
+from vdm_jax.models.rngs import Keys
+from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.pretrained.families import translate, with_motion
+from vdm_jax.pretrained.families import translate
+from vdm_jax.pretrained.families.animatediff import new_adapter, with_motion
 from vdm_jax.pretrained.folder import Weights
 from vdm_jax.pretrained.names import Naming, from_torch, load_params, to_torch, torch_shapes
-from vdm_jax.pretrained.unets import _new_adapter, load_unet, save_unet, tensors_of
+from vdm_jax.pretrained.unets import load_unet, save_unet, tensors_of
 
 GOLDEN = Path(__file__).parent / "golden.npz"  # made by make_golden.py
 IMAGE, MOTION, SVD = (UNETS[name][0] for name in ("image", "animatediff", "svd"))
@@ -42,7 +43,7 @@ def folder(tmp_path):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         arguments, naming = translate(config)
-        abstract = nnx.split(nnx.eval_shape(lambda: LatentUNet(**arguments, rngs=Keys(0))))[1]
+        abstract = nnx.split(nnx.eval_shape(lambda: UNet(**arguments, rngs=Keys(0))))[1]
         shapes = torch_shapes(nnx.to_pure_dict(abstract), naming)
         tensors = {name: tensor(name, shape) for name, shape in shapes.items()}
         tensors = change(tensors) if change else tensors
@@ -190,7 +191,7 @@ def test_an_adapter_must_fit_its_network():
     # Published adapters are older than this key.
     older = {key: value for key, value in adapter.items() if key != "motion_transformer_layers_per_block"}
     assert with_motion(IMAGE, older) == with_motion(IMAGE, adapter)
-    two = with_motion(IMAGE, _new_adapter(IMAGE, {"motion_transformer_layers_per_block": 2}))
+    two = with_motion(IMAGE, new_adapter(IMAGE, {"motion_transformer_layers_per_block": 2}))
     assert translate(two)[0]["time_layers"] == 2
     with pytest.raises(InputError, match=r"block_out_channels=.* is not implemented; it must be .16, 32"):
         with_motion(IMAGE, adapter | {"block_out_channels": [32, 32]})
@@ -261,7 +262,7 @@ def test_few_tensors_at_a_time_are_on_the_host(folder, dtype):
     """What numpy has at most while they are read, above what is left in the end."""
     where = folder(IMAGE)
     arguments, naming = translate(IMAGE)
-    module = nnx.eval_shape(lambda: LatentUNet(**arguments, rngs=Keys(0)))
+    module = nnx.eval_shape(lambda: UNet(**arguments, rngs=Keys(0)))
     sizes = [tensor.nbytes for tensor in load_file(where / "diffusion_pytorch_model.safetensors").values()]
     assert sum(sizes) > 10 * max(sizes)
     load = functools.partial(load_params, module=module, naming=naming, mesh=make_mesh(), where="", dtype=dtype)

@@ -21,7 +21,7 @@ from flax import nnx
 
 from vdm_jax.configuration import objective_of, process_of
 from vdm_jax.errors import InputError
-from vdm_jax.models.keys import Keys
+from vdm_jax.models.rngs import Keys
 from vdm_jax.training import loop
 from vdm_jax.training.trainee import Trainee
 

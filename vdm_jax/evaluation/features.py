@@ -20,13 +20,13 @@ from jax.sharding import PartitionSpec as P
 
 from vdm_jax.errors import InputError
 from vdm_jax.models import i3d
-from vdm_jax.models.clip import DEVIATION, MEAN, ClipText, ClipVision
-from vdm_jax.models.i3d import I3D
-from vdm_jax.models.lpips import LPIPS
-from vdm_jax.models.videomae import VideoMAE
+from vdm_jax.models.judges.i3d import I3D
+from vdm_jax.models.judges.lpips import LPIPS
+from vdm_jax.models.judges.videomae import VideoMAE
+from vdm_jax.models.text.clip import DEVIATION, MEAN, ClipText, ClipVision
 from vdm_jax.parallel.sharding import batch_sharding, full_batches
-from vdm_jax.pretrained.clip import PublishedEncoder
-from vdm_jax.pretrained.clip_pair import PublishedClip
+from vdm_jax.pretrained.parts.clip import PublishedEncoder
+from vdm_jax.pretrained.parts.clip_pair import PublishedClip
 from vdm_jax.typing import Array, Float, Int, UInt8
 
 Videos = Float[np.ndarray, "B T H W C"] | UInt8[np.ndarray, "B T H W C"]

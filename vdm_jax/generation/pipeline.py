@@ -1,94 +1,56 @@
-"""From prompts to videos: a trained run as a function."""
+"""From prompts to videos: a model as a function, the only jitted sampler."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import reduce
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vdm_jax import configuration
-from vdm_jax.diffusion.conditioning import Conditioning, coarsen, tell
 from vdm_jax.diffusion.free_init import in_rounds
 from vdm_jax.diffusion.free_noise import rescheduled
 from vdm_jax.diffusion.guidance import clipped, guided
-from vdm_jax.diffusion.known import Known, reconstructed, replaced, under
-from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.sampler import INITIAL, TOLD, gaussian, process_noise, sample
+from vdm_jax.diffusion.known import Known, coarsen, known_in_time, reconstructed, replaced, under, whole_frames
+from vdm_jax.diffusion.sampler import CHANNELS, INITIAL, gaussian, noise_to_z, process_noise, sample
 from vdm_jax.errors import InputError
-from vdm_jax.generation.settings import Settings, check_sampling, grid_of, settings_of
-from vdm_jax.generation.travel import texts_and_shares
-from vdm_jax.models.text import Encoded
+from vdm_jax.generation.prompts import texts_and_shares
+from vdm_jax.generation.settings import Settings, check_sampling, grid_of
+from vdm_jax.model import Model
+from vdm_jax.models.conditions import Conditions
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, full_batches
-from vdm_jax.training.trainee import load_averaged
-from vdm_jax.typing import Array, Bool, Float, Int, Key, Params, UInt
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Codec:
-    """From videos to the latents that a network draws, and back; both take and give whole batches on the device.
-
-    `encode(params, videos)` and `decode(params, latents)`; `shape` is that of the latents of one video (T, H, W, C).
-    """
-
-    shape: tuple[int, int, int, int]
-    params: Params
-    encode: Callable[[Params, Array], Array]
-    decode: Callable[[Params, Array], Array]
+from vdm_jax.typing import Array, Float, Int, Key, Params, UInt
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pipeline:
-    """A trained model, ready to sample.
+    """A model, ready to sample: `Pipeline(load("runs/x"))(["a prompt"], seed=0)`.
 
-    `shape` is that of one video (T, H, W, C); `tokenize` turns a prompt into the tokens of its text encoder;
-    `conditioning` is what the network was trained to be told of a video, None for nothing; `codec` stands between
-    videos and what the network draws, None where it draws pixels; `unet_config` is the config.json of a published
-    U-Net; `text_per_frame` says that the network may be told each frame its own text, so that prompts travel
-    (`travel`); `origin` says where and how all this was loaded.
+    `mesh` is the one that the model was loaded on (default: all devices along data); `settings` are the model's own by
+    default.
     """
 
-    graphdef: nnx.GraphDef
-    params: Params
-    process: Process
-    prediction: str
-    shape: tuple[int, int, int, int]
-    tokenize: Callable[[str], np.ndarray]
-    mesh: Mesh
-    fps: float
-    settings: Settings
-    step: int
-    conditioning: Conditioning | None = None
-    codec: Codec | None = None
-    unet_config: Mapping[str, Any] | None = None
-    text_per_frame: bool = False
-    origin: str = ""
+    model: Model
+    mesh: Mesh | None = None
+    settings: Settings | None = None
 
-    @property
-    def takes_text(self) -> bool:
-        """Whether prompts do anything."""
-        return self.tokenize("").size > 0
+    def __post_init__(self):
+        if self.mesh is None:
+            object.__setattr__(self, "mesh", make_mesh())
+        if self.settings is None:
+            object.__setattr__(self, "settings", Settings(**self.model.sampling))
 
     @property
     def takes_guidance(self) -> bool:
-        """Whether there is a condition for guidance to lead towards."""
-        return self.takes_text
-
-    @property
-    def about(self) -> tuple[Any, ...]:
-        """All but weights and settings that what it draws depends on."""
-        return self.origin, self.step, self.shape, self.process, self.prediction, self.conditioning
+        """Whether there is a condition for guidance: a text, or a first frame."""
+        return self.model.text is not None or self.model.first_frame is not None
 
     def __call__(
-        self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, **changes
+        self, prompts: Sequence[str], *, seed: int = 0, batch_size: int = 16, **changes: Any
     ) -> Float[np.ndarray, "B T H W C"]:
         """Draws one video for each prompt, float32 in [-1, 1]; `changes` are fields of `Settings`.
 
@@ -109,65 +71,69 @@ class Pipeline:
         known: Known | None = None,
         coarse: int = 1,
         negative: str = "",
-        **changes,
+        **changes: Any,
     ) -> Iterator[Float[np.ndarray, "B T H W C"]]:
-        """The same, a batch at a time.
+        """Draws one video for each prompt, a batch at a time.
 
-        `first` is the number of the first video (for a part of a longer list), `block` that of the window in a
-        longer video, which begins at its `frame`. `negative` is the prompt that guidance leads away from. `known` (host
-        arrays, one for each prompt or one for all) is kept as it is, if `exact`. With `coarse` n it is a video of an
-        n-th of the rows and columns, each pixel repeated, which is followed instead.
+        Args:
+            first: index of the first prompt in the full list.
+            block, frame: index and first frame of this window of a longer video.
+            known: host arrays, one a prompt or one for all. The known part is kept as it is, if `exact`.
+            coarse: if n > 1, `known` is a low-resolution video with every pixel repeated n times: all of it conditions
+                the sampler, none of it is copied to the result.
+            negative: the prompt that guidance leads away from.
+            changes: fields of `Settings`.
+
+        Raises:
+            InputError: an argument that does not fit the model.
         """
-        texts, shares = prompts, None
-        if self.text_per_frame:
-            texts, shares = texts_and_shares(prompts, frame, self.shape[0])
-        asked = {"seed": seed, "batch_size": batch_size, "coarse": coarse, "negative": negative}
-        settings, tokens = self.check(texts, **asked, **changes)
-        if settings.strength < 1 and known is None:
-            raise InputError(f"strength={settings.strength} begins with a video, and none is known")
-        if shares is not None:
-            tokens = tokens.reshape(len(prompts), -1, tokens.shape[-1])
+        model, texts, shares = self.model, prompts, None
+        if model.text_per_frame:
+            texts, shares = texts_and_shares(prompts, frame, model.shape[0])
+        settings, tokens = self.check(
+            texts, seed=seed, batch_size=batch_size, coarse=coarse, negative=negative, **changes
+        )
+        known = self._checked_known(known, len(prompts), settings)
+        tokens = tokens.reshape(len(prompts), -1, tokens.shape[-1])
+        guides = settings.guidance != 1 and self.takes_guidance
         draw = _compile(
-            self.graphdef,
-            self.process,
-            self.prediction,
-            self.codec.shape if self.codec else self.shape,
-            self.codec is None,
+            model.static,
             self.mesh,
-            dataclasses.replace(settings, guidance=0.0, reconstruction=0.0),
-            settings.guidance != 1 and self.takes_guidance,
+            dataclasses.replace(settings, guidance=0.0, reconstruction=0.0, known_noise=0.0),
+            guides,
             coarse,
         )
-        weights = float(settings.guidance), float(settings.reconstruction)
-        null = self._null(negative)
-        if known is not None:
-            known = Known(*(np.broadcast_to(array, (len(prompts), *array.shape[1:])) for array in known))
+        weights = tuple(float(x) for x in (settings.guidance, settings.reconstruction, settings.known_noise))
+        null = self._null_tokens(negative)
         for start, rows in full_batches(len(prompts), batch_size, self.mesh):
-            given = jax.tree.map(lambda x, rows=rows: x[rows], (tokens, shares, known))
-            given = *given, np.uint32(first + start + np.arange(len(rows)))
-            *texts, pixels, numbers = jax.device_put(given, batch_sharding(self.mesh))
-            told = pixels if self.codec is None or pixels is None else self._latent(pixels)
-            drawn = draw(self.params, *texts, numbers, told, null, np.uint32([seed, block]), weights)
-            if self.codec is not None:
-                drawn = jnp.clip(self.codec.decode(self.codec.params, drawn), -1, 1)
-                drawn = pixels.put(drawn) if pixels is not None and settings.exact else drawn
-            yield whole(drawn, self.mesh)[: len(prompts) - start]
+            inputs = jax.tree.map(lambda x, rows=rows: x[rows], (tokens, shares, known))
+            inputs = *inputs, np.uint32(first + start + np.arange(len(rows)))
+            tokens_, shares_, pixels, index = jax.device_put(inputs, batch_sharding(self.mesh))
+            latents = draw(model.params, tokens_, shares_, pixels, index, null, np.uint32([seed, block]), weights)
+            videos = jnp.clip(model.codec.decode(model.params.get("codec", {}), latents), -1, 1)
+            if pixels is not None and coarse == 1 and settings.exact:
+                videos = pixels.put(videos)
+            yield whole(videos, self.mesh)[: len(prompts) - start]
 
-    def check_window(self, known: Bool[np.ndarray, "T H W 1"]) -> None:
-        """Raises InputError where a window of which so much is known could not be drawn; this pipeline draws any."""
+    def _checked_known(self, known: Known | None, count: int, settings: Settings) -> Known | None:
+        """Returns what is known, one row a prompt. Raises InputError where the model cannot be conditioned on it."""
+        model = self.model
+        if known is None and settings.strength < 1:
+            raise InputError(f"strength={settings.strength} begins with a video, and none is known")
+        if known is None and model.first_frame is not None:
+            known = Known(np.zeros((1, *model.shape), np.float32), np.zeros((1, *model.shape[:3], 1), bool))
+        if known is None:
+            return None
+        model.check_known(np.broadcast_to(known.mask[0], (*model.shape[:3], 1)))
+        if settings.respect == "times" and not whole_frames(known.mask):
+            raise InputError("respect='times' takes whole known frames; respect='replace' takes parts of frames")
+        return Known(*(np.broadcast_to(array, (count, *array.shape[1:])) for array in known))
 
-    def _null(self, negative: str) -> Int[np.ndarray, "L"]:
-        """The tokens of what guidance leads away from. Raises InputError where the model takes no text."""
-        if negative and not self.takes_text:
+    def _null_tokens(self, negative: str) -> Int[np.ndarray, "L"]:
+        """Returns the tokens of the null condition. Raises InputError where the model takes no text."""
+        if negative and self.model.text is None:
             raise InputError(f"negative prompt {negative[:40]!r}: this model takes no text")
-        return self.tokenize(negative)
-
-    def _latent(self, known: Known) -> Known:
-        """What is known of the latents: those whose pixels all are."""
-        down = {name: self.shape[i] // self.codec.shape[i] for i, name in ((1, "i"), (2, "j"))}
-        mask = jnp.broadcast_to(known.mask, (*known.video.shape[:-1], 1))
-        mask = reduce(mask.astype(jnp.uint8), "b t (h i) (w j) c -> b t h w c", "min", **down).astype(bool)
-        return Known(self.codec.encode(self.codec.params, known.video), mask)
+        return self.model.tokenize(negative)
 
     def check(
         self,
@@ -177,50 +143,25 @@ class Pipeline:
         batch_size: int = 16,
         coarse: int = 1,
         negative: str = "",
-        **changes,
+        **changes: Any,
     ) -> tuple[Settings, Int[np.ndarray, "B L"]]:
-        """The settings that `changes` lead to, and the prompts' tokens; draws nothing.
+        """Returns the settings with `changes`, and the prompts' tokens; draws nothing.
 
         Raises:
-            InputError: what `batches` could not be called with.
+            InputError: an argument that `batches` would refuse.
         """
         if not 0 <= seed < 2**32:
             raise InputError(f"seed={seed} must be at least 0 and below 2**32")
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
-        self._null(negative)
-        if "grid" in changes:  # the options are of another grid
-            changes = {"grid_options": ()} | changes
-        try:
-            settings = dataclasses.replace(self.settings, **changes)
-        except TypeError as error:
-            known = [field.name for field in dataclasses.fields(Settings)]
-            unknown = [name for name in changes if name not in known]
-            if not unknown:
-                raise InputError(f"{changes}: {error}") from None
-            raise InputError(f"{unknown[0]}: no such setting; there are {', '.join(known)}") from None
-        if settings.respect == "concat" and self.conditioning is None:
-            raise InputError(
-                "respect='concat' needs a run that was trained to be told what is known (config.known.mixture); "
-                "this one takes replace or reconstruct"
-            )
-        if self.codec is not None and coarse > 1:
-            raise InputError(f"enlarging a video by {coarse} needs a network that draws pixels; this one draws latents")
-        trained = self.conditioning.downsample if self.conditioning else 1
-        if settings.respect != "reconstruct" and coarse != trained:
-            raise InputError(
-                f"respect={settings.respect!r} cannot enlarge a video by {coarse}: this run was trained for {trained} "
-                "(config.known.downsample); take reconstruct"
-                if coarse > 1
-                else f"this run enlarges videos by {trained} (config.known.downsample), and needs one"
-            )
-        if coarse > 1 and settings.respect == "replace":
-            raise InputError(f"respect='replace' cannot enlarge a video by {coarse}: take concat or reconstruct")
-        return settings, check_sampling(settings, self.process, prompts, self.tokenize)
+        self._null_tokens(negative)
+        settings = self.settings.changed(changes)
+        settings.check_model(self.model, coarse)
+        return settings, check_sampling(settings, self.model, prompts)
 
 
 def sample_keys(seed_and_block: UInt[Array, "2"], index: UInt[Array, "B"]) -> Key[Array, "B"]:
-    """The key of every video: a function of the seed, the window and the video's number."""
+    """Returns the key of every video: a function of the seed, the window and the video's number."""
     seed, block = seed_and_block
     key = jax.random.key(seed)
     key = jnp.where(block == 0, key, jax.random.fold_in(key, block))
@@ -228,117 +169,86 @@ def sample_keys(seed_and_block: UInt[Array, "2"], index: UInt[Array, "B"]) -> Ke
 
 
 @functools.lru_cache(maxsize=16)
-def _compile(
-    graphdef: nnx.GraphDef,
-    process: Process,
-    prediction: str,
-    shape: tuple[int, int, int, int],
-    in_pixels: bool,
-    mesh: Mesh,
-    settings: Settings,
-    with_guidance: bool,
-    coarse: int,
-) -> Callable:
-    """The jitted sampler at the given settings; parameters and the two weights stay arguments."""
-    layout = ActivationLayout(mesh)
-    times = grid_of(settings, process)
+def _compile(model: Model, mesh: Mesh, settings: Settings, guides: bool, coarse: int) -> Callable:
+    """Returns the jitted sampler at the given settings; parameters and the weights stay arguments."""
+    layout, process, shape = ActivationLayout(mesh), model.process, model.latent_shape
+    times = grid_of(settings, process, shape[0])
+    reconstructs = settings.respect == "reconstruct"
 
-    def draw(params, tokens, shares, index, known, null, seed_and_block, weights) -> Array:
-        guidance, reconstruction = weights
-        model = nnx.merge(graphdef, params)
-        batch = tokens.shape[0]
-        text = null_text = None
-        if model.text is not None:
-            text = model.encode(tokens) if shares is None else model.encode(tokens, shares)
-            null_text = model.encode(null[None])
-            both = Encoded(
-                *(jnp.concatenate([jnp.broadcast_to(n, c.shape), c]) for n, c in zip(null_text, text, strict=True))
-            )
-
+    def draw(params, tokens, shares, pixels, index, null, seed_and_block, weights) -> Array:
+        guidance, reconstruction, known_noise = weights
         keys = sample_keys(seed_and_block, index)
-        told = None
-        if model.told:
-            told = jnp.zeros((batch, *shape[:-1], shape[-1] + 1))
-            if known is not None and settings.respect == "concat":
-                told = tell(known, gaussian(keys, TOLD, shape, jnp.float32), settings.known_noise)
+        known = None if pixels is None else model.known_latents(params, pixels)
+        branches = _branches(model, params, tokens, shares, null, pixels, known, keys, settings, known_noise)
 
-        def predict(z, network_time, drop):
-            condition = text if text is None or z.shape[0] == batch else both
-            heard = told if told is None or z.shape[0] == batch else jnp.concatenate([told, told])
-            model = nnx.merge(graphdef, params)  # here, as rematerialisation inside a gradient needs it
-            if known is not None and settings.respect == "reconstruct":
-                model.unet.remat = "full"  # the gradient of a call, on little more than the memory of a call
-            return model(z, network_time, condition, known=heard, layout=layout)
+        def predict(z, network_time, conditions):
+            network = model.merge(params)  # here, as rematerialisation inside a gradient needs it
+            if known is not None and reconstructs:
+                network.remat = "full"  # the gradient of a call, on little more than the memory of a call
+            return network(z, network_time, conditions, layout=layout)
 
+        # Stable Video Diffusion's guidance grows over the frames.
+        weight = guidance if model.first_frame is None else jnp.linspace(1.0, guidance, shape[0])
+        branches, weight = (branches, [weight]) if guides else (branches[-1:], [])
         denoise = guided(
             predict,
             process,
-            prediction,
-            weight=guidance if with_guidance else 1.0,
+            model.prediction,
+            branches,
+            weight,
             rescale=settings.rescale,
             interval=settings.interval,
         )
-        if known is not None and settings.respect == "reconstruct":
+        if known is not None and reconstructs:
             measure = under(known.mask) if coarse == 1 else functools.partial(coarsen, factor=coarse)
             denoise = reconstructed(denoise, measure(known.video), measure, process, reconstruction)
         denoise = clipped(denoise, process, settings.clip)
+        # A first frame conditions the network, and is not replaced.
+        keeps = known is not None and coarse == 1 and model.first_frame is None
 
         def from_noise(noise, keys):
-            alpha, sigma = process.alpha_sigma(times[0])
-            z = jnp.hypot(alpha, sigma) * noise  # as in `initial_noise`
-            if known is not None and settings.strength < 1:
-                z = alpha * known.video + sigma * noise
+            start = known.video if known is not None and settings.strength < 1 else None
+            z = noise_to_z(noise, process, times[0], start)
             kept = denoise
-            if known is not None and coarse == 1:
+            if keeps and settings.respect == "times":
+                kept = known_in_time(denoise, known, process, keys, settings.known_noise, settings.exact)
+            elif keeps:
                 kept = replaced(denoise, known, process, keys, exact=settings.exact)
             return sample(kept, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys)
 
         noise = process_noise(process, keys, INITIAL, shape, jnp.float32)
-        if model.window is not None:
-            noise = rescheduled(noise, keys, *model.window)
+        if model.noise_window is not None:
+            noise = rescheduled(noise, keys, *model.noise_window)
         video = in_rounds(from_noise, noise, keys, process, settings.free_init)
-        video = jnp.clip(video, -1, 1) if in_pixels else video
-        return known.put(video) if known is not None and coarse == 1 and settings.exact else video
+        return known.put(video) if keeps and settings.exact else video
 
     return jax.jit(draw, out_shardings=batch_sharding(mesh))
 
 
+def _branches(
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "B G L"],
+    shares: Float[Array, "B T G"] | None,
+    null: Int[Array, "L"],
+    pixels: Known | None,
+    known: Known | None,
+    keys: Key[Array, "B"],
+    settings: Settings,
+    known_noise: Float[Array, ""] | float,
+) -> list[Conditions]:
+    """Returns the conditions of the two branches of guidance: the null condition and the full one."""
+    if model.first_frame is not None:
+        noise = gaussian(keys, CHANNELS, model.shape[1:], jnp.float32)
+        full = model.first_frame(params, pixels.video[:, 0], noise, known_noise, model.latent_shape[0])
+        return [model.first_frame.null(full), full]
+    noise = gaussian(keys, CHANNELS, model.latent_shape, jnp.float32)
+    channels = model.channels(len(tokens), known if settings.respect == "concat" else None, noise, known_noise)
+    full = Conditions(model.encode(params, tokens, shares=shares), channels)
+    null_text = model.encode(params, null[None, None])
+    return [full._replace(text=jax.tree.map(lambda n, c: jnp.broadcast_to(n, c.shape), null_text, full.text)), full]
+
+
 def whole(videos: Float[Array, "B T H W C"], mesh: Mesh) -> Float[np.ndarray, "B T H W C"]:
-    """A batch that lies over all devices, on every process, for any of them to write."""
+    """Returns a batch that lies over all devices as a host array, on every process."""
     return np.asarray(videos if videos.is_fully_addressable else jax.device_put(videos, NamedSharding(mesh, P())))
-
-
-def make_pipeline(config, graphdef: nnx.GraphDef, params: Params, mesh: Mesh, step: int) -> Pipeline:
-    """A pipeline from a training config and (averaged) parameters."""
-    data = config.data
-    model = configuration.abstract_model(config)
-    return Pipeline(
-        graphdef=graphdef,
-        params=params,
-        process=configuration.process_of(config),
-        prediction=configuration.objective_of(config).prediction,
-        shape=(data.frames, data.height, data.width, data.channels),
-        tokenize=model.tokenize,
-        mesh=mesh,
-        fps=config.sample.fps,
-        settings=settings_of(config),
-        step=step,
-        conditioning=configuration.conditioning_of(config),
-    )
-
-
-def load(run: str | Path, *, mesh: Mesh | None = None) -> Pipeline:
-    """Loads the averaged parameters of a run folder's newest checkpoint: `load("runs/x")(["a prompt"], seed=0)`.
-
-    Raises:
-        InputError: no run folder, no checkpoint, or a checkpoint that does not fit the config.
-    """
-    config = configuration.read_config(run)
-    mesh = make_mesh() if mesh is None else mesh
-    if config.pretrained.folder:
-        from vdm_jax.generation.finetune import load_finetuned  # which builds on this file
-
-        return load_finetuned(run, config, mesh)
-    step, params = load_averaged(run, config, mesh)
-    graphdef = nnx.split(configuration.abstract_model(config))[0]
-    return dataclasses.replace(make_pipeline(config, graphdef, params, mesh, step), origin=str(run))

@@ -1,34 +1,42 @@
 """How a video is drawn: the settings of a sampler, and what they must fit."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import configuration
-from vdm_jax.diffusion.grids import make_grid
+from vdm_jax.diffusion.grids import make_grid, pyramid
 from vdm_jax.diffusion.guidance import clipped, guided
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.solvers import make_table
 from vdm_jax.errors import InputError
+from vdm_jax.model import Model
 from vdm_jax.typing import Array, Float, Int
 
-RESPECT = ("replace", "reconstruct", "concat")
+RESPECT = ("replace", "reconstruct", "concat", "times")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a video is drawn; all but the values of the two weights are fixed when the sampler is compiled.
+    """How a video is drawn. All but guidance, reconstruction and known_noise are fixed when the sampler is compiled.
 
-    `grid_options` are those of the grid (`diffusion.grids`), as pairs; `free_init` is the number of rounds of sampling,
-    each from noise that holds something of what the one before drew (`diffusion.free_init`: 3; 1 is sampling as usual).
-    Steps of one length (`ddim_strided`) are for the whole of a linspace or trailing grid; else they become `ddim`'s.
-    The last five are for what is known: `strength`, the time to begin at; how to `respect` it; the weight of
-    `reconstruction` guidance (`diffusion.known`); the noise put on what a network is told, `known_noise`
-    (`diffusion.conditioning`); and whether the known part stays `exact`, or is drawn by the network, too.
+    Args:
+        grid_options: options of the grid (`diffusion.grids`), as pairs.
+        solver: `ddim_strided` is valid only on a complete linspace or trailing grid (strength 1); otherwise `ddim` is
+            used.
+        guidance: scale of classifier-free guidance; 1 is none.
+        free_init: rounds of sampling (`diffusion.free_init`: 3); 1 is plain sampling.
+        pyramid: each frame is this many steps behind the frame before it (Diffusion Forcing); 0: all at once. Needs a
+            network with a time for each frame.
+        strength: the time to begin at; below 1 the sampler starts from the noised known video.
+        respect: how the known part is kept: replacement, reconstruction guidance, channels of the network ("concat"),
+            or known frames at t = 0 ("times").
+        reconstruction: weight of reconstruction guidance.
+        known_noise: standard deviation of the noise on what the network is conditioned on.
+        exact: the known part of the result is the known video, bit for bit; otherwise the network draws it, too.
     """
 
     steps: int = 32
@@ -41,6 +49,7 @@ class Settings:
     interval: Sequence[float | int] = (0.0, 1.0)
     clip: str | None = "static"
     free_init: int = 1
+    pyramid: int = 0
     strength: float | int = 1.0
     respect: str = "replace"
     reconstruction: float | int = 10.0
@@ -50,7 +59,7 @@ class Settings:
     def __post_init__(self):
         if self.solver == "ddim_strided" and (self.grid not in ("linspace", "trailing") or self.strength != 1):
             object.__setattr__(self, "solver", "ddim")
-        for name in ("grid_options", "interval"):  # hashable, as it is compiled for
+        for name in ("grid_options", "interval"):  # hashable, as programs are compiled for settings
             pairs = getattr(self, name)
             object.__setattr__(self, name, tuple(pairs.items() if isinstance(pairs, Mapping) else pairs))
         if self.steps < 1:
@@ -63,6 +72,8 @@ class Settings:
             raise InputError(f"free_init={self.free_init} must be at least 1 (the rounds of sampling)")
         if self.free_init > 1 and self.strength < 1:
             raise InputError(f"free_init={self.free_init} begins with noise alone, and needs strength=1")
+        if self.pyramid < 0:
+            raise InputError(f"pyramid={self.pyramid} must be at least 0, the steps that a frame is behind")
         if self.respect not in RESPECT:
             raise InputError(f"respect={self.respect!r} must be one of {', '.join(RESPECT)}")
         if not 0 <= self.reconstruction < float("inf"):
@@ -71,46 +82,80 @@ class Settings:
             raise InputError(f"known_noise={self.known_noise} must be at least 0 and below 1")
 
 
-def check_sampling(
-    settings: Settings, process: Process, prompts: Sequence[str], tokenize: Callable[[str], np.ndarray]
-) -> Int[np.ndarray, "B L"]:
-    """The prompts' tokens. Raises InputError where a setting does not fit the process, or a prompt the encoder."""
+    def changed(self, changes: Mapping[str, Any]) -> "Settings":
+        """Returns the settings with changes. Raises InputError for an unknown setting."""
+        if "grid" in changes:  # the options belong to the other grid
+            changes = {"grid_options": ()} | dict(changes)
+        try:
+            return dataclasses.replace(self, **changes)
+        except TypeError as error:
+            names = [field.name for field in dataclasses.fields(Settings)]
+            unknown = [name for name in changes if name not in names]
+            if not unknown:
+                raise InputError(f"{changes}: {error}") from None
+            raise InputError(f"{unknown[0]}: no such setting; there are {', '.join(names)}") from None
+
+    def check_model(self, model: Model, coarse: int = 1) -> None:
+        """Raises InputError for settings that do not fit a model, or a video enlarged by `coarse`."""
+        if model.first_frame is not None and (self.strength, self.respect, self.free_init) != (1, "replace", 1):
+            raise InputError(
+                "strength, respect and free_init are not for this model, which is conditioned on its first frame"
+            )
+        if self.respect == "concat" and model.tell != "channels":
+            raise InputError(
+                "respect='concat' needs a run whose network takes known pixels as channels (config.known.mixture); this "
+                "one takes replace or reconstruct"
+            )
+        if not model.time_per_frame and (self.respect == "times" or self.pyramid):
+            setting = "respect='times'" if self.respect == "times" else f"pyramid={self.pyramid}"
+            raise InputError(
+                f"{setting} needs a run whose network takes a time for each frame (config.known.tell='times' or "
+                "config.objective.time_per_frame)"
+            )
+        if self.pyramid and (self.solver != "ddim" or self.strength != 1 or self.free_init != 1):
+            raise InputError(f"pyramid={self.pyramid} needs solver='ddim', strength=1 and free_init=1")
+        if coarse > 1 and model.codec.channels is not None:
+            raise InputError(
+                f"enlarging a video by {coarse} needs a network that draws pixels; this one draws latents"
+            )
+        if self.respect != "reconstruct" and coarse != model.downsample:
+            raise InputError(
+                f"respect={self.respect!r} cannot enlarge a video by {coarse}: this run was trained for "
+                f"{model.downsample} (config.known.downsample); take reconstruct"
+                if coarse > 1
+                else f"this run enlarges videos by {model.downsample} (config.known.downsample), and needs one"
+            )
+        if coarse > 1 and self.respect == "replace":
+            raise InputError(f"respect='replace' cannot enlarge a video by {coarse}: take concat or reconstruct")
+
+
+def check_sampling(settings: Settings, model: Model, prompts: Sequence[str]) -> Int[np.ndarray, "B L"]:
+    """Returns the prompts' tokens. Raises InputError for a setting that does not fit the process, or a bad prompt."""
     if not prompts:
         raise InputError('prompts=[] must hold at least one prompt ("" is unconditional)')
-    if any(prompts) and tokenize("").size == 0:
+    if any(prompts) and model.text is None:
         raise InputError(f"prompt={next(filter(None, prompts))[:40]!r}: this model takes no text")
-    times = grid_of(settings, process)
+    process = model.process
+    times = grid_of(settings, process, model.latent_shape[0])
     jax.eval_shape(lambda: make_table(settings.solver, times, process, float(settings.eta)))  # for its checks alone
-    guided(lambda *_: None, process, "v", rescale=settings.rescale, interval=settings.interval)
+    guided(lambda *_: None, process, "v", [None], rescale=settings.rescale, interval=settings.interval)
     clipped(lambda *_: None, process, settings.clip)
     if settings.free_init > 1 and process.alpha_sigma(jnp.float32(1))[0] == 0:
         raise InputError(
             f"free_init={settings.free_init} needs a process that leaves something of the video at t = 1; "
             f"{type(process).__name__} ends in noise alone"
         )
-    return np.stack([tokenize(prompt) for prompt in prompts])
+    return np.stack([model.tokenize(prompt) for prompt in prompts])
 
 
-def grid_of(settings: Settings, process: Process) -> Float[Array, "points"]:
-    """The times to sample at: of the grid those below the strength, and the strength itself before them."""
+def grid_of(
+    settings: Settings, process: Process, frames: int
+) -> Float[Array, "points"] | Float[Array, "points T"]:
+    """Returns the times to sample at: the grid below the strength, with the strength itself as the first time.
+
+    With a pyramid each of the `frames` has its own column of times.
+    """
     times = make_grid(settings.grid, settings.steps, process, **dict(settings.grid_options))
-    if settings.strength == 1:
-        return times
-    return jnp.concatenate([jnp.float32([settings.strength]), times[times < settings.strength]])
-
-
-def settings_of(config) -> Settings:
-    """How a training config's samples are drawn."""
-    values = {
-        field.name: config.sample[field.name] for field in dataclasses.fields(Settings) if field.name in config.sample
-    }
-    respect = "concat" if configuration.conditioning_of(config) else "replace"
-    return Settings(**values | {"interval": tuple(values["interval"]), "respect": respect})
-
-
-def check_samples(config) -> None:
-    """Raises InputError where the sheets of samples that a training config asks for could not be drawn."""
-    if (factor := config.known.downsample) > 1:
-        raise InputError(f"sample.prompts must be (): known.downsample={factor} enlarges videos, and draws none")
-    tokenize = configuration.abstract_model(config).tokenize
-    check_sampling(settings_of(config), configuration.process_of(config), config.sample.prompts, tokenize)
+    if settings.strength < 1:
+        return jnp.concatenate([jnp.float32([settings.strength]), times[times < settings.strength]])
+    return pyramid(times, frames, settings.pyramid) if settings.pyramid else times

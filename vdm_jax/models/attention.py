@@ -1,9 +1,8 @@
-"""Attention, written unflattened: batch, frames and pixels keep their own axes, so each can be sharded.
+"""Attention, the only one: along space, time or all positions of a video, to text tokens, or within a text.
 
-(For cuDNN's kernel alone batch and frames are merged, as it would do itself.)
-
-Queries are `B T P N D`: P = H·W pixels of a frame, N heads of size D. Space attention runs along P, time
-attention along T, context attention from every pixel to L tokens.
+It is written unflattened: batch, frames and pixels keep their own axes, so that each can be sharded. (For cuDNN's
+kernel alone batch and frames are merged, as the kernel would do itself.) Queries are `B T P N D`: P = H·W pixels of a
+frame, N heads of size D. A text is a video of one frame, whose pixels are its tokens.
 """
 
 import functools
@@ -13,62 +12,180 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
 
 from vdm_jax.errors import InputError
+from vdm_jax.models.layout import ONE_DEVICE, Layout
+from vdm_jax.models.positions import relative_positions, rotate
 from vdm_jax.typing import Array, Bool, Float
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+ALONG = ("space", "time", "all")
+zeros = nnx.initializers.zeros_init()
 
 
 class Source(NamedTuple):
-    """Keys and values that a query may look at, and which of them count: the first ones, as texts are padded after."""
+    """Keys and values, and a mask that is true where a query may look: of each source position, or of each pair."""
 
     key: Float[Array, "B G S N D"]
     value: Float[Array, "B G S N D"]
-    mask: Bool[Array, "B G S"] | None = None
+    mask: Bool[Array, "#B #G S"] | Bool[Array, "#B #G Q S"] | None = None
 
 
-def attend_time(
+class Attention(nnx.Module):
+    """Multi-head attention: out(softmax(q kᵀ/√D + bias) v), the softmax in float32.
+
+    Args:
+        width: channels of the input and of the output.
+        heads, head_size: by default head_size is width / heads, and heads is width / head_size.
+        along: which positions see each other: "space", the pixels of each frame; "time", the frames of each pixel;
+            "all", all pixels of all frames.
+        text_width: width of the text tokens, 0 for none. `context`: "joint" appends the tokens' keys and values to the
+            pixels' (Saharia et al. 2022, Imagen, section 2.5); "only" attends to the tokens alone (cross-attention).
+        fused: one matrix for queries, keys and values, in which the three parts of a head lie together.
+        biased: which of "qkv" have a bias, if they are not fused.
+        zero: the output matrix starts at zero.
+        position: None; "relative", a learned bias for each head and offset of up to `max_distance` frames; "rotary",
+            queries and keys are rotated by the frame's number.
+        qk_norm: RMS norm of the queries and keys of each head (Henry et al. 2020, arXiv 2010.04245).
+        causal: a position sees itself and the positions before it.
+        implementation: "auto", "xla" or "cudnn", for attention along space and to text.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int | None = None,
+        head_size: int | None = None,
+        along: str = "space",
+        text_width: int = 0,
+        context: str = "joint",
+        fused: bool = False,
+        biased: str = "",
+        zero: bool = False,
+        position: str | None = None,
+        max_distance: int = 32,
+        qk_norm: bool = False,
+        causal: bool = False,
+        implementation: str = "xla",
+        dtype="float32",
+        rngs,
+    ):
+        heads = heads or width // head_size
+        head_size = head_size or width // heads
+        inner, common = heads * head_size, dict(dtype=dtype, rngs=rngs)
+        self.heads, self.along, self.position, self.causal = heads, along, position, causal
+        self.max_distance, self.context = max_distance, context if text_width else None
+        self.implementation = "xla"
+        if implementation != "xla" and (along != "time" or self.context == "only"):
+            self.implementation = choose_implementation(implementation, dtype=dtype, head_size=head_size)
+
+        def linear(width, size, name):
+            return nnx.Linear(width, size, use_bias=name in biased, **common)
+
+        if fused and self.context == "only":
+            self.text_kv = linear(text_width, 2 * inner, None)
+            self.q = linear(width, inner, None)
+        elif fused:
+            self.qkv = linear(width, 3 * inner, None)
+        else:
+            source = text_width if self.context == "only" else width
+            self.q, self.k, self.v = linear(width, inner, "q"), linear(source, inner, "k"), linear(source, inner, "v")
+        self.out = nnx.Linear(inner, width, **common | (dict(kernel_init=zeros) if zero else {}))
+        if self.context == "joint":
+            self.text_kv = linear(text_width, 2 * inner, None)
+        if position == "relative":
+            self.bias = nnx.Param(0.5 * jax.random.normal(rngs.params(), (2 * max_distance + 1, heads), jnp.float32))
+        if qk_norm:
+            self.q_norm, self.k_norm = (nnx.RMSNorm(head_size, **common) for _ in "qk")
+        self.fused, self.qk_norm = fused, qk_norm
+
+    def __call__(
+        self,
+        x: Float[Array, "B T P C"],
+        text: Float[Array, "B G L E"] | None = None,
+        *,
+        text_mask: Bool[Array, "B G L"] | None = None,
+        mask: Bool[Array, "#B #T S"] | Bool[Array, "#B #T Q S"] | None = None,
+        layout: Layout = ONE_DEVICE,
+    ) -> Float[Array, "B T P C"]:
+        """Attends from each pixel; `text` has one text for the video (G = 1) or one for each frame (G = T).
+
+        `mask` restricts attention of pixels to pixels (along time: of frames to frames).
+        """
+        frames = x.shape[1]
+        if self.context == "only" and self.fused:
+            (q,) = split_heads(self.q(x), 1, self.heads)
+            sources = [Source(*split_heads(self.text_kv(text), 2, self.heads), text_mask)]
+        else:
+            if self.fused:
+                q, k, v = split_heads(self.qkv(x), 3, self.heads)
+            else:
+                source = text if self.context == "only" else x
+                pairs = ((self.q, x), (self.k, source), (self.v, source))
+                q, k, v = (split_heads(linear(tokens), 1, self.heads)[0] for linear, tokens in pairs)
+            if self.qk_norm:
+                q, k = self.q_norm(q), self.k_norm(k)
+            if self.position == "rotary":
+                positions = jnp.arange(frames, dtype=jnp.float32)
+                q, k = rotate(q, positions), rotate(k, positions)
+            if self.along == "all":
+                q, k, v = (rearrange(layout.heads(part), "b t p n d -> b 1 (t p) n d") for part in (q, k, v))
+            if self.causal:
+                mask = jnp.tril(jnp.ones((1, 1, x.shape[2], x.shape[2]), bool))
+            sources = [Source(k, v, text_mask if self.context == "only" else mask)]
+        if self.context == "joint":
+            sources.append(Source(*split_heads(self.text_kv(text), 2, self.heads), text_mask))
+        bias = None
+        if self.position == "relative":
+            bias = rearrange(self.bias[relative_positions(frames, self.max_distance)], "t s n -> n t s")
+        along = "space" if self.context == "only" else self.along
+        out = attend(q, *sources, along=along, bias=bias, implementation=self.implementation)
+        if self.along == "all":
+            out = layout.heads(rearrange(out, "b 1 (t p) n d -> b t p n d", t=frames), back=True)
+        return self.out(rearrange(out, "b t p n d -> b t p (n d)"))
+
+
+def split_heads(x: Float[Array, "B T P C"], parts: int, heads: int) -> tuple[Array, ...]:
+    """Splits the last axis into `parts` arrays of `heads` heads; a head's parts lie together (tensor sharding)."""
+    x = rearrange(x, "b t p (n parts d) -> parts b t p n d", parts=parts, n=heads)
+    return tuple(x[i] for i in range(parts))
+
+
+def attend(
     query: Float[Array, "B T P N D"],
-    key: Float[Array, "B T P N D"],
-    value: Float[Array, "B T P N D"],
-    *,
-    bias: Float[Array, "N T T"] | None = None,
-    mask: Bool[Array, "T T"] | None = None,
+    *sources: Source,
+    along: str = "space",
+    bias: Float[Array, "N Q S"] | None = None,
+    implementation: str = "xla",
 ) -> Float[Array, "B T P N D"]:
-    """Attention over the frames of each pixel: softmax(q kᵀ/√D + bias) v, the softmax in float32.
+    """Attention of every query to all sources, under one softmax (float32): pixels, frames, text, or several of them.
 
-    `bias` has one table of (query, source) frames per head; `mask` is True where a frame may look.
+    A source along space has G = T sets of S positions, one for each frame, or G = 1 that all frames share. Along time
+    the source has the axes of the query. `bias` has one table of (query, source) positions per head.
     """
-    query, key, value = (jnp.transpose(x, (0, 2, 3, 1, 4)) for x in (query, key, value))  # B P N T D
-    scores = _scores(query, key)
-    if bias is not None:
-        scores = scores + bias
-    if mask is not None:
-        scores = jnp.where(mask, scores, _LOWEST)
-    return jnp.transpose(_average([scores], [value]), (0, 3, 1, 2, 4))
-
-
-def attend_space(
-    query: Float[Array, "B T P N D"], *sources: Source, implementation: str = "xla"
-) -> Float[Array, "B T P N D"]:
-    """Attention of every pixel to the given sources, under one softmax (float32): pixels, text, or both.
-
-    A source has G = T sets of S positions, one for each frame, or G = 1 that all frames share.
-    """
-    if implementation == "cudnn":
-        return _cudnn_space(query, sources)
-    query = jnp.swapaxes(query, 2, 3)  # B T N P D
+    if along == "time":
+        query, sources = query.swapaxes(1, 2), [s._replace(key=s.key.swapaxes(1, 2), value=s.value.swapaxes(1, 2))
+                                                for s in sources]  # fmt: skip
+    elif implementation == "cudnn":
+        return _cudnn(query, sources)
+    query = jnp.swapaxes(query, 2, 3)  # along space B T N P D, along time B P N T D
     scores, values = [], []
     for source in sources:
         key, value = (jnp.swapaxes(x, 2, 3) for x in (source.key, source.value))
         key, value = (jnp.broadcast_to(x, (*query.shape[:3], *x.shape[3:])) for x in (key, value))
         part = _scores(query, key)
+        if bias is not None:
+            part = part + bias
         if source.mask is not None:
-            part = jnp.where(source.mask[:, :, None, None, :], part, _LOWEST)
+            mask = source.mask if source.mask.ndim == 4 else source.mask[:, :, None]
+            part = jnp.where(mask[:, :, None], part, _LOWEST)
         scores.append(part)
         values.append(value)
-    return jnp.swapaxes(_average(scores, values), 2, 3)
+    out = jnp.swapaxes(_average(scores, values), 2, 3)
+    return out.swapaxes(1, 2) if along == "time" else out
 
 
 _LOWEST = jnp.finfo(jnp.float32).min
@@ -83,11 +200,11 @@ def _scores(query, key):
 
 
 def _average(scores, values):
-    """The values, weighed by one softmax over all scores, in float32: Σ exp(s - max) v / Σ exp(s - max).
+    """Returns the values weighted by one softmax over all scores, in float32: Σ exp(s - max) v / Σ exp(s - max).
 
     The division comes last, as in FlashAttention-2 (Dao 2023, arXiv 2307.08691, section 3.1).
     """
-    # Any constant in place of the maximum would give the same, so nothing is lost by taking it for one.
+    # The result does not depend on `greatest`, so its gradient can be stopped.
     greatest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, [x.max(-1, keepdims=True) for x in scores]))
     weights = [jnp.exp(x - greatest) for x in scores]
     total = sum(x.sum(-1, keepdims=True) for x in weights)
@@ -99,14 +216,16 @@ def _average(scores, values):
     return (sum(parts) / total).astype(dtype)
 
 
-def _cudnn_space(query, sources):
-    """The fused kernel over each frame of each video.
+def _cudnn(query, sources):
+    """Runs the fused kernel over each frame of each video.
 
-    What counts is said in lengths, as a mask would be a matrix for each frame. Odd numbers of pixels and tokens are
-    made even: JAX has a gradient of the kernel for no others (0.10 and 0.12).
+    Padding is passed as sequence lengths: a mask would need a full matrix per frame. Odd numbers of pixels and tokens
+    are padded to even ones: JAX has a gradient of the kernel for no others (0.10 and 0.12).
     """
-    if any(source.mask is not None for source in sources[:-1]):
-        raise ValueError("cuDNN's kernel takes a mask of the last source only")
+    if any(source.mask is not None for source in sources[:-1]) or (
+        sources[-1].mask is not None and sources[-1].mask.ndim > 3
+    ):
+        raise ValueError("cuDNN's kernel takes a padding mask of the last source only")
     batch, frames, pixels = query.shape[:3]
 
     def per_frame(x):
@@ -127,7 +246,7 @@ def _cudnn_space(query, sources):
 
 
 def choose_implementation(name: str, *, dtype, head_size: int, device=None) -> str:
-    """Resolves `auto` to the fused cuDNN kernel where it can run, else XLA, and logs the choice.
+    """Resolves "auto" to the fused cuDNN kernel where it can run, else to XLA, and logs the choice.
 
     cuDNN's kernel takes 16-bit inputs and head sizes that are multiples of 8, up to 128, on NVIDIA's GPUs from Ampere
     on (compute capability 8.0).
@@ -139,12 +258,12 @@ def choose_implementation(name: str, *, dtype, head_size: int, device=None) -> s
         raise InputError(f"attention={name!r} must be one of {', '.join(IMPLEMENTATIONS)}")
     device = device or jax.local_devices()[0]
     capability = str(getattr(device, "compute_capability", ""))  # AMD's are names, such as gfx942
-    new = capability.replace(".", "").isdecimal() and float(capability) >= 8
+    recent = capability.replace(".", "").isdecimal() and float(capability) >= 8
     reasons = [
         reason
         for fails, reason in (
             (device.platform not in ("gpu", "cuda"), f"the backend is {device.platform}, not a GPU"),
-            (device.platform in ("gpu", "cuda") and not new, f"compute capability {capability!r} is not 8.0 or more"),
+            (device.platform in ("gpu", "cuda") and not recent, f"compute capability {capability!r} is below 8.0"),
             (jnp.dtype(dtype).itemsize != 2, f"dtype={jnp.dtype(dtype).name} is not 16-bit"),
             (head_size % 8 or head_size > 128, f"head_size={head_size} is not a multiple of 8 up to 128"),
         )
@@ -159,46 +278,5 @@ def choose_implementation(name: str, *, dtype, head_size: int, device=None) -> s
 
 @functools.cache
 def _log_once(line: str) -> None:
-    """A model is built several times in a run: for its shapes, its parameters, its samples."""
+    """Logs a line once: a model is built several times in a run (shapes, parameters, samples)."""
     logging.info(line)
-
-
-def rotate(x: Float[Array, "B T P N D"], positions: Float[Array, "T"]) -> Float[Array, "B T P N D"]:
-    """Rotary position embedding along time (Su et al. 2021, arXiv 2104.09864, equation 34)."""
-    half = x.shape[-1] // 2
-    frequencies = 10_000.0 ** (-jnp.arange(half) / half)
-    angles = (positions[:, None] * frequencies)[:, None, None, :]
-    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def relative_positions(frames: int, max_distance: int) -> Array:
-    """Index of each (query, source) pair of frames into a table of 2·max_distance + 1 offsets, clipped."""
-    offsets = jnp.arange(frames)[None, :] - jnp.arange(frames)[:, None]
-    return jnp.clip(offsets, -max_distance, max_distance) + max_distance
-
-
-def sinusoid(positions: Float[Array, "*S"], width: int) -> Float[Array, "*S {width}"]:
-    """Sinusoidal embedding, cosines first, periods from 2π to 20,000π (Vaswani et al. 2017, section 3.5)."""
-    half = width // 2
-    frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(half) / half)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-def grid_code(rows: int, columns: int, width: int) -> Float[Array, "H W C"]:
-    """Sinusoidal code of row (first half of the channels) and column (second half) of every position."""
-    row, column = (sinusoid(jnp.arange(n, dtype=jnp.float32), width // 2) for n in (rows, columns))
-    shape = (rows, columns, width // 2)
-    return jnp.concatenate([jnp.broadcast_to(row[:, None], shape), jnp.broadcast_to(column[None], shape)], axis=-1)
-
-
-def clip_mask(frames: int, images: int) -> Bool[Array, "T T"]:
-    """Which frames a frame may look at when the last `images` are independent stills (Ho et al. 2022, 4.3.1).
-
-    Frames of the clip see the clip; an appended image sees only itself.
-    """
-    position = jnp.arange(frames)
-    in_clip = position < frames - images
-    return (in_clip[:, None] & in_clip[None, :]) | jnp.eye(frames, dtype=bool)

@@ -13,10 +13,10 @@ from einops import rearrange
 from flax import nnx
 
 from vdm_jax.errors import InputError
-from vdm_jax.models.attention import Source, attend_space
-from vdm_jax.models.residual import BlendedTimeBlock, ResidualBlock, StridedConv, UpsampleConv
-from vdm_jax.models.space import ONE_DEVICE, GroupNorm, Layout, split_heads
-from vdm_jax.models.time import with_neighbours
+from vdm_jax.models.attention import Attention
+from vdm_jax.models.convolution import BlendedTimeBlock, Inputs, ResidualBlock, with_neighbours
+from vdm_jax.models.layers import GroupNorm, StridedConv, UpsampleConv
+from vdm_jax.models.layout import ONE_DEVICE, Layout
 from vdm_jax.typing import Array, Float
 
 EPSILON = 1e-6  # of all norms but those in time (1e-5)
@@ -25,20 +25,17 @@ Decode = Callable[[Array], Array]
 
 
 class MiddleAttention(nnx.Module):
-    """Group norm, attention over the pixels of each frame, added to the input; q, k, v and out have biases."""
+    """Group norm and attention over the pixels of each frame, added to the input; q, k, v and out have biases."""
 
     def __init__(self, channels, *, heads=1, groups, dtype, rngs):
-        common = dict(dtype=dtype, rngs=rngs)
-        self.heads = heads
         self.norm = GroupNorm(channels, dtype, rngs, groups=groups, epsilon=EPSILON)
-        self.q, self.k, self.v, self.out = (nnx.Linear(channels, channels, **common) for _ in range(4))
+        # A head as wide as the level is too wide for the fused kernel.
+        self.attention = Attention(channels, heads=heads, biased="qkv", dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-        """Its input and what the attention makes of it."""
+        """Adds attention to x."""
         pixels = rearrange(self.norm(x), "b t h w c -> b t (h w) c")
-        q, k, v = (split_heads(linear(pixels), 1, self.heads)[0] for linear in (self.q, self.k, self.v))
-        out = attend_space(q, Source(k, v))  # a head as wide as the level is too wide for the fused kernel
-        return x + self.out(rearrange(out, "b t p n d -> b t p (n d)")).reshape(x.shape)
+        return x + self.attention(pixels).reshape(x.shape)
 
 
 class Layer(nnx.Module):
@@ -49,9 +46,9 @@ class Layer(nnx.Module):
         self.time_conv = BlendedTimeBlock(channels, None, switched=True, epsilon=1e-5, **common) if in_time else None
 
     def __call__(self, x: Float[Array, "B T H W C"], layout: Layout) -> Float[Array, "B T H W C2"]:
-        x = layout(self.space_conv(layout(x, "space"), None, layout), "space")
+        x = layout(self.space_conv(layout(x, "space"), Inputs(), layout), "space")
         if self.time_conv is not None:
-            x = layout(self.time_conv(layout(x, "time"), None, None, layout), "time")
+            x = layout(self.time_conv(layout(x, "time"), Inputs(), layout), "time")
         return layout(x, "space")
 
 
@@ -81,7 +78,7 @@ class Encoder(nnx.Module):
             self.down.append(nnx.List(Layer(channels, wide, groups=groups, **common) for channels in before))
             width = wide
             if level < len(widths) - 1:
-                self.downsample.append(StridedConv(width, border_after=True, **common))
+                self.downsample.append(StridedConv(width, width, border_after=True, **common))
         self.middle = Middle(width, groups=groups, **common)
         self.norm = GroupNorm(width, dtype, rngs, groups=groups, epsilon=EPSILON)
         self.conv_out = nnx.Conv(width, channels_out, (3, 3), **common)
@@ -110,7 +107,7 @@ class Decoder(nnx.Module):
             self.up.append(nnx.List(Layer(before, wide, **layer) for before in [width, *[wide] * blocks]))
             width = wide
             if level < len(widths) - 1:
-                self.upsample.append(UpsampleConv(width, **common))
+                self.upsample.append(UpsampleConv(width, width, **common))
         self.norm = GroupNorm(width, dtype, rngs, groups=groups, epsilon=EPSILON)
         self.conv_out = nnx.Conv(width, channels_out, (3, 3), **common)
         self.time_out = nnx.Linear(3 * channels_out, channels_out, **common) if in_time else None

@@ -1,83 +1,73 @@
-"""The trunk: a U-Net whose layers are four slots, space conv → time conv → space attention → time attention.
+"""The space-time U-Net, the only one: levels of layers, and every layer four slots (`models.slots`).
 
-With the time slots empty it is an image network; with all four filled it is a video network. Video Diffusion
-Models (Ho et al. 2022, arXiv 2204.03458) fills space conv, space attention and time attention: the default here.
+A layer is space conv → time conv → space attention → time attention, each slot filled or empty. With the time slots
+empty it is an image network; with all four filled it is a video network. Video Diffusion Models (Ho et al. 2022, arXiv
+2204.03458) fills space conv, space attention and time attention: the default here. Published networks are arguments:
+
+| slot            | Stable Diffusion | ModelScope     | AnimateDiff   | Stable Video Diffusion   |
+|-----------------|------------------|----------------|---------------|--------------------------|
+| space conv      | residual         | residual       | residual      | residual                 |
+| time conv       |                  | stack          |               | blended                  |
+| space attention | transformer      | transformer    | transformer   | space_time               |
+| time attention  |                  | transformer    | transformer   | (inside space attention) |
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from vdm_jax.errors import InputError
-from vdm_jax.models.attention import choose_implementation, grid_code, sinusoid
-from vdm_jax.models.space import (
-    ONE_DEVICE,
-    Downsample,
-    GroupNorm,
-    Layout,
-    SpaceAttention,
-    SpaceConv,
-    Unpatch,
-    Upsample,
-)
-from vdm_jax.models.time import POSITIONS, TimeAttention, TimeConv
-from vdm_jax.models.trunk import REMAT, Trunk
-from vdm_jax.typing import Array, Bool, Float, Key
+from vdm_jax.models.attention import IMPLEMENTATIONS
+from vdm_jax.models.conditions import Conditions
+from vdm_jax.models.convolution import Inputs
+from vdm_jax.models.layers import Conv, EmbeddingMLP, Fold, GroupNorm, Repeat, StridedConv, Unfold, UpsampleConv
+from vdm_jax.models.layout import ONE_DEVICE, Layout
+from vdm_jax.models.positions import grid_code, sinusoid
+from vdm_jax.models.slots import SLOTS, make_layer, one_of, per_level, place_fillings
+from vdm_jax.models.stack import REMAT
+from vdm_jax.models.transformer import POSITIONS, Transformer
+from vdm_jax.typing import Array, Float, Key
 
 
-class Layer(nnx.Module):
-    """One layer of the trunk: the four slots in order, each filled or None."""
+class UNet(nnx.Module):
+    """Space-time U-Net: from z_t, time and conditions to the prediction, which is shaped like z_t.
 
-    def __init__(self, space_conv, time_conv, space_attention, time_attention):
-        self.space_conv: SpaceConv | None = space_conv
-        self.time_conv: TimeConv | None = time_conv
-        self.space_attention: SpaceAttention | None = space_attention
-        self.time_attention: TimeAttention | None = time_attention
-
-    def __call__(self, x, embedding, context, context_mask, key, images: int, layout: Layout):
-        # Laid out on both sides of a slot: the backward pass comes in at the far side, and would else run a space
-        # slot in the time layout of the next one.
-        def run(slot, where, x, *args):
-            return x if slot is None else layout(slot(layout(x, where), *args), where)
-
-        x = run(self.space_conv, "space", x, embedding, key, layout)
-        x = run(self.time_conv, "time", x, images)
-        x = run(self.space_attention, "space", x, context, context_mask)
-        x = run(self.time_attention, "time", x, images)
-        return layout(x, "space")
-
-
-class UNet(Trunk):
-    """Space-time U-Net: `z_t`, what it is told of t, and conditions → the prediction, shaped like `z_t`.
+    A slot is filled at every level (True), at some (one value a level), or at none (False). True stands for our own
+    blocks, whose arguments are marked * below; `dict(kind=..., arguments)` names one of `SLOTS`. The first middle layer
+    has what the last filled level has, the second has convolutions only; `dict(down=..., middle=..., up=...)` says
+    each.
 
     Args:
-        channels_in: channels of a pixel, in; `channels_out` of the prediction (default: the same).
-        channels: width of the first level; level i has `channels * multipliers[i]`.
+        channels_in: channels of z and of known channels; `channels_out` of the prediction (default: the same).
+        channels, multipliers: level i has `channels * multipliers[i]` channels, unless `widths` gives them.
         blocks: layers per level on the way down (one more on the way up).
-        patch, patch_time: rows and columns, and frames, that the stem folds into one position (1: none).
-        kernel: side of the space convolutions; 1 leaves the mixing of pixels to attention, which then needs to be
-            told where they are: space_position.
+        stem: "patch" folds `patch` rows and columns and `patch_time` frames into one position; "conv" is a 3×3
+            convolution.
         space_position: add a sinusoidal code of row and column after the stem (Dosovitskiy et al. 2021).
-        resample: what separates level i from level i + 1: "space" halves rows and columns, "space_time" also
-            frames. One name for all, or one for each of the len(multipliers) - 1 boundaries.
-        time_conv: fill the time conv slot.
-        space_attention, time_attention: fill the slot at level i; one bool for all levels, or one for each. The
-            middle has every slot that any level has.
-        all_frames: space attention sees the pixels of all frames at once; for networks without stills.
-        time_position: how time attention knows the order of frames: relative, rotary, sinusoidal, none.
-        max_distance: of two frames, beyond which relative positions are one.
-        head_size: size of an attention head; divides every attended width.
-        context_width: width of the context tokens, 0 for none; `context`: "joint" or "cross" attention to them, or
-            "none" (the pooled vector alone tells the condition).
-        pooled_width: width of the pooled condition vector, 0 for none.
-        embedding: width of the time-and-condition embedding (default: 4 · channels).
-        dropout: rate inside the residual blocks.
+        stem_attention: arguments of a `Transformer` over time right after the stem (ModelScope).
+        resample: what separates level i from level i + 1: "space" halves rows and columns, "space_time" also frames,
+            "conv" halves rows and columns by a strided convolution. One name for all boundaries, or one for each.
+        space_conv, time_conv, space_attention, time_attention: how the slots are filled.
+        kernel, dropout: * of space conv. A `kernel` of 1 leaves the mixing of pixels to attention, which then needs
+            space_position.
+        head_size: * of attention; it divides every attended width.
+        context: * how space attention reads the text: "joint" or "cross", or "none" (the pooled vector alone).
+        all_frames: * space attention sees the pixels of all frames at once; for networks without stills.
+        time_position: * how time attention knows the order of frames: relative, rotary, sinusoidal, none.
+        max_distance: * frames further apart share one relative position.
+        text_width, pooled_width: widths of the text tokens and of the pooled text vector, 0 for none.
+        scalars: (width of the sinusoid of each scalar condition, how many there are), None for none.
+        embedding: width of the embedding of time and conditions (default: 4 times the first level's).
+        groups, epsilon: of the last norm.
+        max_frames: upper bound on the number of frames, None for any.
+        window: (length, stride) of the windows of FreeNoise, for `check`; the blocks have their own.
         dtype: of the computation; parameters are float32.
         attention: "auto", "xla" or "cudnn".
-        remat: which activations a layer keeps for the backward pass: "none" recomputes nothing, "dots" keeps
-            products of weights only, "full" keeps a layer's inputs only.
+        remat: which activations a layer keeps for the backward pass: "none" recomputes nothing, "dots" keeps products
+            of weights only, "full" keeps a layer's inputs only.
     """
 
     def __init__(
@@ -87,190 +77,229 @@ class UNet(Trunk):
         channels_out: int | None = None,
         channels: int = 64,
         multipliers: Sequence[int] = (1, 2, 4, 8),
+        widths: Sequence[int] | None = None,
         blocks: int = 2,
+        stem: str = "patch",
         patch: int = 1,
         patch_time: int = 1,
-        kernel: int = 3,
         space_position: bool = False,
+        stem_attention: Mapping[str, Any] | None = None,
         resample: str | Sequence[str] = "space",
-        time_conv: bool = False,
-        space_attention: bool | Sequence[bool] = True,
-        time_attention: bool | Sequence[bool] = True,
+        space_conv: Any = True,
+        time_conv: Any = False,
+        space_attention: Any = True,
+        time_attention: Any = True,
+        kernel: int = 3,
+        dropout: float = 0.0,
+        head_size: int = 64,
+        context: str = "joint",
         all_frames: bool = False,
         time_position: str = "relative",
         max_distance: int = 32,
-        head_size: int = 64,
-        context_width: int = 0,
-        context: str = "joint",
+        text_width: int = 0,
         pooled_width: int = 0,
+        scalars: tuple[int, int] | None = None,
         embedding: int | None = None,
-        dropout: float = 0.0,
+        groups: int | None = None,
+        epsilon: float = 1e-5,
+        max_frames: int | None = None,
+        window: tuple[int, int] | None = None,
         dtype: str = "float32",
         attention: str = "auto",
         remat: str = "none",
         rngs: nnx.Rngs,
     ):
-        levels = len(multipliers)
-        widths = [channels * m for m in multipliers]
-        space_at = _per_level("space_attention", space_attention, levels)
-        time_at = _per_level("time_attention", time_attention, levels)
-        resample = _per_level("resample", resample, levels - 1)
-        _one_of("time_position", time_position, POSITIONS)
-        _one_of("context", context, ("joint", "cross", "none"))
-        _one_of("remat", remat, REMAT)
-        for kind in resample:
-            _one_of("resample", kind, ("space", "space_time"))
-        attended = [w for w, s, t in zip(widths, space_at, time_at, strict=True) if s or t]
-        if attended:  # then the middle is, too
-            attended.append(widths[-1])
-        for width in attended:
-            if width % head_size:
-                raise InputError(f"head_size={head_size} must divide every attended width, not {width}")
-        if kernel == 1 and not space_position:
-            raise InputError("kernel=1 needs space_position=True: nothing else tells where a pixel is")
-        if space_position and channels % 4:
-            raise InputError(f"channels={channels} must be a multiple of 4 for space_position")
-        if channels % 2:
-            raise InputError(f"channels={channels} must be even: half of the code of time are sines")
-        if time_position == "rotary" and any(time_at) and head_size % 2:
-            raise InputError(f"head_size={head_size} must be even for rotary positions")
-        if min(patch, patch_time) < 1:
-            raise InputError(f"patch={patch} and patch_time={patch_time} must be at least 1")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout} must be at least 0 and below 1")
-        if any(space_at):
-            attention = choose_implementation(attention, dtype=dtype, head_size=head_size)
+        widths = tuple(widths or (channels * m for m in multipliers))
+        levels = len(widths)
+        for name, value, valid in (
+            ("stem", stem, ("patch", "conv")),
+            ("attention", attention, IMPLEMENTATIONS),
+            ("remat", remat, REMAT),
+            ("time_position", time_position, POSITIONS),
+            ("context", context, ("joint", "cross", "none")),
+        ):
+            one_of(name, value, valid)
+        self.resample = tuple(per_level("resample", resample, levels - 1))
+        for kind in self.resample:
+            one_of("resample", kind, ("space", "space_time", "conv"))
+        _check_numbers(widths[0], patch, patch_time, kernel, dropout, space_position)
+        own = {
+            "space_conv": dict(kind="modulated", kernel=kernel, dropout=dropout),
+            "time_conv": dict(kind="three"),
+            "space_attention": dict(kind="attention", head_size=head_size, context=context, all_frames=all_frames),
+            "time_attention": dict(
+                kind="attention", head_size=head_size, position=time_position, max_distance=max_distance
+            ),
+        }
+        slots = (space_conv, time_conv, space_attention, time_attention)
+        fillings = place_fillings(dict(zip(SLOTS, slots, strict=True)), own, levels)
+        for (place, level), filling in fillings.items():
+            _check_heads(widths[-1 if place == "middle" else level], head_size, time_position, filling)
 
-        self.channels, self.remat, self.resample = channels, remat, tuple(resample)
-        self.patch, self.all_frames = (patch_time, patch), all_frames
-        self.has_context = bool(context_width) and context != "none" and any(space_at)
-        embedding = embedding or 4 * channels
-        common = dict(dtype=dtype, rngs=rngs)
+        self.width, self.patch, self.remat, self.all_frames = widths[0], (patch_time, patch), remat, all_frames
+        self.channels_in, self.scalar_width, self.max_frames, self.window = channels_in, scalars, max_frames, window
+        attending = [f["space_attention"] for f in fillings.values() if f["space_attention"]]
+        self.reads_tokens = bool(text_width) and any(filling.get("context") != "none" for filling in attending)
+        embedding, common = embedding or 4 * widths[0], dict(dtype=dtype, rngs=rngs)
 
-        slots = dict(enumerate(zip(space_at, time_at, strict=True)))
-        slots |= {"middle1": (any(space_at), any(time_at)), "middle2": (False, False)}
+        def layer(place, level, channels_in, width):
+            options = dict(embedding=embedding, text_width=text_width, attention=attention) | common
+            return make_layer(fillings[place, level], channels_in, width, **options)
 
-        def layer(channels_in, width, where):
-            space, time = slots[where]
-            return Layer(
-                SpaceConv(channels_in, width, embedding, kernel=kernel, dropout=dropout, **common),
-                TimeConv(width, **common) if time_conv else None,
-                SpaceAttention(
-                    width,
-                    head_size=head_size,
-                    context_width=context_width,
-                    context=context,
-                    implementation=attention,
-                    all_frames=all_frames,
-                    **common,
-                )
-                if space
-                else None,
-                TimeAttention(width, head_size=head_size, position=time_position, max_distance=max_distance, **common)
-                if time
-                else None,
-            )
-
-        self.time_in = nnx.Linear(channels, embedding, **common)
-        self.time_out = nnx.Linear(embedding, embedding, **common)
+        # --------------------------------------------------------------------------------- embedding and stem
+        self.time = EmbeddingMLP(widths[0], embedding, embedding, **common)
+        self.scalars = EmbeddingMLP(scalars[0] * scalars[1], embedding, embedding, **common) if scalars else None
         self.pooled = nnx.Linear(pooled_width, embedding, **common) if pooled_width else None
-        self.stem = Downsample(channels_in, widths[0], self.patch, **common)
+        self.stem = (Conv if stem == "conv" else Fold)(channels_in, widths[0], self.patch, **common)
         self.space_position = space_position
+        stem_attention = Transformer(widths[0], along="time", **stem_attention, **common) if stem_attention else None
+        self.stem_attention: Transformer | None = stem_attention
 
-        self.build(
-            widths,
-            blocks,
-            layer=layer,
-            downsample=lambda width, boundary: Downsample(width, width, self._factors(boundary), **common),
-            upsample=lambda width, boundary: Upsample(width, width, self._factors(boundary), **common),
-        )
-        self.norm = GroupNorm(widths[0], dtype, rngs)
-        self.head = Unpatch(widths[0], channels_out or channels_in, self.patch, **common)
+        # -------------------------------------------------------------------------------- down, middle and up
+        factors = [(1 + (kind == "space_time"), 2) for kind in self.resample]
+        skips, width = [widths[0]], widths[0]
+        self.down, self.downsample = nnx.List(), nnx.List()
+        for level, wide in enumerate(widths):
+            layers = nnx.List()
+            for _ in range(blocks):
+                layers.append(layer("down", level, width, wide))
+                width = wide
+                skips.append(width)
+            self.down.append(layers)
+            if level < levels - 1:
+                halve = StridedConv if self.resample[level] == "conv" else Fold
+                self.downsample.append(halve(width, width, factors[level], **common))
+                skips.append(width)
 
-    def _factors(self, boundary: int) -> tuple[int, int]:
-        return (2 if self.resample[boundary] == "space_time" else 1, 2)
+        self.middle1, self.middle2 = (layer("middle", i, width, width) for i in range(2))
+
+        self.up, self.upsample = nnx.List(), nnx.List()
+        for level in reversed(range(levels)):
+            layers = nnx.List()
+            for _ in range(blocks + 1):
+                layers.append(layer("up", level, width + skips.pop(), widths[level]))
+                width = widths[level]
+            self.up.append(layers)
+            if level:
+                double = UpsampleConv if self.resample[level - 1] == "conv" else Repeat
+                self.upsample.append(double(width, width, factors[level - 1], **common))
+        self.norm = GroupNorm(widths[0], dtype, rngs, groups=groups, epsilon=epsilon)
+        self.head = (Conv if stem == "conv" else Unfold)(widths[0], channels_out or channels_in, self.patch, **common)
 
     def __call__(
         self,
         z: Float[Array, "B T H W C"],
-        time: Float[Array, "B"],
+        time: Float[Array, "B *T"],
+        conditions: Conditions,
         *,
-        context: Float[Array, "B G L E"] | None = None,
-        context_mask: Bool[Array, "B G L"] | None = None,
-        pooled: Float[Array, "B G2 P"] | None = None,
-        images: int = 0,
         key: Key[Array, ""] | None = None,
         layout: Layout = ONE_DEVICE,
     ) -> Float[Array, "B T H W C2"]:
-        """Predicts from the noisy video.
-
-        Args:
-            z: the noisy video (float32).
-            time: what the network is told of t, in units of about a thousandth (`Process.network_time`).
-            context, context_mask: text tokens, for the video (G = 1) or for each frame (G = T).
-            pooled: condition vectors, added to the time embedding; likewise.
-            images: the last so many frames are independent stills, which time slots keep to themselves.
-            key: of dropout; None at evaluation.
-            layout: told where an activation is about to be mixed in space or in time, to shard it.
+        """Predicts from the noisy video, as `models.conditions.Network` says.
 
         Raises:
-            InputError: sizes that do not divide, or a condition that is missing.
+            InputError: sizes that do not divide, or a condition that is missing or does not fit.
         """
-        self.check_size(*z.shape[1:4], images)
-        if self.has_context and context is None:
-            raise InputError("context=None, but the network was made with context_width > 0")
-        if self.pooled is not None and pooled is None:
-            raise InputError("pooled=None, but the network was made with pooled_width > 0")
-        embedding = self.time_out(jax.nn.silu(self.time_in(sinusoid(time, self.channels))))[:, None]
+        text, known, scalars, is_still = conditions
+        self.check(*z.shape[1:4])
+        if known is not None:
+            z = jnp.concatenate([z, known], axis=-1)
+        if z.shape[-1] != self.channels_in:
+            raise InputError(f"{z.shape[-1]} channels of z and of what is known must be {self.channels_in}")
+        if text is None and (self.reads_tokens or self.pooled is not None):
+            raise InputError("conditions.text=None, but the network was made for a text encoder")
+        if time.ndim == 2 and self._time_factor > 1:
+            raise InputError("a time for each frame needs patch_time=1 and resample='space'")
+        embedding = self.time(sinusoid(time.reshape(len(time), -1), self.width))  # B 1 E, or B T E
+        if self.scalars is not None:
+            if scalars is None or scalars.shape[-1] != self.scalar_width[1]:
+                found = "None" if scalars is None else f"{scalars.shape[-1]} numbers"
+                raise InputError(f"conditions.scalars={found}, but the network takes {self.scalar_width[1]}")
+            codes = sinusoid(scalars, self.scalar_width[0]).reshape(len(scalars), -1)
+            embedding = embedding + self.scalars(codes)[:, None]
         if self.pooled is not None:
-            embedding = embedding + self.pooled(pooled)
+            embedding = embedding + self.pooled(text.pooled)
 
         count = 0
 
         def run(layer, x):
             nonlocal count
-            layer_key = None if key is None else jax.random.fold_in(key, count)
+            inputs = Inputs(embedding, text, is_still, None if key is None else jax.random.fold_in(key, count))
             count += 1
 
-            def apply(layer, x, embedding, context, layer_key):
-                return layer(x, embedding, context, context_mask, layer_key, images, layout)
+            def apply(layer, x, inputs):
+                return layer(x, inputs, layout)
 
             if self.remat != "none":
                 apply = nnx.remat(apply, policy=REMAT[self.remat])
-            return apply(layer, x, embedding, context, layer_key)
+            return apply(layer, x, inputs)
 
-        x = self.stem(layout(z, "space"))
+        x = self.stem(layout(z, "space"), layout)
         if self.space_position:
             x = x + grid_code(*x.shape[2:]).astype(x.dtype)
-        x = self.walk(x, run, lambda down, x: down(x), lambda up, x, skip: up(x))
-        return self.head(jax.nn.silu(self.norm(x))).astype(jnp.float32)
+        if self.stem_attention is not None:
+            x = layout(self.stem_attention(layout(x, "time"), Inputs(), layout), "time")
+        x = layout(x, "space")
+        skips = [x]
+        for level, layers in enumerate(self.down):
+            for layer in layers:
+                x = run(layer, x)
+                skips.append(x)
+            if level < len(self.downsample):
+                x = self.downsample[level](x, layout)
+                skips.append(x)
+        x = run(self.middle2, run(self.middle1, x))
+        for level, layers in enumerate(self.up):
+            for layer in layers:
+                x = run(layer, jnp.concatenate([x, skips.pop()], axis=-1))
+            if level < len(self.upsample):
+                x = self.upsample[level](x, skips[-1].shape[2:4], layout)
+        return self.head(jax.nn.silu(self.norm(x)), layout).astype(jnp.float32)
 
-    def check_size(self, frames: int, height: int, width: int, images: int = 0) -> None:
-        """Raises InputError where frames, rows or columns cannot be halved as often as the levels need."""
-        space = self.patch[1] * 2 ** len(self.resample)
-        time = self.patch[0] * 2 ** self.resample.count("space_time")
+    @property
+    def _time_factor(self) -> int:
+        return self.patch[0] * 2 ** self.resample.count("space_time")
+
+    def check(self, frames: int, height: int, width: int, stills: int = 0) -> None:
+        """Raises InputError for sizes that the patches and levels do not divide, or too many or too few frames."""
+        space = self.patch[1] * 2 ** len([kind for kind in self.resample if kind != "conv"])
         for name, size, factor in (
             ("height", height, space),
             ("width", width, space),
-            ("frames", frames, time),
+            ("frames", frames, self._time_factor),
         ):
             if size % factor:
                 raise InputError(f"{name}={size} must be a multiple of {factor} (patch and levels of the U-Net)")
-        if images and self.all_frames:
-            raise InputError(f"joint_images={images} needs all_frames=False: stills must not see other frames")
-        if images and time > 1:
-            raise InputError(f"joint_images={images} needs patch_time=1 and resample='space': a still has one frame")
+        if stills and self.all_frames:
+            raise InputError(f"joint_images={stills} needs all_frames=False: stills must not see other frames")
+        if stills and self._time_factor > 1:
+            raise InputError(f"joint_images={stills} needs patch_time=1 and resample='space': a still has one frame")
+        if self.window and frames < self.window[0]:
+            raise InputError(f"frames={frames} must be at least {self.window[0]} (window of free_noise)")
+        if self.max_frames is not None and not self.window and frames > self.max_frames:
+            raise InputError(f"frames={frames} must be at most {self.max_frames} (positions of the motion modules)")
 
 
-def _per_level(name: str, value, levels: int) -> list:
-    """Spreads one value over all levels, or checks that there is one for each."""
-    if isinstance(value, (bool, str)):
-        return [value] * levels
-    if len(value) != levels:
-        raise InputError(f"{name}={tuple(value)!r} must be one value or {levels} of them (one per level)")
-    return list(value)
+def _check_numbers(width, patch, patch_time, kernel, dropout, space_position) -> None:
+    """Raises InputError for a number that the network cannot be made with."""
+    if min(patch, patch_time) < 1:
+        raise InputError(f"patch={patch} and patch_time={patch_time} must be at least 1")
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout={dropout} must be at least 0 and below 1")
+    if width % 2:
+        raise InputError(f"channels={width} must be even: half of the code of time are sines")
+    if space_position and width % 4:
+        raise InputError(f"channels={width} must be a multiple of 4 for space_position")
+    if kernel == 1 and not space_position:
+        raise InputError("kernel=1 needs space_position=True: nothing else tells where a pixel is")
 
 
-def _one_of(name: str, value: str, valid) -> None:
-    if value not in valid:
-        raise InputError(f"{name}={value!r} must be one of {', '.join(valid)}")
+def _check_heads(width: int, head_size: int, time_position: str, fillings: Mapping[str, Any]) -> None:
+    """Raises InputError where heads of `head_size` do not fit a width, or rotary positions a head."""
+    space, time = (
+        bool(fillings[name]) and fillings[name]["kind"] == "attention" for name in ("space_attention", "time_attention")
+    )
+    if (space or time) and width % head_size:
+        raise InputError(f"head_size={head_size} must divide every attended width, not {width}")
+    if time and time_position == "rotary" and head_size % 2:
+        raise InputError(f"head_size={head_size} must be even for rotary positions")

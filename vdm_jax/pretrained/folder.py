@@ -1,7 +1,7 @@
 """Folders in the diffusers format: config.json and safetensors, read tensor by tensor."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from safetensors.numpy import save_file
 
 from vdm_jax.errors import InputError
 from vdm_jax.files import whole_file, write_text
+
+Config = dict[str, Any]  # of a config.json
 
 NAMES = ("diffusion_pytorch_model", "model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -26,6 +28,21 @@ def read_config(folder: str | Path, name: str = "unet") -> dict[str, Any]:
     if not isinstance(config, dict) or "_class_name" not in config:
         raise InputError(f"{path} is not a diffusers config: it has no _class_name")
     return config
+
+
+IGNORED = ("_class_name", "_diffusers_version", "_name_or_path", "sample_size", "num_frames")
+
+
+def check_settings(config: Config, known: Collection[str], must: Mapping[str, Any]) -> None:
+    """Raises InputError for a setting that is neither known nor as it must be; a tuple lists several valid values."""
+    for key, value in config.items():
+        if key in known or key in IGNORED:
+            continue
+        if key not in must:
+            raise InputError(f"{config['_class_name']}: {key}={value!r} is not known")
+        valid = must[key]
+        if not (value in valid if isinstance(valid, tuple) else value == valid):
+            raise InputError(f"{config['_class_name']}: {key}={value!r} is not implemented; it must be {valid!r}")
 
 
 def component(folder: str | Path, name: str) -> Path:

@@ -1,13 +1,14 @@
-"""Our parameters by the names, shapes and layouts that diffusers has for them, and back.
+"""Our parameters by the names, shapes and layouts that a published format has for them, and back.
 
-A parameter's path (`down/0/1/space_conv/conv1/kernel`) becomes a name by a table of patterns, tried in order, all that
-fit applied. PyTorch has a matrix as (out, in), a convolution as (out, in, rows, columns) or (out, in, frames, rows,
-columns), one over frames as (out, in, 3, 1, 1).
+A parameter's path (`down/0/1/space_conv/conv1/kernel`) becomes a name by a table of patterns: all that match are
+applied in order. PyTorch has a matrix as (out, in), a convolution as (out, in, rows, columns) or (out, in, frames,
+rows, columns), one over frames as (out, in, 3, 1, 1). A stacked parameter is several tensors there; of a fused tensor
+ours is a part.
 """
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,15 +24,31 @@ Table = Sequence[tuple[str, str]]
 
 
 class Naming(NamedTuple):
-    """How a module's parameters are called and laid out there.
+    """How a module's parameters are called and laid out in a published format.
 
-    `pointwise` and `over_time` find the paths of matrices that are convolutions there: of one pixel, and over three
-    frames, which lie side by side in the channels here.
+    Args:
+        table: patterns of paths and their replacements.
+        pointwise, over_time: find the paths of matrices that are convolutions there: of one pixel, and over three
+            frames, which are concatenated along the channels here.
+        stacked: finds the start of paths that are stacked here (`models.stack`): there the number of the block follows.
+        fused: patterns of paths that are parts of one tensor there, along its first axis: the replacement is the path
+            of the tensor; then the number of the part, and how many there are.
     """
 
     table: Table
     pointwise: str = r"shortcut/kernel$"
     over_time: str = r"time_conv/.*conv(s/\d|1|2)/kernel$"
+    stacked: str = r"$^"
+    fused: Sequence[tuple[str, str, int, int]] = ()
+
+
+class Tensor(NamedTuple):
+    """A tensor of the published format that a parameter, or a slice of a stacked one, is found in."""
+
+    name: str
+    path: str  # of the parameter, with the number of its block
+    part: int = 0
+    parts: int = 1  # 1: the whole tensor
 
 
 # What blocks are made of has the same names in all families.
@@ -62,36 +79,15 @@ BLOCKS: Table = (
 )
 
 
-def unet_names(**slots: str) -> Table:
-    """The table of a U-Net: for each slot the name of the list that its blocks are in."""
-    table = [
-        (r"^time/first/", "time_embedding/linear_1/"),
-        (r"^time/second/", "time_embedding/linear_2/"),
-        (r"^added_mlp/first/", "add_embedding/linear_1/"),
-        (r"^added_mlp/second/", "add_embedding/linear_2/"),
-        (r"^stem_time/", "transformer_in/"),
-        (r"^norm/", "conv_norm_out/"),
-        (r"^downsample/(\d+)/", r"down_blocks/\1/downsamplers/0/"),
-        (r"^upsample/(\d+)/", r"up_blocks/\1/upsamplers/0/"),
-    ]
-    for slot, name in slots.items():
-        table += [
-            (rf"^(down|up)/(\d+)/(\d+)/{slot}/", rf"\1_blocks/\2/{name}/\3/"),
-            (rf"^middle1/{slot}/", f"mid_block/{name}/0/"),
-            (rf"^middle2/{slot}/", f"mid_block/{name}/1/"),
-        ]
-    return (*table, *BLOCKS)
-
-
 def torch_name(path: str, naming: Naming) -> str:
-    """The name of a parameter in the other format."""
+    """Returns the name of a parameter in the published format."""
     for pattern, replacement in naming.table:
         path = re.sub(pattern, replacement, path)
     return path.replace("/", ".")
 
 
 def to_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
-    """A parameter in the other layout."""
+    """Brings a parameter into the published layout."""
     if not path.endswith("/kernel"):
         return array
     if array.ndim > 2:
@@ -102,7 +98,7 @@ def to_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
 
 
 def from_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
-    """The inverse of `to_torch`."""
+    """Brings a tensor into our layout: the inverse of `to_torch`."""
     if not path.endswith("/kernel"):
         return array
     if array.ndim == 2:
@@ -112,31 +108,73 @@ def from_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
     return array[..., 0, 0].T if re.search(naming.pointwise, path) else np.moveaxis(array, (0, 1), (-1, -2))
 
 
-def torch_shapes(abstract: PyTree, naming: Naming) -> dict[str, tuple[int, ...]]:
-    """Name → shape in the other format, of parameters given as shapes."""
-    return _torch_shapes(jax.tree_util.tree_leaves_with_path(abstract), naming)
+def tensors_for(path: str, shape: Sequence[int], naming: Naming) -> list[Tensor]:
+    """Returns where a parameter of a shape is found: one tensor, or one for each block of a stacked parameter."""
+    if start := re.match(naming.stacked, path):
+        paths = [f"{start[0]}{i}/{path[start.end() :]}" for i in range(shape[0])]
+    else:
+        paths = [path]
+    tensors = []
+    for path in paths:
+        for pattern, replacement, part, parts in naming.fused:
+            if re.search(pattern, path):
+                tensors.append(Tensor(torch_name(re.sub(pattern, replacement, path), naming), path, part, parts))
+                break
+        else:
+            tensors.append(Tensor(torch_name(path, naming), path))
+    return tensors
 
 
-def _torch_shapes(leaves, naming):
+def torch_shapes(abstract: PyTree, naming: Naming, skip: str = "$^") -> dict[str, tuple[int, ...]]:
+    """Returns name and shape of every tensor that parameters are found in, but for paths found by `skip`."""
     shapes = {}
-    for path, leaf in leaves:
-        name = path_name(path)
-        stand_in = np.broadcast_to(np.int8(0), leaf.shape)  # one byte, whatever its shape
-        shapes[torch_name(name, naming)] = to_torch(name, stand_in, naming).shape
+    for path, leaf in named_leaves(abstract):
+        if re.search(skip, path):
+            continue
+        tensors = tensors_for(path, leaf.shape, naming)
+        shape = leaf.shape[1:] if re.match(naming.stacked, path) else leaf.shape
+        for tensor in tensors:
+            stand_in = np.broadcast_to(np.int8(0), shape)  # one byte, whatever its shape
+            first, *rest = to_torch(tensor.path, stand_in, naming).shape
+            shapes[tensor.name] = (first * tensor.parts, *rest)
     return shapes
 
 
 def torch_tensors(params: Params, naming: Naming) -> dict[str, np.ndarray]:
-    """All parameters by their names and in the layouts of the other format."""
-    tensors = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = path_name(path)
-        tensors[torch_name(name, naming)] = np.ascontiguousarray(to_torch(name, np.asarray(leaf), naming))
-    return tensors
+    """Returns all parameters by their names and in the layouts of the published format."""
+    tensors, parts = {}, {}
+    for path, leaf in named_leaves(params):
+        array = np.asarray(leaf)
+        blocks = array if re.match(naming.stacked, path) else [array]
+        for tensor, block in zip(tensors_for(path, leaf.shape, naming), blocks, strict=True):
+            block = np.ascontiguousarray(to_torch(tensor.path, block, naming))
+            if tensor.parts == 1:
+                tensors[tensor.name] = block
+            else:
+                parts.setdefault(tensor.name, {})[tensor.part] = block
+    return tensors | {
+        name: np.concatenate([part for _, part in sorted(found.items())]) for name, found in parts.items()
+    }
+
+
+def from_tensors(path: str, shape: Sequence[int], read: Callable[[str], np.ndarray], naming: Naming) -> np.ndarray:
+    """Returns a parameter of a shape from the tensors that `read` finds by name."""
+    blocks = []
+    for tensor in tensors_for(path, shape, naming):
+        array = read(tensor.name)
+        if tensor.parts > 1:
+            array = np.split(array, tensor.parts)[tensor.part]
+        blocks.append(from_torch(tensor.path, array, naming))
+    return np.stack(blocks) if re.match(naming.stacked, path) else blocks[0]
+
+
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """Returns (path, leaf) of every parameter."""
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def few(names: Sequence[str]) -> str:
-    """The first three of names, for a message."""
+    """Returns the first three names, for a message."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
@@ -150,16 +188,15 @@ def load_params(
     dtype: str = "float32",
     new: str = "$^",
 ) -> PyTree:
-    """The parameters of an abstract module from weights by their names, straight into their shards, one by one.
+    """Loads the parameters of an abstract module by their names, straight into their shards, one by one.
 
-    Those whose path is found by the pattern `new` are not looked for, and stay shapes.
+    Parameters whose path is found by the pattern `new` are not read, and stay shapes.
 
     Raises:
-        InputError: names that are missing, that nobody asked for, or tensors of another shape; the first few of each.
+        InputError: names that are missing or unexpected, or tensors of another shape; the first few of each.
     """
     abstract = nnx.to_pure_dict(nnx.split(module)[1])
-    known = [leaf for leaf in jax.tree_util.tree_leaves_with_path(abstract) if not re.search(new, path_name(leaf[0]))]
-    expected = _torch_shapes(known, naming)
+    expected = torch_shapes(abstract, naming, skip=new)
     found = {name: weights.shape(name) for name in weights}
     problems = {
         "missing": sorted(expected.keys() - found.keys()),
@@ -170,15 +207,15 @@ def load_params(
             if name in found and found[name] != shape
         ],
     }
-    said = [f"{len(names)} {kind} ({few(names)})" for kind, names in problems.items() if names]
-    if said:
-        raise InputError(f"{where} does not hold the tensors that its config says: {'; '.join(said)}")
+    lines = [f"{len(names)} {kind} ({few(names)})" for kind, names in problems.items() if names]
+    if lines:
+        raise InputError(f"{where} does not hold the tensors that its config says: {'; '.join(lines)}")
 
-    def one(path, leaf, sharding):
-        name = path_name(path)
-        if re.search(new, name):
+    def load(path, leaf, sharding):
+        path = path_name(path)
+        if re.search(new, path):
             return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
-        array = from_torch(name, weights[torch_name(name, naming)], naming).astype(dtype)
+        array = from_tensors(path, leaf.shape, weights.__getitem__, naming).astype(dtype)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: array[index])
 
-    return jax.tree_util.tree_map_with_path(one, abstract, shardings(mesh, abstract))
+    return jax.tree_util.tree_map_with_path(load, abstract, shardings(mesh, abstract))

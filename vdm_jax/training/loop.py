@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import itertools
 import json
 import logging
@@ -16,79 +17,86 @@ import jax
 import ml_collections
 import numpy as np
 from clu import parameter_overview
-from flax import nnx
 from jax.sharding import Mesh
 
-from vdm_jax import configuration
+from vdm_jax.build import FROZEN, begin_with, build, frozen_new, objective_of, split_of, with_frozen
+from vdm_jax.checkpoints import Checkpoints
+from vdm_jax.config import check_numbers, check_run, source_arguments, write_config
 from vdm_jax.data.pipeline import make_iterator
 from vdm_jax.data.source import make_source
 from vdm_jax.errors import InputError
 from vdm_jax.files import alone_in, write_text
+from vdm_jax.model import Model
 from vdm_jax.parallel.machine import about_machine
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import batch_sharding, check_batch, share_of_batch
-from vdm_jax.training.checkpoints import Checkpoints, restore_state
+from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, check_batch, path_name, share_of_batch
+from vdm_jax.split import join
+from vdm_jax.training.losses import denoising
 from vdm_jax.training.metrics_log import MetricsLog
-from vdm_jax.training.state import TrainState, plan_state
+from vdm_jax.training.optimizer import optimizer_of
+from vdm_jax.training.state import TrainState, plan_state, restore_state, to_parts
 from vdm_jax.training.step import make_train_step
-from vdm_jax.training.trainee import Trainee, begin_with, from_scratch
-from vdm_jax.typing import Params
+from vdm_jax.typing import PyTree
 
-# Draws samples during training: (graphdef, averaged parameters, mesh, step).
-DrawSamples = Callable[[nnx.GraphDef, Params, Mesh, int], None]
+# Draws samples during training, from the model with its averaged parameters.
+DrawSamples = Callable[[Model, Mesh], None]
 
 
 def train(
     config: ml_collections.ConfigDict,
     workdir: str | Path,
     draw_samples: DrawSamples | None = None,
-    trainee: Trainee | None = None,
+    model: Model | None = None,
 ) -> TrainState:
-    """Trains, or goes on training, the run in `workdir` until `config.steps`: a new network, or the trainee.
+    """Trains the run in `workdir` until `config.steps`, from its last checkpoint if it has one.
 
-    SIGTERM, or a terminal that is closed (SIGHUP), saves a checkpoint and exits with status 0; Ctrl-C saves one and
-    raises KeyboardInterrupt. Of several processes, SIGTERM to any one stops all at the same step, and Ctrl-C ends
-    without saving. The arrays that the trainee begins with (`given`) are deleted once the state has copies.
+    SIGTERM and a closed terminal (SIGHUP) save a checkpoint and exit with status 0; Ctrl-C saves one and raises
+    KeyboardInterrupt. If there are several processes, SIGTERM to any of them stops all at the same step, and Ctrl-C
+    ends without saving.
+
+    Args:
+        model: the config's model, if it is built already.
 
     Raises:
         InputError: a config that cannot be trained; the line says why.
     """
     with contextlib.ExitStack() as held:
-        return _train(config, Path(workdir), draw_samples, trainee, held)
+        return _train(config, Path(workdir), draw_samples, model, held)
 
 
 def _train(
     config: ml_collections.ConfigDict,
     workdir: Path,
     draw_samples: DrawSamples | None,
-    trainee: Trainee | None,
+    model: Model | None,
     held: contextlib.ExitStack,
 ) -> TrainState:
-    configuration.check_numbers(config)
-    configuration.check_run(workdir, config)
+    check_numbers(config)
+    check_run(workdir, config)
 
-    # ------------------------------------------------------------------------------------ mesh and config
+    # ------------------------------------------------------------------------------- mesh, model and split
     mesh = make_mesh(**config.mesh.to_dict())
     check_batch(mesh, config.batch_size)
     parts = config.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % parts:
         raise InputError(f"batch_size={config.batch_size} must be a multiple of accumulate × data × fsdp = {parts}")
-    tx, schedule = configuration.optimizer_of(config)
+    tx, schedule = optimizer_of(config)
     schedule = jax.jit(schedule)
-    trainee, data = trainee or from_scratch(config), config.data
+    model, data = model or build(config, mesh), config.data
     saved = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
     if config.init_from and not saved:
-        trainee = begin_with(trainee, config.init_from, mesh)
+        model = begin_with(model, config.init_from, mesh)
+    model = with_frozen(model, workdir, mesh)
+    split = split_of(config, model)
 
     # ----------------------------------------------------------------------------------------------- data
-    source = make_source(**configuration.source_arguments(config))
+    source = make_source(**source_arguments(config))
     share, shares = share_of_batch(mesh)
     iterator = make_iterator(
         source,
         batch_size=config.batch_size,
         seed=config.seed,
-        tokenize=trainee.tokenize,
-        caption_dropout=data.caption_dropout,
+        tokenize=model.tokenize,
         flip=data.flip,
         joint_images=data.joint_images,
         num_workers=data.num_workers,
@@ -96,14 +104,13 @@ def _train(
         process_index=share,
         process_count=shares,
     )
-    found, asked = source[0]["video"].shape, (data.frames, data.height, data.width, data.channels)
-    if found != asked:
-        raise InputError(f"clips of {data.name} are {found} (frames, height, width, channels), not {asked}")
-    _on_first_process(lambda: configuration.write_config(workdir, config))
+    if (clip := source[0]["video"].shape) != model.shape:
+        raise InputError(f"clips of {data.name} are {clip} (frames, height, width, channels), not {model.shape}")
+    _on_first_process(lambda: write_config(workdir, config))
     _on_first_process(lambda: held.enter_context(alone_in(workdir)))
 
-    # -------------------------------------------------------------------------------------- model and state
-    planned, initialise = plan_state(trainee.shapes, trainee.initialise, tx, mesh, *trainee.given)
+    # ---------------------------------------------------------------------------------------------- state
+    planned, initialise = plan_state(split.trained, split.initialise, tx, mesh, *split.arrays)
     restored, start = restore_state(workdir / "checkpoints", planned), 0
     if restored is not None:
         state, position = restored
@@ -112,6 +119,8 @@ def _train(
     elif jax.process_index() == 0:
         overview = parameter_overview.get_parameter_overview(planned.params, include_stats=False, max_lines=60)
         write_text(workdir / "parameters.txt", overview + "\n")
+    if restored is None and (frozen := frozen_new(model, split)) and not (workdir / FROZEN).exists():
+        _save_frozen(workdir / FROZEN, frozen)
     count = sum(x.size for x in jax.tree.leaves(planned.params))
     sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
     if start >= config.steps:
@@ -134,21 +143,8 @@ def _train(
         _note_beginning(workdir / "environment.jsonl", start, len(source), sizes)
 
     # ----------------------------------------------------------------------------------------------- step
-    train_step = make_train_step(
-        trainee.graphdef,
-        trainee.objective,
-        trainee.process,
-        tx,
-        mesh,
-        seed=config.seed,
-        null_tokens=trainee.null_tokens,
-        conditioning=trainee.conditioning,
-        images=data.joint_images,
-        accumulate=config.accumulate,
-        ema=config.ema,
-        assemble=trainee.assemble,
-        clean=trainee.clean,
-    )
+    loss = denoising(model, objective_of(config), stills=data.joint_images, layout=ActivationLayout(mesh))
+    train_step = make_train_step(loss, tx, mesh, seed=config.seed, accumulate=config.accumulate, ema=config.ema)
     sharding = batch_sharding(mesh)
 
     def placed(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -165,17 +161,17 @@ def _train(
         first = placed(next(iterator))
         with concurrent.futures.ThreadPoolExecutor() as background:  # all programs are compiled side by side
             initial = background.submit(initialise) if restored is None else None
-            compiled = train_step.compile(background, planned, first, trainee.frozen)
+            compiled = train_step.compile(background, planned, first, split.frozen)
             if initial is not None:
                 state = initial.result()
                 del initial  # it would hold this state to the end
             train_step = compiled()
-        for array in jax.tree.leaves(trainee.given):
+        for array in jax.tree.leaves(split.arrays):
             array.delete()  # the state has copies
         batches = itertools.chain([first], map(placed, iterator))
         for step in range(start + 1, config.steps + 1):
             trace.before(step, state)
-            state, metrics = train_step(state, next(batches), trainee.frozen)
+            state, metrics = train_step(state, next(batches), split.frozen)
             trace.after(step, state)
 
             log.add(metrics)
@@ -191,10 +187,10 @@ def _train(
                     )
             # Saved before the next batch is drawn, so that data and state are of the same step.
             if step % config.checkpoint.every == 0 or last or stopping:
-                checkpoints.save(step, state, iterator.get_state())
+                checkpoints.save(step, to_parts(state) | {"data": iterator.get_state()})
             if draw_samples and config.sample.every and (step % config.sample.every == 0 or last) and not stopping:
                 try:
-                    draw_samples(trainee.graphdef, state.ema, mesh, step)
+                    draw_samples(dataclasses.replace(model, params=join(state.ema, split.frozen), step=step), mesh)
                 except (InputError, jax.errors.JaxRuntimeError) as error:  # no reason to end the training
                     logging.warning("\nno samples of step %d: %s", step, str(error).splitlines()[0])
             if stopping:
@@ -213,8 +209,18 @@ def _train(
     return state
 
 
+def _save_frozen(folder: Path, frozen: PyTree) -> None:
+    """Keeps the frozen parameters that no published folder holds, so that the run folder describes itself."""
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(0, {"params": frozen})
+    checkpoints.close()
+    if jax.process_index() == 0:
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(frozen)]
+        write_text(folder / "names.json", json.dumps(names))
+
+
 class _StopSignal:
-    """Notes SIGTERM, SIGHUP and the first Ctrl-C, so that the loop can save; a second Ctrl-C interrupts at once."""
+    """Records SIGTERM, SIGHUP and the first Ctrl-C, so that the loop can save; a second Ctrl-C interrupts at once."""
 
     def __init__(self):
         self.signal: int | None = None

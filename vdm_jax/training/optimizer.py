@@ -1,9 +1,10 @@
-"""The Optax chain of a config: clipping, an optimizer by name, a learning-rate schedule; the EMA's decay."""
+"""The Optax chain of a config: clipping, an optimizer by name, a learning-rate schedule; and the decay of the EMA."""
 
 import inspect
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
 from vdm_jax.errors import InputError
@@ -16,7 +17,7 @@ MUON_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of its Newton-Schulz iteration 
 def learning_rate(
     *, peak: float | int, warmup: int, steps: int, decay: str, final: float | int = 0.0
 ) -> optax.Schedule:
-    """Linear warm-up to `peak`, then constant, or a cosine to `final · peak` at the last step."""
+    """Returns a linear warm-up to `peak`, then a constant, or a cosine to `final · peak` at the last step."""
     if decay not in SCHEDULES:
         raise InputError(f"optimizer.decay={decay!r} must be one of {', '.join(SCHEDULES)}")
     if peak <= 0:
@@ -30,12 +31,21 @@ def learning_rate(
     )
 
 
+def optimizer_of(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns the gradient transformation and the learning-rate schedule of a config."""
+    group = config.optimizer
+    schedule = learning_rate(
+        peak=group.learning_rate, warmup=group.warmup, steps=config.steps, decay=group.decay, final=group.final
+    )
+    return make_optimizer(group.name, schedule, clip=group.clip, **group.options.to_dict()), schedule
+
+
 def make_optimizer(
     name: str, schedule: optax.Schedule, *, clip: float | int | None = None, **options
 ) -> optax.GradientTransformation:
-    """Global-norm clipping (None: off), then the Optax optimizer called `name`, with its own options.
+    """Returns global-norm clipping (None: off), then the Optax optimizer called `name`, with its own options.
 
-    With clipping its update takes `norm`, too: the global norm of the gradients.
+    With clipping, its update also takes `norm`, the global norm of the gradients.
 
     Raises:
         InputError: Optax has no such optimizer, or it has no such option.
@@ -51,13 +61,13 @@ def make_optimizer(
         raise InputError(f"optimizer.options.{min(unknown)} is no option of optax.{name}; it has {known}")
     if name == "muon":  # a convolution is a matrix too, from its window and channels to its output channels
         options["muon_weight_dimension_numbers"] = _matrices
-        # Coefficients for each iteration make Optax loop over them; from one set it writes every iteration out for
-        # every matrix, which takes half as long again to compile.
+        # With coefficients for each iteration Optax loops over the iterations. With one set it unrolls them for every
+        # matrix, which takes half as long again to compile.
         options.setdefault("ns_coeffs", (MUON_COEFFICIENTS,) * options.get("ns_steps", 5))
     try:
         optimizer = make(learning_rate=schedule, **options)
         like = {"matrix": jax.ShapeDtypeStruct((2, 2), "float32"), "vector": jax.ShapeDtypeStruct((2,), "float32")}
-        tried = optax.with_extra_args_support(optimizer)  # as a step uses it; some need more than gradients
+        tried = optax.with_extra_args_support(optimizer)  # as a step calls it; some need more than gradients
         jax.eval_shape(lambda p: tried.update(p, tried.init(p), p, norm=jnp.ones(())), like)
     except TypeError as error:
         raise InputError(f"optimizer.name={name!r} cannot be used with options={options}: {error}") from error
@@ -69,7 +79,7 @@ def make_optimizer(
 
 
 def _clip_by_norm(most: float | int) -> optax.GradientTransformationExtraArgs:
-    """`optax.clip_by_global_norm` of a norm that is known: one product for each gradient, which compiles faster."""
+    """Clips like `optax.clip_by_global_norm`, by a given norm: one product a gradient, which compiles faster."""
 
     def update(grads, state, params=None, *, norm, **_):
         factor = jnp.minimum(1.0, most / norm)
@@ -79,15 +89,15 @@ def _clip_by_norm(most: float | int) -> optax.GradientTransformationExtraArgs:
 
 
 def _matrices(params: PyTree) -> PyTree:
-    """Which axes of each parameter Muon sees as a matrix's rows and columns; None leaves vectors to Adam."""
+    """Returns which axes of each parameter are rows and columns of a matrix to Muon; None leaves vectors to Adam."""
 
-    def one(x):
+    def axes(x):
         return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None
 
-    return jax.tree.map(one, params)
+    return jax.tree.map(axes, params)
 
 
 def ema_decay(step: Array, decay: float | int) -> Scalar:
-    """Decay after `step` updates, with warm-up: min(decay, (1 + step) / (10 + step)) as in TensorFlow's EMA."""
+    """Returns the decay after `step` updates, with the warm-up of TensorFlow's EMA: min(decay, (1 + step)/(10 + step))."""
     step = jnp.asarray(step, jnp.float32)
     return jnp.minimum(decay, (1 + step) / (10 + step))

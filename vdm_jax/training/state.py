@@ -1,17 +1,17 @@
-"""What a training run carries from step to step, and how it is created on a mesh."""
+"""What a training run carries from step to step, how it is created on a mesh, and how it is saved."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vdm_jax.models.keys import Keys
+from vdm_jax.checkpoints import restore_latest
 from vdm_jax.parallel.mesh import on_cpu
 from vdm_jax.parallel.sharding import like_params, shardings
 from vdm_jax.typing import Params, PyTree
@@ -20,7 +20,7 @@ from vdm_jax.typing import Params, PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that changes in training, but for the data iterator: arrays, or their shapes or shardings."""
+    """Everything that changes in training except the data iterator: arrays, or their shapes or shardings."""
 
     step: PyTree  # batches seen
     params: PyTree
@@ -35,12 +35,13 @@ def plan_state(
     make_params: Callable[..., Params],
     tx: optax.GradientTransformation,
     mesh: Mesh,
-    *given: PyTree,
+    *arrays: PyTree,
 ) -> tuple[TrainState, Callable[[], TrainState]]:
-    """The state as shapes with their shardings, and the function that computes it.
+    """Returns the state as shapes with their shardings, and the function that computes it.
 
-    So a step can be compiled before there is a state. `params` are shapes; `make_params(*given)` computes them straight
-    into their shards, as the moments are: no device ever holds a whole copy, and all meshes have the same.
+    A step can so be compiled before the state exists. `params` are shapes; `make_params(*arrays)` computes them straight
+    into their shards, like the optimizer's moments: no device ever holds a whole copy, and all meshes get the same
+    values.
     """
 
     def begin(params: PyTree) -> TrainState:
@@ -49,31 +50,39 @@ def plan_state(
         ema = jax.tree.map(jnp.copy, params)
         return TrainState(zero, params, ema, tx.init(params), zero, zero)
 
-    def initialise(*given: PyTree) -> TrainState:
-        return begin(make_params(*given))
+    def initialise(*arrays: PyTree) -> TrainState:
+        return begin(make_params(*arrays))
 
     shapes = jax.eval_shape(begin, params)
     sharding = state_shardings(shapes, mesh)
     planned = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)
-    # It runs once, so optimisation would cost more than it saves.
+    # It runs once: optimisation would cost more than it saves.
     jitted = jax.jit(initialise, out_shardings=sharding, compiler_options=on_cpu(mesh, optimization=0))
-    return planned, functools.partial(jitted, *given)
+    return planned, functools.partial(jitted, *arrays)
 
 
-def create_state(
-    make_model: Callable[[nnx.Rngs], nnx.Module], tx: optax.GradientTransformation, mesh: Mesh, seed: int
-) -> tuple[nnx.GraphDef, TrainState]:
-    """A new model's static half, and the state that `plan_state` plans. The same seed gives the same parameters."""
-    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: make_model(Keys(seed))))
+def to_parts(state: TrainState) -> dict[str, PyTree]:
+    """Returns a checkpoint's parts: parameters and EMA separate from the rest, so that a sampler can read the EMA."""
+    rest = {name: getattr(state, name) for name in ("step", "opt_state", "skipped", "skipped_in_a_row")}
+    return {"params": state.params, "ema": state.ema, "rest": rest}
 
-    def make_params() -> Params:
-        return nnx.to_pure_dict(nnx.split(make_model(Keys(seed)))[1])
 
-    return graphdef, plan_state(nnx.to_pure_dict(shapes), make_params, tx, mesh)[1]()
+def restore_state(folder: str | Path, state: TrainState) -> tuple[TrainState, dict[str, int]] | None:
+    """Returns the newest readable checkpoint as (state, data iterator's state); None where there is none.
+
+    `state` gives shapes, dtypes and shardings.
+
+    Raises:
+        InputError: there are checkpoints, but none fits `state`.
+    """
+    loaded = restore_latest(folder, to_parts(state) | {"data": {"next_batch": 0}})
+    if loaded is None:
+        return None
+    return TrainState(params=loaded["params"], ema=loaded["ema"], **loaded["rest"]), loaded["data"]
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """Shardings of a state: EMA and the optimizer's moments like their parameters, counters replicated."""
+    """Returns the shardings of a state: EMA and moments are sharded like their parameters, counters replicated."""
     of_params = shardings(mesh, state.params)
     replicated = NamedSharding(mesh, P())
     return TrainState(

@@ -1,0 +1,268 @@
+"""The keys of a config with their defaults, their checks, and the file of a run folder.
+
+Experiments in `configs/` start from `default_config()` and change what they need; it is locked, so a misspelt key is an
+error. `build` makes objects of a config; the other packages take plain arguments and know nothing of configs.
+"""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from vdm_jax.errors import InputError
+from vdm_jax.files import write_text
+from vdm_jax.released import is_released, translate_config
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns all keys of a training run.
+
+    A group marked * is passed to the named function as keyword arguments; any other argument of that function may be
+    added.
+    """
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.steps = 10_000
+    config.batch_size = 32  # over all devices
+    config.accumulate = 1  # parts that a batch is divided into, whose gradients are averaged
+    config.ema = 0.999
+    config.max_skipped = 20  # stop after this many non-finite steps in a row, when a line is due
+    config.init_from = ""  # a run, whose averaged parameters this one begins with where names match
+
+    config.data = dict(
+        name="moving_digits",  # or "folder", or a TFDS data set
+        data_dir="datasets",
+        split="train",
+        builder_config="",
+        video_key="",  # of a TFDS data set; "": the only video feature
+        caption_key="",
+        frames=8,
+        height=16,
+        width=16,
+        channels=1,
+        stride=1,
+        fps=0.0,  # 0: frames as they come
+        crop="random",
+        flip=False,
+        joint_images=0,  # stills that follow each clip (Ho et al. 2022, section 4.3.1)
+        num_workers=0,
+        prefetch=4,
+    )
+    # Each part is new, dict(kind=..., arguments), or out of a folder, dict(folder=..., arguments of its loader). A network
+    # out of a published folder brings its own process and prediction.
+    config.model = dict(
+        dtype="float32",  # of the computation; "bfloat16" on accelerators
+        network=dict(kind="unet"),  # * models.unet.UNet; build.NETWORKS has all kinds
+        text=dict(kind="bytes", width=64, depth=2, length=64),  # * models.text.bytes.ByteEncoder; kind "none": no text
+        codec=dict(kind="pixels"),
+    )
+    # Which parameters are trained: "all" of the network, its "time" slots, "lora" (changes of low `rank` to its
+    # attention), or a regular expression on parameter paths.
+    config.train = dict(parts="all", rank=8)
+    config.process = dict(name="cosine")  # * diffusion.process.make_process
+    config.objective = dict(prediction="v")  # * diffusion.objective.Objective
+    # * diffusion.known.MaskMixture; an empty mixture: the network is not conditioned on known pixels
+    config.known = dict(mixture=dict(), noise=0.0, downsample=1, tell="channels")
+    config.optimizer = dict(
+        name="adamw", learning_rate=1e-3, warmup=200, decay="cosine", final=0.0, clip=1.0, options=dict()
+    )  # options: * the Optax optimizer
+    config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)
+
+    config.log_every = 50
+    config.tensorboard = True  # where TensorFlow is installed
+    config.checkpoint = dict(every=1000, keep=2, keep_every=0)
+    config.sample = dict(
+        every=0,  # steps between sheets of samples; 0: none
+        prompts=(),
+        seed=0,
+        steps=32,
+        solver="ddim",
+        eta=0.0,
+        grid="uniform",
+        guidance=3.0,
+        rescale=0.0,
+        interval=(0.0, 1.0),
+        clip="static",
+        fps=8.0,
+    )
+    config.profile = dict(start=0, steps=0)  # trace this many steps, from step `start` on
+    config.lock()  # before the groups are opened: it locks what it holds
+    parts = (config.model.network, config.model.text, config.model.codec)
+    for group in (*parts, config.process, config.objective, config.optimizer.options, config.known.mixture):
+        _open(group)
+    return config
+
+
+def _open(group: ml_collections.ConfigDict) -> None:
+    """Unlocks a group, so that it takes further keys; the function that takes them checks them."""
+    for value in group.values():
+        if isinstance(value, ml_collections.ConfigDict):
+            _open(value)
+    group.unlock()
+
+
+# Lower bounds of counts.
+_AT_LEAST = {
+    "steps": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "max_skipped": 1,
+    "log_every": 1,
+    "seed": 0,
+    "data.fps": 0,
+    "data.num_workers": 0,
+    "data.prefetch": 0,
+    "data.joint_images": 0,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_every": 0,
+    "sample.every": 0,
+    "sample.seed": 0,
+    "profile.start": 0,
+    "profile.steps": 0,
+}
+
+
+def check_keys(config: ml_collections.ConfigDict) -> None:
+    """Raises InputError where a config file replaced a group and left keys out, or has keys that nothing reads."""
+    _check_group("config", config, default_config())
+
+
+def _check_group(name: str, group: Any, default: ml_collections.ConfigDict) -> None:
+    if not isinstance(group, ml_collections.ConfigDict):
+        raise InputError(f"{name}={group!r} must be a group with the keys {', '.join(default)}")
+    if not default.is_locked:  # the function that takes it checks it
+        return
+    if missing := [key for key in default if key not in group]:
+        raise InputError(f"{name}.{missing[0]} is missing: a group that is replaced needs all its keys")
+    if unknown := [key for key in group if key not in default]:
+        raise InputError(f"{name}.{unknown[0]} is not known; {name} has {', '.join(default)}")
+    for key, value in default.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            _check_group(f"{name}.{key}", group[key], value)
+
+
+def check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Raises InputError for counts out of range; the functions that take the other values check them."""
+    values = flatten(config.to_dict())
+    for key, least in _AT_LEAST.items():
+        if values[key] is None or values[key] < least:
+            raise InputError(f"config.{key}={values[key]} must be at least {least}")
+    for key in ("seed", "sample.seed"):
+        if values[key] >= 2**32:
+            raise InputError(f"config.{key}={values[key]} must be below 2**32")
+    if not 0 <= config.ema < 1:
+        raise InputError(f"config.ema={config.ema} must be at least 0 and below 1")
+
+
+def source_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the keyword arguments of `data.source.make_source`."""
+    data = config.data
+    return dict(
+        name=data.name,
+        split=data.split,
+        data_dir=data.data_dir,
+        builder_config=data.builder_config or None,
+        video_key=data.video_key or None,
+        caption_key=data.caption_key or None,
+        frames=data.frames,
+        size=(data.height, data.width),
+        stride=data.stride,
+        fps=data.fps or None,
+        crop=data.crop,
+        seed=config.seed,
+    )
+
+
+# Keys that may change when a run is continued: past updates do not depend on them. `steps` is also the length of a
+# cosine decay: with more steps the learning rate rises again.
+FREE_KEYS = (
+    "steps",
+    "log_every",
+    "tensorboard",
+    "checkpoint",
+    "sample",
+    "profile",
+    "mesh",
+    "max_skipped",
+    "data.data_dir",
+    "init_from",
+    "model.network.folder",
+    "model.network.motion_adapter",
+    "model.text.folder",
+    "model.codec.folder",
+    "data.num_workers",
+    "data.prefetch",
+)
+
+
+def is_free(key: str) -> bool:
+    """Returns whether a key, such as data.fps, is one of FREE_KEYS or in a group of them."""
+    return key.split(".")[0] in FREE_KEYS or key in FREE_KEYS
+
+
+def check_run(run: Path, config: ml_collections.ConfigDict) -> None:
+    """Raises InputError where a run folder exists, and belongs to another training."""
+    if not (run / "config.json").exists():
+        return
+    if is_released(json.loads((run / "config.json").read_text())):
+        raise InputError(f"{run} was begun by version 0.1.0, which alone can continue it; this version samples from it")
+    old, new = (flatten(json.loads(c.to_json())) for c in (read_config(run), config))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not is_free(key):
+            raise InputError(
+                f"{run} was started with config.{key}={old.get(key)!r}, not {new.get(key)!r}: "
+                "use another workdir, or that value"
+            )
+
+
+def write_config(run: Path, config: ml_collections.ConfigDict) -> None:
+    """Writes `config.json` into a run folder. Raises InputError where it cannot be written."""
+    write_text(run / "config.json", json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+
+
+def read_config(run: str | Path) -> ml_collections.ConfigDict:
+    """Reads the config of a run folder; a folder of version 0.1.0 is translated.
+
+    Raises:
+        InputError: the config is missing, or cannot be read.
+    """
+    path = Path(run) / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{run} is no run folder: it holds no config.json (train with --workdir={run})") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not the config of a run")
+    default = default_config()
+    values = translate_config(values)
+    if missing := [key for key in default if key not in values]:
+        raise InputError(f"{path} is not the config of a run: it lacks {', '.join(missing)}")
+    return ml_collections.ConfigDict(values)
+
+
+def read_file(file: str | Path) -> ml_collections.ConfigDict:
+    """Returns the config of a file in configs/, or of "file.py:argument", for another file to start from.
+
+    Raises:
+        InputError: the file cannot be read, or raises an error of its own.
+    """
+    path, *argument = str(file).split(":", 1)
+    try:
+        return runpy.run_path(path)["get_config"](*argument)
+    except InputError:
+        raise
+    except Exception as error:  # a config is a program: what it may raise has no limit
+        raise InputError(f"config {file} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {"a.b": 1} for {"a": {"b": 1}}; a group without keys leaves nothing."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

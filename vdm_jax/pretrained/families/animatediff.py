@@ -1,0 +1,184 @@
+"""AnimateDiff (UNetMotionModel; Guo et al. 2024, arXiv 2307.04725): motion modules in an image network."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vdm_jax.errors import InputError
+from vdm_jax.models.positions import interleaved_code
+from vdm_jax.pretrained.families import stable_diffusion
+from vdm_jax.pretrained.families.unets import (
+    EVERYWHERE,
+    Family,
+    attention,
+    common,
+    one,
+    per_level,
+    pointwise,
+    unet_names,
+)
+from vdm_jax.pretrained.folder import Config, Weights, check_settings
+from vdm_jax.pretrained.names import Naming
+
+POSITIONS = "pos_embed.pe"  # of motion modules: a constant that their files hold
+
+# AnimateDiff's own scheduler, whatever the image network was sampled with (linear betas!).
+SCHEDULER: Config = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "linear",
+    "timestep_spacing": "linspace",
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+
+
+def scheduler(config: Config) -> Config:
+    """Returns AnimateDiff's scheduler with the prediction of the image network."""
+    return SCHEDULER | {key: config[key] for key in ("prediction_type",) if key in config}
+
+
+def unet(
+    config: Config, *, per_frame_norm: bool = False, window: tuple[int, int] | None = None
+) -> tuple[dict[str, Any], Naming]:
+    """Returns the arguments of `UNet` and the names of its parameters.
+
+    Args:
+        per_frame_norm: motion modules normalise each frame by itself, as the original AnimateDiff code does; diffusers
+            takes all frames together.
+        window: (length, stride) of the overlapping windows that motion modules see of a video of any number of frames
+            (FreeNoise, Qiu et al. 2023, arXiv 2310.15169); None: all frames at once.
+    """
+    shared = common(config, "CrossAttnDownBlockMotion", "DownBlockMotion", "CrossAttnUpBlockMotion", "UpBlockMotion")
+    layers, time_layers = "transformer_layers_per_block", "temporal_transformer_layers_per_block"
+    known = {*shared.keys, layers, time_layers, "num_attention_heads", "motion_num_attention_heads"}
+    known |= {"motion_max_seq_length", "use_motion_mid_block", "use_linear_projection"}
+    middle = {
+        "transformer_layers_per_mid_block": (None, one(config, layers)),
+        "temporal_transformer_layers_per_mid_block": (None, one(config, time_layers)),
+        "mid_block_layers": 1,
+    }
+    empty = ("encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type", "addition_time_embed_dim")
+    empty += ("reverse_transformer_layers_per_block", "reverse_temporal_transformer_layers_per_block")
+    empty += ("reverse_motion_num_attention_heads", "projection_class_embeddings_input_dim")
+    check_settings(config, known, EVERYWHERE | dict.fromkeys(empty) | middle)
+    longest = config["motion_max_seq_length"]
+    if window is not None and not 1 <= window[1] <= window[0] <= longest:
+        raise InputError(
+            f"free_noise={window[0]},{window[1]} must be a context length of at most {longest} frames (positions of "
+            "the motion modules), and a stride from 1 to that length"
+        )
+
+    def motion(heads: int) -> dict[str, Any]:
+        return dict(
+            kind="transformer",
+            heads=heads,
+            groups=shared.arguments["groups"],
+            layers=one(config, time_layers),
+            across_frames=not per_frame_norm,
+            position=True,
+            window=window,
+        )
+
+    heads = per_level(config, "motion_num_attention_heads")
+    down = [motion(n) for n in heads]
+    arguments = shared.arguments | {
+        "space_attention": attention(shared, per_level(config, "num_attention_heads"), layers=one(config, layers)),
+        "time_attention": {"down": down, "middle": down[-1] if config["use_motion_mid_block"] else None},
+        "max_frames": longest,
+        "window": window,
+    }
+    table = unet_names(space_conv="resnets", space_attention="attentions", time_attention="motion_modules")
+    return arguments, Naming(table, pointwise(config))
+
+
+ANIMATEDIFF = Family(unet, frames=16, scheduler=scheduler)
+
+# Defaults of an adapter's config; published adapters are older than some of the keys.
+_ADAPTER_DEFAULTS: Config = {
+    "block_out_channels": [320, 640, 1280, 1280],
+    "motion_layers_per_block": 2,
+    "motion_transformer_layers_per_block": 1,
+    "motion_mid_block_layers_per_block": 1,
+    "motion_transformer_layers_per_mid_block": 1,
+    "motion_num_attention_heads": 8,
+    "motion_norm_num_groups": 32,
+    "motion_max_seq_length": 32,
+    "use_motion_mid_block": True,
+}
+# Settings of new motion modules: the values of AnimateDiff's second version.
+NEW_MOTION: Config = {
+    "motion_num_attention_heads": 8,
+    "motion_transformer_layers_per_block": 1,
+    "motion_max_seq_length": 32,
+    "use_motion_mid_block": True,
+}
+
+
+def new_adapter(config: Config, settings: Mapping[str, Any]) -> Config:
+    """Returns the config of new motion modules for an image network. Raises InputError for an unknown setting."""
+    if unknown := settings.keys() - NEW_MOTION.keys():
+        raise InputError(f"new_motion: {min(unknown)} is no setting; there are {', '.join(NEW_MOTION)}")
+    adapter = NEW_MOTION | settings
+    return adapter | {
+        "_class_name": "MotionAdapter",
+        "block_out_channels": config["block_out_channels"],
+        "motion_layers_per_block": config["layers_per_block"],
+        "motion_norm_num_groups": config["norm_num_groups"],
+        "motion_transformer_layers_per_mid_block": adapter["motion_transformer_layers_per_block"],
+    }
+
+
+def with_motion(config: Config, adapter: Config) -> Config:
+    """Returns the config of an image network with the motion modules of an adapter.
+
+    Raises:
+        InputError: they do not fit, or the adapter has a setting that is not implemented.
+    """
+    if config["_class_name"] != "UNet2DConditionModel" or adapter["_class_name"] != "MotionAdapter":
+        pair = f"{config['_class_name']} and {adapter['_class_name']}"
+        raise InputError(f"a motion adapter goes into an image network (UNet2DConditionModel), not {pair}")
+    stable_diffusion.unet(config)
+    adapter = _ADAPTER_DEFAULTS | adapter
+    layers = adapter["motion_transformer_layers_per_block"]
+    known = {"motion_transformer_layers_per_block", "motion_num_attention_heads", "motion_max_seq_length"}
+    must = {
+        "block_out_channels": config["block_out_channels"],
+        "motion_layers_per_block": config["layers_per_block"],
+        "motion_norm_num_groups": config["norm_num_groups"],
+        "motion_mid_block_layers_per_block": 1,
+        "motion_transformer_layers_per_mid_block": layers,
+        "conv_in_channels": None,
+    }
+    check_settings(adapter, known | {"use_motion_mid_block"}, must)
+    shared = ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "norm_num_groups", "norm_eps")
+    shared += ("cross_attention_dim", "transformer_layers_per_block", "use_linear_projection", "act_fn", "sample_size")
+    return {
+        "_class_name": "UNetMotionModel",
+        **{key: config[key] for key in shared if key in config},
+        "down_block_types": [name.replace("2D", "Motion") for name in config["down_block_types"]],
+        "up_block_types": [name.replace("2D", "Motion") for name in config["up_block_types"]],
+        "num_attention_heads": config["attention_head_dim"],
+        "temporal_transformer_layers_per_block": layers,
+        "temporal_transformer_layers_per_mid_block": layers,
+        **{key: adapter[key] for key in ("motion_num_attention_heads", "motion_max_seq_length")},
+        "use_motion_mid_block": adapter["use_motion_mid_block"],
+    }
+
+
+def take_positions(weights: Weights) -> None:
+    """Removes the position codes from the weights. Raises InputError for a code other than the sinusoidal one."""
+    for name in [name for name in weights if name.endswith(POSITIONS)]:
+        code = weights.take(name)
+        if not np.allclose(code[0], np.asarray(interleaved_code(*code.shape[1:])), atol=2e-3):
+            raise InputError(f"{name} is not the sinusoidal code that is known; other positions are not implemented")
+
+
+def put_positions(tensors: dict[str, np.ndarray], config: Config) -> None:
+    """Adds the position codes that diffusers keeps in its files."""
+    length = config["motion_max_seq_length"]
+    for name, tensor in list(tensors.items()):
+        if "motion_modules" in name and name.endswith("norm1.weight"):
+            tensors[name.replace("norm1.weight", POSITIONS)] = np.asarray(interleaved_code(length, len(tensor)))[None]

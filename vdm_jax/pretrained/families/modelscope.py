@@ -1,0 +1,26 @@
+"""ModelScope's text-to-video network (UNet3DConditionModel; Wang et al. 2023, arXiv 2308.06571)."""
+
+from typing import Any
+
+from vdm_jax.pretrained.families.unets import EVERYWHERE, Family, attention, common, unet_names
+from vdm_jax.pretrained.folder import Config, check_settings
+from vdm_jax.pretrained.names import Naming
+
+
+def unet(config: Config) -> tuple[dict[str, Any], Naming]:
+    """Returns the arguments of `UNet` and the names of its parameters."""
+    shared = common(config, "CrossAttnDownBlock3D", "DownBlock3D", "CrossAttnUpBlock3D", "UpBlock3D")
+    check_settings(config, {*shared.keys, "attention_head_dim"}, EVERYWHERE | {"num_attention_heads": None})
+    size, groups = config["attention_head_dim"], shared.arguments["groups"]  # here the key's name is right
+    heads = [width // size for width in config["block_out_channels"]]
+    arguments = shared.arguments | {
+        "time_conv": dict(kind="stack", groups=groups),
+        "space_attention": attention(shared, heads, head_size=size),
+        "time_attention": attention(shared, heads, head_size=size, across_frames=True),
+        "stem_attention": dict(heads=8, head_size=size, groups=groups, across_frames=True),
+    }
+    slots = {"space_conv": "resnets", "time_conv": "temp_convs"}
+    return arguments, Naming(unet_names(**slots, space_attention="attentions", time_attention="temp_attentions"))
+
+
+MODELSCOPE = Family(unet, frames=16, side=32, guidance=9.0)

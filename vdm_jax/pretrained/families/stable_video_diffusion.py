@@ -1,0 +1,103 @@
+"""Stable Video Diffusion (UNetSpatioTemporalConditionModel; Blattmann et al. 2023, arXiv 2311.15127).
+
+The network is conditioned on a video's first frame twice: its latents are concatenated to the noisy ones, and its CLIP
+embedding takes the place of a text. In terms of the generation modes: the first frame is known, and no other.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vdm_jax.models.codec import Codec
+from vdm_jax.models.conditions import Conditions, Text
+from vdm_jax.models.text.clip import clip_image_input
+from vdm_jax.pretrained.families.unets import EVERYWHERE, Family, attention, common, one, per_level, unet_names
+from vdm_jax.pretrained.folder import Config, check_settings
+from vdm_jax.pretrained.names import Naming
+from vdm_jax.typing import Array, Float, Params, Scalar
+
+
+def unet(config: Config) -> tuple[dict[str, Any], Naming]:
+    """Returns the arguments of `UNet` and the names of its parameters."""
+    kind = "BlockSpatioTemporal"
+    shared = common(config, f"CrossAttnDown{kind}", f"Down{kind}", f"CrossAttnUp{kind}", f"Up{kind}")
+    width, total = "addition_time_embed_dim", "projection_class_embeddings_input_dim"
+    known = {*shared.keys, "num_attention_heads", "transformer_layers_per_block", width, total}
+    check_settings(config, known, EVERYWHERE)
+    # The epsilons of the published code, which differ by kind of block.
+    places = {"down": [1e-6 if attends else 1e-5 for attends in shared.attends], "middle": 1e-5}
+    places["up"] = [1e-6] * len(shared.attends)
+
+    def convs(kind: str) -> dict[str, Any]:
+        def filling(epsilon):
+            return dict(kind=kind, groups=shared.arguments["groups"], epsilon=epsilon)
+
+        return {
+            place: [filling(e) for e in epsilon] if isinstance(epsilon, list) else filling(epsilon)
+            for place, epsilon in places.items()
+        }
+
+    heads, layers = per_level(config, "num_attention_heads"), one(config, "transformer_layers_per_block")
+    arguments = shared.arguments | {
+        "space_conv": convs("residual"),
+        "time_conv": convs("blended"),
+        "space_attention": attention(shared, heads, "space_time", layers=layers),
+        "scalars": (config[width], config[total] // config[width]),
+        "epsilon": 1e-5,
+    }
+    table = unet_names(space_conv="resnets", time_conv="resnets", space_attention="attentions")
+    inside = (
+        (r"^((down|up)/\d+/\d+|middle\d)/space_conv/", r"\1/space_conv/spatial_res_block/"),
+        (r"^((down|up)/\d+/\d+|middle\d)/time_conv/block/", r"\1/time_conv/temporal_res_block/"),
+    )
+    return arguments, Naming((*inside, *table))
+
+
+STABLE_VIDEO_DIFFUSION = Family(
+    unet, frames=14, side=(72, 128), fps=7.0, steps=25, guidance=3.0, known_noise=0.02, first_frame=True
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstFrame:
+    """Conditions on the first frame; its parameters are params["image"].
+
+    `image` is the CLIP encoder of pictures of `size` pixels, `motion` the motion bucket (more for more motion).
+    """
+
+    image: nnx.GraphDef
+    size: int
+    codec: Codec
+    scaling: float
+    fps: float
+    motion: float | int = 127
+
+    def __call__(
+        self,
+        params: Params,
+        frame: Float[Array, "B H W C"],
+        noise: Float[Array, "B H W C"],
+        level: Scalar | float,
+        frames: int,
+    ) -> Conditions:
+        """Returns the conditions of a first frame in [-1, 1], with noise of standard deviation `level` on its latents.
+
+        `frames` is how many a latent video has.
+        """
+        embedding = nnx.merge(self.image, params["image"])(clip_image_input(frame, self.size))
+        # The latents of the picture are not scaled, as published.
+        latents = self.codec.encode(params["codec"], (frame + level * noise)[:, None]) / self.scaling
+        mask = jnp.ones((len(frame), 1, 1), bool)
+        text = Text(embedding[:, None, None], mask, embedding[:, None])
+        # Trained on frames a second − 1.
+        scalars = jnp.stack([jnp.float32(self.fps - 1), jnp.float32(self.motion), jnp.asarray(level, jnp.float32)])
+        scalars = jnp.broadcast_to(scalars, (len(frame), 3))
+        return Conditions(text, jnp.repeat(latents, frames, axis=1), scalars)
+
+    def null(self, conditions: Conditions) -> Conditions:
+        """Returns the unconditional branch: zeros in place of embedding and latents."""
+        text = jax.tree.map(lambda x: x if x.dtype == bool else jnp.zeros_like(x), conditions.text)
+        return conditions._replace(text=text, known=jnp.zeros_like(conditions.known))

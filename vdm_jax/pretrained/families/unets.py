@@ -1,0 +1,180 @@
+"""What the published U-Nets have in common: keys of their configs, names of their parameters, and `Family`.
+
+A setting that is not implemented is an error, never ignored.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vdm_jax.errors import InputError
+from vdm_jax.pretrained.folder import Config
+from vdm_jax.pretrained.names import BLOCKS, Naming, Table
+
+SHORTCUT = r"shortcut/kernel$"
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What is known of a published family: how its network is read, and how its videos are sampled by default.
+
+    Args:
+        unet: from a config.json to the arguments of `UNet` and the names of its parameters.
+        frames, side, fps: of a video; `side` is the latent's rows and columns, None where the config says it.
+        steps, guidance, known_noise: fields of `generation.settings.Settings`.
+        scheduler: from the keys of scheduler_config.json to the keys that this family is sampled with.
+        first_frame: conditioned on its first frame, not on text.
+    """
+
+    unet: Callable[..., tuple[dict[str, Any], Naming]]
+    frames: int = 1
+    side: Sequence[int] | int = 64
+    fps: float = 8.0
+    steps: int = 50
+    guidance: float = 7.5
+    known_noise: float = 0.0
+    scheduler: Callable[[Config], Config] = lambda config: config
+    first_frame: bool = False
+
+
+EVERYWHERE = {
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "act_fn": "silu",
+    "time_cond_proj_dim": None,
+}
+IMAGE_DEFAULTS = {
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "only_cross_attention": False,
+    "dropout": 0.0,
+    "reverse_transformer_layers_per_block": None,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "num_attention_heads": None,
+    "dual_cross_attention": False,
+    "class_embed_type": None,
+    "addition_embed_type": None,
+    "addition_time_embed_dim": None,
+    "num_class_embeds": None,
+    "upcast_attention": (False, True, None),  # softmax is float32 here in any case
+    "resnet_time_scale_shift": "default",
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "projection_class_embeddings_input_dim": None,
+    "attention_type": "default",
+    "class_embeddings_concat": False,
+    "mid_block_only_cross_attention": None,
+    "cross_attention_norm": None,
+    "addition_embed_type_num_heads": 64,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """Arguments that all families have, the config keys they come from, and which levels attend."""
+
+    arguments: dict[str, Any]
+    attends: list[bool]
+    keys: tuple[str, ...] = (
+        "in_channels",
+        "out_channels",
+        "block_out_channels",
+        "layers_per_block",
+        "norm_num_groups",
+        "norm_eps",
+        "cross_attention_dim",
+        "down_block_types",
+        "up_block_types",
+    )
+
+
+def common(config: Config, attending: str, plain: str, attending_up: str, plain_up: str) -> Common:
+    """Reads the common keys. Raises InputError for a level of another kind, or a way up that mirrors no way down."""
+    down, up = config["down_block_types"], config["up_block_types"]
+    for name in down:
+        if name not in (attending, plain):
+            raise InputError(f"down_block_types: {name} is not implemented; {attending} and {plain} are")
+    attends = [name == attending for name in down]
+    mirrored = [attending_up if a else plain_up for a in reversed(attends)]
+    if list(up) != mirrored:
+        raise InputError(f"up_block_types={list(up)} must mirror the way down: {mirrored}")
+    epsilon = config.get("norm_eps", 1e-5)
+    arguments = dict(
+        channels_in=config["in_channels"],
+        channels_out=config["out_channels"],
+        widths=tuple(config["block_out_channels"]),
+        blocks=one(config, "layers_per_block"),
+        groups=config.get("norm_num_groups", 32),
+        stem="conv",
+        resample="conv",
+        text_width=one(config, "cross_attention_dim"),
+        epsilon=epsilon,
+        space_conv=dict(kind="residual", groups=config.get("norm_num_groups", 32), epsilon=epsilon),
+        time_attention=False,
+    )
+    return Common(arguments, attends)
+
+
+def attention(common: Common, heads: Sequence[int], kind: str = "transformer", **arguments: Any) -> dict[str, Any]:
+    """Fills an attention slot at the levels that attend. The middle attends as the last level would, if it does not."""
+
+    def filling(n: int) -> dict[str, Any]:
+        return dict(kind=kind, heads=n, groups=common.arguments["groups"], **arguments)
+
+    down = [filling(n) if attends else None for n, attends in zip(heads, common.attends, strict=True)]
+    return {"down": down, "middle": filling(heads[-1])}
+
+
+def pointwise(config: Config) -> str:
+    """Finds pointwise convolutions: Stable Diffusion 1 has them at both ends of its space transformers."""
+    return SHORTCUT if config.get("use_linear_projection", False) else rf"{SHORTCUT}|space_attention/project_"
+
+
+def per_level(config: Config, key: str) -> list[int]:
+    """Returns one number a level. Raises InputError for anything else."""
+    value, levels = config[key], len(config["block_out_channels"])
+    value = [value] * levels if isinstance(value, int) else list(value)
+    if len(value) != levels or not all(isinstance(n, int) for n in value):
+        raise InputError(f"{key}={config[key]} must be one number, or one for each of {levels} levels")
+    return value
+
+
+def one(config: Config, key: str) -> int:
+    """Returns a number that may be given for each level. Raises InputError where levels differ."""
+    value = config.get(key, 1)
+    values = {value} if isinstance(value, int) else set(value)
+    if len(values) != 1 or not isinstance(value := values.pop(), int):
+        raise InputError(f"{key}={config.get(key)} is not implemented: it must be the same at all levels")
+    return value
+
+
+def unet_names(**slots: str) -> Table:
+    """Returns the table of a U-Net; `slots` gives for each slot the name of the list that its blocks are in."""
+    table = [
+        (r"^stem/conv/", "conv_in/"),
+        (r"^head/conv/", "conv_out/"),
+        (r"^time/first/", "time_embedding/linear_1/"),
+        (r"^time/second/", "time_embedding/linear_2/"),
+        (r"^scalars/first/", "add_embedding/linear_1/"),
+        (r"^scalars/second/", "add_embedding/linear_2/"),
+        (r"^stem_attention/", "transformer_in/"),
+        (r"^norm/", "conv_norm_out/"),
+        (r"^downsample/(\d+)/", r"down_blocks/\1/downsamplers/0/"),
+        (r"^upsample/(\d+)/", r"up_blocks/\1/upsamplers/0/"),
+    ]
+    for slot, name in slots.items():
+        table += [
+            (rf"^(down|up)/(\d+)/(\d+)/{slot}/", rf"\1_blocks/\2/{name}/\3/"),
+            (rf"^middle1/{slot}/", f"mid_block/{name}/0/"),
+            (rf"^middle2/{slot}/", f"mid_block/{name}/1/"),
+        ]
+    return (*table, *BLOCKS)

@@ -1,0 +1,77 @@
+"""I3D from the files that Fréchet video distances are computed with, after `experiments/convert_i3d.py`.
+
+Two spellings of one network: that of pytorch-i3d (`i3d_pretrained_400.pt`, `rgb_imagenet.pt`) and that of
+kinetics_i3d_pytorch (`i3d_torchscript.pt`).
+"""
+
+from pathlib import Path
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from vdm_jax.errors import InputError
+from vdm_jax.models.judges.i3d import I3D, MIXED
+from vdm_jax.models.rngs import Keys
+from vdm_jax.pretrained.folder import Weights
+from vdm_jax.pretrained.names import Naming, Table
+from vdm_jax.pretrained.parts.clip import PublishedEncoder, published
+
+PUBLISHED = (
+    "i3d_torchscript.pt (flateon/FVD-I3D-torchscript) or i3d_pretrained_400.pt (songweige/TATS, tats/fvd), made "
+    "into safetensors by experiments/convert_i3d.py"
+)
+
+_CONVOLUTIONS = ("1a_7x7", "2b_1x1", "2c_3x3")
+_UNITS: Table = (
+    (r"/conv/kernel$", "/conv3d/weight"),
+    (r"/norm/scale$", "/norm/weight"),
+    (r"/norm/(mean|var)$", r"/norm/running_\1"),
+    (r"^logits/kernel$", "logits/conv3d/weight"),
+    (r"^logits/bias$", "logits/conv3d/bias"),
+)
+PYTORCH_I3D: Table = (
+    *((f"^conv{name[:2]}/", f"Conv3d_{name}/") for name in _CONVOLUTIONS),
+    *((f"^mixed/{i}/", f"Mixed_{name}/") for i, name in enumerate(MIXED)),
+    *_UNITS,
+    (r"/norm/", "/bn/"),
+)
+KINETICS_I3D_PYTORCH: Table = (
+    *((f"^conv{name[:2]}/", f"conv3d_{name}/") for name in _CONVOLUTIONS),
+    *((f"^mixed/{i}/", f"mixed_{name}/") for i, name in enumerate(MIXED)),
+    (r"/b0/", "/branch_0/"),
+    (r"/b([12])a/", r"/branch_\1/0/"),
+    (r"/b([123])b/", r"/branch_\1/1/"),
+    *_UNITS,
+    (r"/norm/", "/batch3d/"),
+    (r"^logits/", "conv3d_0c_1x1/"),
+)
+# The tensor by which a spelling is known.
+_SPELLINGS = {
+    "Conv3d_1a_7x7.conv3d.weight": (PYTORCH_I3D, "logits.conv3d.weight"),
+    "conv3d_1a_7x7.conv3d.weight": (KINETICS_I3D_PYTORCH, "conv3d_0c_1x1.conv3d.weight"),
+}
+
+
+def load_i3d(path: str | Path, *, mesh: Mesh | None = None, epsilon: float = 1e-3) -> PublishedEncoder:
+    """Loads an `I3D` from a safetensors file.
+
+    `epsilon` is batch norm's: 1e-3 in TensorFlow's graph. Code that goes with i3d_pretrained_400.pt has 1e-5.
+
+    Raises:
+        InputError: no such file, a pickle, another network, or tensors that are missing, left over or of other shapes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; I3D is published as {PUBLISHED}")
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} must be a safetensors file; experiments/convert_i3d.py makes one of a .pt file")
+    weights = Weights(path)
+    weights.part(*[name for name in weights if name.endswith(".num_batches_tracked")])  # only training counts
+    first = next((name for name in _SPELLINGS if name in weights), None)
+    table, last = _SPELLINGS.get(first, ((), ""))
+    if last not in weights:
+        found = ", ".join(sorted(weights)[:3])
+        raise InputError(f"{path} does not hold I3D: {' or '.join(_SPELLINGS)} must be there, not only {found}, …")
+    config = {"classes": weights.shape(last)[0], "width": weights.shape(first)[0], "epsilon": epsilon}
+    abstract = nnx.eval_shape(lambda: I3D(**config, rngs=Keys(0)))
+    return published(abstract, weights, Naming(table), mesh, str(path), config)
