@@ -139,18 +139,20 @@ def test_the_window_of_a_convolution_stays_whole():
         ([[0, 1]], 1, (0, 1)),  # a tensor or context axis over both: the same rows
         ([[0, 1], [2, 3]], 1, (0, 2)),
         ([[0, 1], [2, 3]], 2, (1, 2)),
+        ([[0], [1], [0], [1]], 1, (1, 2)),  # the order of a torus
+        ([[1, 3], [0, 2], [0, 2], [1, 3]], 0, (1, 2)),
     ],
 )
-def test_processes_that_hold_the_same_rows_read_the_same_part(processes, process, expected):
+def test_processes_that_hold_the_same_rows_read_the_same_share(processes, process, expected):
     assert _share(np.array(processes), process) == expected
 
 
-def test_rows_that_are_no_part_are_refused():
-    for process in range(2):  # all of them, or some would wait for the others
-        with pytest.raises(InputError, match="process 0 holds parts 0, 2 of 4 of the batch"):
-            _share(np.array([[0], [1], [0], [1]]), process)
-        with pytest.raises(InputError, match="process 1 holds parts 1, 2 of 3"):
+def test_rows_that_overlap_in_part_are_refused():
+    for process in range(2):  # each process, or one would wait for the other
+        with pytest.raises(InputError, match=r"of 3 parts they hold: process 0: 0; process 1: 1, 2 \(change"):
             _share(np.array([[0], [1], [1]]), process)
+        with pytest.raises(InputError, match="of 2 parts they hold: process 0: 0, 1; process 1: 1 "):
+            _share(np.array([[0, 0], [0, 1]]), process)
 
 
 def test_dimensions_that_an_axis_does_not_divide_stay_whole():

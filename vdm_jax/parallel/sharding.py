@@ -92,29 +92,32 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
 
 
 def share_of_batch(mesh: Mesh) -> tuple[int, int]:
-    """Which part of the batch this process is to read, and of how many equal parts.
+    """Returns the number of this process's share of the batch, and the number of equal shares.
 
-    Processes whose devices hold the same rows, as over `context` or `tensor`, are to read the same part.
-    Raises InputError where the rows of this process are no such part.
+    Processes whose devices hold the same rows, as over `context` or `tensor`, read the same share. The topology of the
+    machine may interleave the rows of several processes; `jax.make_array_from_process_local_data` puts the rows of a
+    share in their places.
+
+    Raises:
+        InputError: processes hold different numbers of rows, or rows that overlap in part.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     processes = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
     return _share(processes.reshape(ways, -1), jax.process_index())
 
 
-def _share(processes: Int[np.ndarray, "ways others"], process: int) -> tuple[int, int]:
-    """The same, from the process of each device, in rows of devices that hold the same part of the batch."""
-    shares = {}
-    for one in np.unique(processes):  # all, so that all processes find the same
-        rows = np.flatnonzero((processes == one).any(1))
-        first, size = int(rows[0]), len(rows)
-        if rows[-1] - first + 1 != size or first % size or len(processes) % size:
-            raise InputError(
-                f"mesh: process {one} holds parts {', '.join(map(str, rows))} of {len(processes)} of the batch; they "
-                "must be neighbours, and a whole share (change data × fsdp against context × tensor)"
-            )
-        shares[one] = first // size, len(processes) // size
-    return shares[process]
+def _share(processes: Int[np.ndarray, "parts devices"], process: int) -> tuple[int, int]:
+    """Implements `share_of_batch`; `processes[i, j]` is the process of the j-th device that holds part i."""
+    # The check covers all processes: all must fail together, or some would wait for the rest.
+    parts = {int(n): tuple(np.flatnonzero((processes == n).any(1)).tolist()) for n in np.unique(processes)}
+    shares = sorted(set(parts.values()))
+    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) > len(processes):
+        listed = "; ".join(f"process {n}: {', '.join(map(str, held))}" for n, held in list(parts.items())[:3])
+        raise InputError(
+            f"mesh: two processes must hold the same parts of the batch, or as many different ones, but of "
+            f"{len(processes)} parts they hold: {listed} (change data × fsdp against context × tensor)"
+        )
+    return shares.index(parts[process]), len(shares)
 
 
 def full_batches(count: int, batch_size: int, mesh: Mesh) -> Iterator[tuple[int, Int[np.ndarray, "B"]]]:
