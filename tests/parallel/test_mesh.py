@@ -25,7 +25,7 @@ from vdm_jax.parallel.mesh import AXES, make_mesh, start_processes
         ({"data": 2, "fsdp": 2, "context": 1, "tensor": 2}, (2, 2, 1, 2)),
     ],
 )
-def test_one_size_takes_the_devices_that_are_left(sizes, expected):
+def test_one_size_takes_the_remaining_devices(sizes, expected):
     mesh = make_mesh(**sizes)
     assert mesh.axis_names == AXES == ("data", "fsdp", "context", "tensor")
     assert mesh.devices.shape == expected
@@ -48,7 +48,7 @@ def test_a_mesh_of_some_devices():
         ({"data": 4}, "uses 4 of 8 devices; set one size to -1"),
     ],
 )
-def test_sizes_that_do_not_make_up_the_devices_are_named(sizes, message):
+def test_sizes_that_do_not_match_the_devices_are_refused(sizes, message):
     with pytest.raises(InputError, match=message):
         make_mesh(**sizes)
 
@@ -58,7 +58,7 @@ def test_sizes_that_do_not_make_up_the_devices_are_named(sizes, message):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A TPU chip as JAX describes it."""
+    """Describes a TPU chip as JAX does."""
 
     id: int
     coords: tuple[int, int, int]
@@ -71,7 +71,7 @@ class Chip:
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """A GPU of one of several hosts."""
+    """Describes a GPU as JAX does, without the number of its slice."""
 
     id: int
     process_index: int
@@ -80,7 +80,7 @@ class Gpu:
 
 
 def chips(shape, slices=1):
-    """The chips of slices of one shape; a host has four neighbours."""
+    """Returns the chips of `slices` slices of this shape; four neighbours belong to a host."""
     places = [tuple(reversed(place)) for place in itertools.product(*map(range, reversed(shape)))]
     hosts = [place[0] // 2 + shape[0] * (place[1] // 2 + shape[1] * place[2]) for place in places]
     return [
@@ -91,13 +91,13 @@ def chips(shape, slices=1):
 
 
 def neighbours(mesh, name):
-    """Pairs of devices that follow each other along an axis of a mesh."""
+    """Returns the pairs of devices that follow each other along an axis of a mesh."""
     grid = np.moveaxis(mesh.devices, AXES.index(name), 0)
     return list(zip(grid[:-1].ravel(), grid[1:].ravel(), strict=True))
 
 
 def distance(pair, shape):
-    """Links between two chips of a torus, whose first and last chips are neighbours."""
+    """Returns the number of links between two chips of a torus, whose first and last chips are neighbours."""
     steps = [abs(a - b) for a, b in zip(pair[0].coords, pair[1].coords, strict=True)]
     return sum(min(step, size - step) for step, size in zip(steps, shape, strict=True))
 
@@ -179,7 +179,7 @@ def test_hosts_of_gpus_are_split_along_data(per_process):
     assert list(make_mesh(data=1, context=2, tensor=4, devices=devices).devices.flat) == devices
 
 
-def test_given_devices_are_all_that_is_asked(monkeypatch):
+def test_given_devices_need_no_local_devices(monkeypatch):
     monkeypatch.setattr(mesh_module.jax, "devices", None)
     assert make_mesh(devices=chips((2, 2, 1), slices=2)).devices.shape == (8, 1, 1, 1)
 
@@ -191,7 +191,7 @@ def test_cpus_keep_their_plain_order():
 # --- Joining ---
 
 
-def test_hosts_that_did_not_join_are_told_how(monkeypatch):
+def test_hosts_that_have_not_joined_are_refused(monkeypatch):
     devices = [SimpleNamespace(process_index=i // 2, platform="tpu") for i in range(4)]
     monkeypatch.setattr(mesh_module.jax, "devices", lambda: devices)
     with pytest.raises(InputError, match=r"this is one of 2 hosts that have not joined.* JAX_COORDINATOR_ADDRESS"):
@@ -201,7 +201,7 @@ def test_hosts_that_did_not_join_are_told_how(monkeypatch):
 def without_cluster(monkeypatch):
     for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETION_INDEX", "JAX_PLATFORMS"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("MEGASCALE_NUM_SLICES", "TPU_ML_PLATFORM", *mesh_module._NO_METADATA):  # JAX sets some itself
+    for name in ("MEGASCALE_NUM_SLICES", "TPU_ML_PLATFORM", *mesh_module._NO_METADATA):  # JAX itself sets some
         monkeypatch.delenv(name, raising=False)
     for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"):
         monkeypatch.delenv(f"JAX_{name}", raising=False)
@@ -227,19 +227,19 @@ def without_cluster(monkeypatch):
         ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}, True),
     ],
 )
-def test_processes_join_where_there_are_signs_of_many(environment, joins, monkeypatch):
+def test_processes_join_if_a_variable_names_several(environment, joins, monkeypatch):
     without_cluster(monkeypatch)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     calls = []
     monkeypatch.setattr(mesh_module.jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
     start_processes()
-    by_hand = [("a:1", 2, 1)] if "JAX_COORDINATOR_ADDRESS" in environment else [()]
-    assert calls == (by_hand if joins else [])
+    expected = [("a:1", 2, 1)] if "JAX_COORDINATOR_ADDRESS" in environment else [()]
+    assert calls == (expected if joins else [])
 
 
 @pytest.mark.parametrize(("count", "number"), [("", ""), ("2", ""), ("2", "2"), ("two", "0"), ("2", "-1")])
-def test_a_coordinator_by_hand_needs_the_number_of_processes_and_this_ones_place(count, number, monkeypatch):
+def test_a_coordinator_needs_the_number_of_processes_and_the_number_of_this_one(count, number, monkeypatch):
     without_cluster(monkeypatch)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", count)
