@@ -19,9 +19,6 @@ REMAT = {
 }
 
 
-MakeBlock = Callable[[nnx.Rngs], nnx.Module]
-
-
 class Stack(nnx.Module):
     """Holds `depth` equal blocks, each applied to the output of the one before.
 
@@ -34,7 +31,7 @@ class Stack(nnx.Module):
         """Draws the same parameters as `depth` calls of `make_block(rngs)`.
 
         Raises:
-            InputError: `depth` is below 1, or `remat` is no name in `REMAT`.
+            InputError: `depth` is below 1, or `remat` is not a name in `REMAT`.
         """
         if depth < 1:
             raise InputError(f"depth={depth} must be at least 1")
@@ -42,14 +39,14 @@ class Stack(nnx.Module):
             raise InputError(f"remat={remat!r} must be one of {', '.join(REMAT)}")
         counter = Keys(0)
         self._block, _ = nnx.split(nnx.eval_shape(lambda: make_block(counter)))
-        self._remat = remat
+        self.remat = remat
 
         def initialise(_, keys):
             return None, nnx.to_pure_dict(nnx.state(make_block(_Replay(keys))))
 
         _, params = jax.lax.scan(initialise, None, _draw(rngs, depth * counter.count).reshape(depth, counter.count))
         for name, value in vars(nnx.merge(self._block, params)).items():
-            if name not in vars(self):  # Flax keeps its own attributes
+            if name not in vars(self):  # Flax's own attributes stay
                 setattr(self, name, value)
 
     def __call__(self, x: PyTree, *args: Any, each: dict[str, PyTree] | None = None, **kwargs: Any) -> PyTree:
@@ -62,8 +59,10 @@ class Stack(nnx.Module):
             params, own = inputs
             return nnx.merge(self._block, params)(x, *args, **own, **kwargs), None
 
-        if self._remat != "none":
-            step = jax.checkpoint(step, policy=REMAT[self._remat], prevent_cse=False)  # a scan shares nothing anyway
+        if self.remat != "none":
+            step = jax.checkpoint(
+                step, policy=REMAT[self.remat], prevent_cse=False
+            )  # no barrier: a scan merges nothing
         x, _ = jax.lax.scan(step, x, (nnx.to_pure_dict(nnx.state(self)), each or {}))
         return x
 
