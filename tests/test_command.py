@@ -22,9 +22,10 @@ def test_a_removed_key_names_its_replacement():
     assert removed_key("pretrained.folder") == "config.pretrained.folder was removed: use config.model.network.folder"
     assert removed_key("pretrained.train").endswith("use config.train.parts")
     assert removed_key("pretrained.unet.remat").endswith("use config.model.network.remat")
+    assert removed_key("pretrained").endswith("use config.model.network")
     assert removed_key("model.unet").endswith("use config.model.network")
     assert removed_key("data.caption_dropout").endswith("use config.objective.null_probability")
-    for key in ("known.mixture", "model.unets", "data.frames", "pretrained"):
+    for key in ("known.mixture", "model.unets", "data.frames", "pretrainedx"):
         assert removed_key(key) is None
 
 

@@ -7,6 +7,7 @@ REMOVED = {
     "pretrained.train": "train.parts",
     "pretrained.rank": "train.rank",
     "pretrained.unet": "model.network",
+    "pretrained": "model.network",
     "model.unet": "model.network",
     "data.caption_dropout": "objective.null_probability",
 }
