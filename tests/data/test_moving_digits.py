@@ -106,8 +106,8 @@ def test_two_digits_differ_and_show_apart():
     assert clips["digit"].shape == clips["direction"].shape == clips["speed"].shape == (256, 2)
     assert (clips["digit"][:, 0] != clips["digit"][:, 1]).all()
     assert set(clips["direction"][:, 1]) == {0, 1, 2, 3}
-    one = generated("16x8")["video"].max((1, 2, 3, 4))  # the same images as the first digits
-    assert (clips["video"].max((1, 2, 3, 4)) >= one - 40).all()
+    single = generated("16x8")["video"].max((1, 2, 3, 4))  # the same images as the first digits
+    assert (clips["video"].max((1, 2, 3, 4)) >= single - 40).all()
     for text, digits, directions in zip(clips["caption"], clips["digit"], clips["direction"], strict=True):
         assert md.parse_caption(str(text)) == (tuple(digits), tuple(directions))
 

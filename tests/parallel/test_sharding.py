@@ -151,9 +151,9 @@ def test_processes_that_hold_the_same_rows_read_the_same_share(processes, proces
 
 def test_rows_that_overlap_in_part_are_refused():
     for process in range(2):  # each process, or one would wait for the other
-        with pytest.raises(InputError, match=r"of 3 parts they hold: process 0: 0; process 1: 1, 2 \(change"):
+        with pytest.raises(InputError, match=r"of its 3 parts, process 0 holds 0; process 1 holds 1, 2 \(change"):
             _share(np.array([[0], [1], [1]]), process)
-        with pytest.raises(InputError, match="of 2 parts they hold: process 0: 0, 1; process 1: 1 "):
+        with pytest.raises(InputError, match="of its 2 parts, process 0 holds 0, 1; process 1 holds 1 "):
             _share(np.array([[0, 0], [0, 1]]), process)
 
 
@@ -240,10 +240,10 @@ def steps():
 
 @pytest.mark.parametrize("name", list(MESHES)[1:])
 def test_loss_and_gradients_equal_one_device(steps, name):
-    one, many = steps["one_device"], steps[name]
-    assert float(many.metrics["loss"]) == pytest.approx(float(one.metrics["loss"]), rel=1e-5)
-    assert float(many.metrics["grad_norm"]) == pytest.approx(float(one.metrics["grad_norm"]), rel=1e-5)
-    paths = jax.tree_util.tree_leaves_with_path(one.gradients)
+    single, many = steps["one_device"], steps[name]
+    assert float(many.metrics["loss"]) == pytest.approx(float(single.metrics["loss"]), rel=1e-5)
+    assert float(many.metrics["grad_norm"]) == pytest.approx(float(single.metrics["grad_norm"]), rel=1e-5)
+    paths = jax.tree_util.tree_leaves_with_path(single.gradients)
     for (path, expected), actual in zip(paths, jax.tree.leaves(many.gradients), strict=True):
         scale = np.abs(expected).max()
         assert scale > 0, path_name(path)

@@ -113,6 +113,8 @@ def _fill(sizes: dict[str, int], devices: Sequence) -> dict[str, int]:
 def _arrange(sizes: dict[str, int], devices: list) -> np.ndarray:
     """Returns the grid of devices: in plain order on CPUs, else by the topology of the machine."""
     shape = list(sizes.values())
+    if devices[0].platform == "cpu":
+        return np.array(devices).reshape(shape)
     # GPUs of one host count as a slice where JAX does not number the slices.
     by_process = devices[0].platform in ("gpu", "cuda", "rocm") and not hasattr(devices[0], "slice_index")
     key = "process_index" if by_process else "slice_index"
@@ -135,7 +137,7 @@ def _arrange(sizes: dict[str, int], devices: list) -> np.ndarray:
 def _across_slices(sizes: dict[str, int], slices: int, platform: str) -> list[int]:
     """Splits the number of slices over the axes; `data` takes as much as it can, then `fsdp`.
 
-    On TPUs no other axis may cross slices. GPU hosts have fast networks, so there the others take what remains.
+    On TPUs no other axis may cross slices. GPU hosts have fast networks, so the later axes take the rest.
     """
     if platform == "tpu" and sizes["data"] * sizes["fsdp"] % slices:
         raise InputError(

@@ -112,10 +112,10 @@ def _share(processes: Int[np.ndarray, "parts devices"], process: int) -> tuple[i
     parts = {int(n): tuple(np.flatnonzero((processes == n).any(1)).tolist()) for n in np.unique(processes)}
     shares = sorted(set(parts.values()))
     if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) > len(processes):
-        listed = "; ".join(f"process {n}: {', '.join(map(str, held))}" for n, held in list(parts.items())[:3])
+        listed = "; ".join(f"process {n} holds {', '.join(map(str, held))}" for n, held in list(parts.items())[:3])
         raise InputError(
-            f"mesh: two processes must hold the same parts of the batch, or as many different ones, but of "
-            f"{len(processes)} parts they hold: {listed} (change data × fsdp against context × tensor)"
+            f"mesh: the processes do not share the batch evenly: of its {len(processes)} parts, {listed} "
+            "(change data × fsdp against context × tensor)"
         )
     return shares.index(parts[process]), len(shares)
 
