@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files are written completely or not at all, and a folder has one process at a time."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.files import alone_in, whole_file, write_text
 
 
-def test_a_file_takes_its_place_at_the_end_in_folders_that_are_made(tmp_path):
+def test_a_file_appears_at_the_end_and_missing_folders_are_made(tmp_path):
     path = tmp_path / "a" / "b.json"
     write_text(path, "old")
     with whole_file(path) as part:
@@ -17,7 +17,7 @@ def test_a_file_takes_its_place_at_the_end_in_folders_that_are_made(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("x")])
-def test_where_writing_fails_the_old_file_stays_and_nothing_else(tmp_path, error):
+def test_if_writing_fails_only_the_old_file_is_left(tmp_path, error):
     path = tmp_path / "b.json"
     write_text(path, "old")
 
@@ -38,7 +38,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
         write_text(tmp_path / "file" / "page.html", "")
 
 
-def test_a_folder_has_one_at_a_time_and_keeps_no_trace_of_it(tmp_path):
+def test_a_folder_has_one_process_at_a_time_and_keeps_no_trace(tmp_path):
     with alone_in(tmp_path), pytest.raises(InputError, match="another process works there"), alone_in(tmp_path):
         pass
     with alone_in(tmp_path):

@@ -1,4 +1,4 @@
-"""Files hold what was written: pixels, frame rate and metadata, complete or not at all."""
+"""Video files keep pixels, frame rate and metadata, and are written completely or not at all."""
 
 import json
 import struct
@@ -15,7 +15,7 @@ METADATA = {"prompt": "a seven – «sieben» 七", "seed": 3, "settings": {"ste
 
 
 def gradient(frames=9, height=18, width=14, channels=3):
-    """Smooth in space, brighter with time: what a codec keeps."""
+    """Returns a video that is smooth in space and grows brighter in time, which a codec keeps."""
     t, y, x, c = np.mgrid[:frames, :height, :width, :channels]
     return (20 * t + 4 * y + 3 * x * (c + 1)).clip(0, 255).astype(np.uint8)
 
@@ -104,7 +104,7 @@ def test_gif_with_a_pause_reads_as_repeated_frames(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
-def test_frames_come_in_order_and_from_the_asked_time(tmp_path, suffix):
+def test_frames_come_in_order_and_from_the_requested_time(tmp_path, suffix):
     path = tmp_path / f"clip{suffix}"
     videos.write_video(path, np.arange(0, 240, 8, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(16, 2), 10)
     times = [time for time, _ in videos.iter_frames(path)]
@@ -184,7 +184,7 @@ def test_metadata_of_other_software_is_no_metadata(tmp_path):
 def test_tags_in_another_encoding_do_not_keep_a_video_from_being_read(tmp_path, suffix):
     path = tmp_path / f"clip{suffix}"
     videos.write_video(path, gradient(), 8, {"by": "Rene1"})
-    path.write_bytes(path.read_bytes().replace(b"Rene1", b"Ren\xe9\xff"))  # Latin-1, of the same length
+    path.write_bytes(path.read_bytes().replace(b"Rene1", b"Ren\xe9\xff"))  # Latin-1 of the same length
     assert len(videos.read_video(path)[0]) == 9
     assert videos.probe(path)[0] == pytest.approx(8)
     assert videos.read_metadata(path)["by"].startswith("Ren")

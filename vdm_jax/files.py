@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writes files completely or not at all, and locks folders."""
 
 import contextlib
 import fcntl
@@ -13,12 +13,12 @@ FilePath = str | os.PathLike
 
 @contextlib.contextmanager
 def whole_file(path: FilePath) -> Iterator[Path]:
-    """A path beside `path` to write to; the file takes its place at the end, and where that fails nothing stays.
+    """Yields a temporary path to write to; the file replaces `path` at the end. If writing fails, nothing is left.
 
-    Its suffix is the same, as libraries know a format by it. Folders are made.
+    The temporary path has the suffix of `path`, by which libraries choose a format. Missing folders are made.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     path = Path(path)
     part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
@@ -26,7 +26,7 @@ def whole_file(path: FilePath) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         with part.open("rb") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the name without what it stands for
+            os.fsync(file.fileno())  # else a power cut may leave an empty file under the name
         part.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -36,17 +36,17 @@ def whole_file(path: FilePath) -> Iterator[Path]:
 
 
 def write_text(path: FilePath, text: str) -> None:
-    """Writes a text file whole or not at all. Raises InputError where it cannot be written."""
+    """Writes a text file completely or not at all. Raises InputError if it cannot be written."""
     with whole_file(path) as part:
         part.write_text(text)
 
 
 @contextlib.contextmanager
 def alone_in(folder: FilePath) -> Iterator[None]:
-    """Keeps other processes from working in a folder meanwhile.
+    """Locks a folder against other processes.
 
     Raises:
-        InputError: one does already, or the folder cannot be written.
+        InputError: another process has locked the folder, or it cannot be written.
     """
     path = Path(folder) / ".lock"
     try:
@@ -57,7 +57,7 @@ def alone_in(folder: FilePath) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{folder}: another process works there; wait for it, or take another folder") from None
+            raise InputError(f"{folder}: another process works there; wait for it, or use another folder") from None
         except OSError:
             pass  # a file system without locks
         try:

@@ -1,7 +1,7 @@
-"""Array annotations used throughout; shapes are jaxtyping strings, checked in the tests.
+"""Defines the array annotations of the package; shapes are jaxtyping strings, checked in the tests.
 
-Axis letters: `B` batch, `T` frames, `H` `W` rows and columns, `C` channels, `N` heads, `D` head size,
-`L` text tokens, `S` source positions of an attention.
+Axis letters: `B` batch, `T` frames, `H` `W` rows and columns, `P` pixels of a frame (H·W), `C` channels, `N` heads,
+`D` head size, `L` text tokens, `S` source positions of an attention.
 """
 
 import jax

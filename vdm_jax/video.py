@@ -1,7 +1,7 @@
-"""Read and write videos: mp4, webm, gif, PNG sheets and raw arrays, with what made them in the file.
+"""Reads and writes videos: mp4, webm, gif, PNG sheets and raw arrays, with metadata in the file.
 
-Arrays are `T H W C`: uint8, or float32 in [-1, 1], with one channel (grey) or three (RGB). A file appears
-under its name complete or not at all. PyAV decodes and encodes; Pillow writes gif and png.
+Arrays are `T H W C`: uint8, or float32 in [-1, 1], with one channel (grey) or three (RGB). Files are written completely
+or not at all. PyAV decodes and encodes; Pillow writes gif and png.
 """
 
 import itertools
@@ -24,17 +24,17 @@ READABLE = (".mp4", ".webm", ".gif", ".avi", ".mov")
 WRITABLE = (".mp4", ".webm", ".gif", ".png", ".npy")
 Metadata = Mapping[str, Any]
 
-# Tags that are not UTF-8 are no reason to refuse a video. PyAV 19 escapes them and has no such option.
+# A video with tags that are not UTF-8 is still read. PyAV 19 escapes such tags and has no such option.
 _TAGS = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 # ------------------------------------------------------------------------------------------------ reading
 
 
 def iter_frames(path: FilePath, start: float | int = 0) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Decodes one frame after the other: (seconds since the video's beginning, frame), upright.
+    """Decodes a video and yields (seconds since its beginning, frame); `to_rgb` turns a frame into an array.
 
-    Begins at or before `start` seconds: at a key frame where the format can seek, else at the beginning.
-    `to_rgb` turns a frame into an array. Raises InputError for a file that cannot be read.
+    Starts at or before `start` seconds: at a key frame if the format can seek, else at the beginning. Raises InputError
+    if the file cannot be read.
     """
     try:
         with av.open(os.fspath(path), **_TAGS) as container:
@@ -42,33 +42,34 @@ def iter_frames(path: FilePath, start: float | int = 0) -> Iterator[tuple[float,
                 raise InputError(f"{path} has no video stream")
             stream = container.streams.video[0]
             first = (stream.start_time or 0) * stream.time_base
-            sought = start > 0 and container.format.name != "gif"  # whose frames build on all before them
-            if sought:
+            # The frames of a gif depend on all frames before.
+            seeking = start > 0 and container.format.name != "gif"
+            if seeking:
                 container.seek(int((first + Fraction(start)) / stream.time_base), stream=stream)
             for frame in container.decode(stream):
                 stamp = frame.dts if frame.pts is None else frame.pts
                 if stamp is None:
                     continue
                 seconds = float(stamp * stream.time_base - first)
-                if sought and seconds > start:  # the file's index is wrong
+                if seeking and seconds > start:  # the index of the file is wrong
                     yield from iter_frames(path)
                     return
-                sought = False
+                seeking = False
                 yield seconds, frame
     except (av.FFmpegError, OSError) as error:
         raise InputError(f"{path} cannot be read as a video ({_reason(error)})") from error
 
 
 def to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture as it should be seen: RGB, turned upright where the camera was held sideways."""
+    """Returns the picture in RGB, turned upright if the camera was held sideways."""
     return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
 def read_video(path: FilePath) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
-    """All frames of a video file and its frames per second.
+    """Returns all frames of a video file, and its frames per second.
 
-    A gif shows each frame for its own time; one that shows n times as long as the shortest counts n times.
-    Raises InputError for a file that cannot be read.
+    The frames of a gif have durations of their own: a frame that lasts n times as long as the shortest counts n times.
+    Raises InputError if the file cannot be read.
     """
     times, frames = [], []
     for time, frame in iter_frames(path):
@@ -85,9 +86,9 @@ def read_video(path: FilePath) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
 
 
 def probe(path: FilePath) -> tuple[float, float]:
-    """Frames per second and seconds of a video, from its header, or from its packets where that is silent.
+    """Returns the frames per second and the seconds of a video, from its header or else from its packets.
 
-    Nothing is decoded. Raises InputError for a file that cannot be read.
+    Nothing is decoded. Raises InputError if the file cannot be read.
     """
     try:
         with av.open(os.fspath(path), **_TAGS) as container:
@@ -112,12 +113,12 @@ def probe(path: FilePath) -> tuple[float, float]:
 
 
 def read_metadata(path: FilePath) -> dict[str, Any]:
-    """What `write_video` or `write_image` was given as `metadata`; {} where there is none."""
+    """Returns the `metadata` that `write_video` or `write_image` wrote, else {}."""
     path = Path(path)
     try:
         if path.suffix == ".npy":
-            beside = path.with_suffix(".json")
-            text = beside.read_text() if beside.exists() else "{}"
+            file = path.with_suffix(".json")
+            text = file.read_text() if file.exists() else "{}"
         elif path.suffix in (".gif", ".png"):
             with Image.open(path) as image:
                 text = image.info.get("comment", b"{}")
@@ -125,12 +126,12 @@ def read_metadata(path: FilePath) -> dict[str, Any]:
             with av.open(os.fspath(path), **_TAGS) as container:
                 tags = {key.lower(): value for key, value in container.metadata.items()}
                 text = tags.get("comment", "{}")
-        found = json.loads(text)
-        return found if isinstance(found, dict) else {}
-    except (av.FFmpegError, OSError) as error:  # first: some are ValueErrors as well
+        metadata = json.loads(text)
+        return metadata if isinstance(metadata, dict) else {}
+    except (av.FFmpegError, OSError) as error:  # before ValueError, which some of them are
         raise InputError(f"{path} cannot be read ({_reason(error)})") from error
     except ValueError:
-        return {}  # a comment, but not ours
+        return {}  # a comment of other software
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -143,17 +144,19 @@ def write_video(
     metadata: Metadata | None = None,
     scale: int = 1,
 ) -> None:
-    """Writes a video as the suffix says, with `metadata` (prompt, seed, settings …) in it as JSON.
+    """Writes a video in the format of the suffix, with `metadata` (prompt, seed, settings …) as JSON in the file.
 
-    .mp4 (H.264) and .webm (VP9) need even sizes: an odd one grows by repeating its last row or column.
-    .gif loops; its frame times are whole hundredths of a second that add up to the right length: of more than a hundred
-    frames a second some are left out, and equal frames in a row become one that shows longer. .png is all frames in a
-    row. .npy is float32 in [-1, 1], exact, unscaled, with the metadata in a .json beside. `scale` repeats every pixel
-    that many times each way.
+    - .mp4 (H.264) and .webm (VP9) need even sizes: an odd size grows by repeating the last row or column.
+    - .gif loops. Its frame times are whole hundredths of a second that add up to the right length: above a hundred
+      frames a second some frames are left out, and equal frames in a row become one longer frame.
+    - .png shows all frames in a row.
+    - .npy holds exact float32 values in [-1, 1], not scaled; its metadata lie in a .json file next to it.
+
+    Every pixel is repeated `scale` times down and across.
 
     Raises:
-        InputError: another suffix, a shape or rate or values that are no video, a folder that cannot be
-            written. Nothing is left behind then.
+        InputError: the suffix is unknown, shape, rate or values are not those of a video, or the folder cannot be
+            written. Nothing is left behind.
     """
     path = Path(path)
     if path.suffix not in WRITABLE:
@@ -173,8 +176,8 @@ def write_video(
         return
     write = _write_gif if path.suffix == ".gif" else _write_encoded
     comment = json.dumps(dict(metadata or {}))
-    # One at a time, as encoders take them: a long video that a file memory maps is then never whole in memory. (Pillow
-    # holds all pictures of a GIF.)
+    # One frame at a time: a long memory-mapped video is then never completely in memory. (Pillow keeps all frames of a
+    # GIF.)
     try:
         with whole_file(path) as part:
             write(part, (enlarge(to_uint8(frame), scale) for frame in video), fps, comment)
@@ -183,7 +186,7 @@ def write_video(
 
 
 def write_image(path: FilePath, image: UInt8[np.ndarray, "H W C"], metadata: Metadata | None = None) -> None:
-    """Writes a .png with `metadata` in a text chunk. Raises InputError where it cannot be written."""
+    """Writes a .png with `metadata` in a text chunk. Raises InputError if it cannot be written."""
     path = Path(path)
     if path.suffix != ".png":
         raise InputError(f"{path}: the suffix must be .png")
@@ -198,9 +201,9 @@ def contact_sheet(
     columns: int | None = None,
     scale: int = 1,
 ) -> UInt8[np.ndarray, "Y X C"]:
-    """One image with a row per video, all of one shape; thin grey lines between the frames.
+    """Returns one image with a row for each video and thin grey lines between the frames; all videos have one shape.
 
-    `columns` shows that many frames of each video, evenly spaced from first to last; None shows all.
+    A row has `columns` frames, evenly spaced from first to last; None means all frames.
     """
     length = len(videos[0])
     shown = np.linspace(0, length - 1, min(columns or length, length)).round().astype(int)
@@ -211,7 +214,7 @@ def contact_sheet(
 
 
 def to_uint8(video: np.ndarray) -> UInt8[np.ndarray, "..."]:
-    """Float pixels in [-1, 1] (clipped to it) as 0 … 255; uint8 as it is. Raises InputError for NaN."""
+    """Returns float pixels, clipped to [-1, 1], as 0 … 255; uint8 stays as it is. Raises InputError for NaN."""
     if video.dtype == np.uint8:
         return video
     if not np.isfinite(video).all():
@@ -220,12 +223,12 @@ def to_uint8(video: np.ndarray) -> UInt8[np.ndarray, "..."]:
 
 
 def enlarge(video: UInt8[np.ndarray, "*B H W C"], scale: int) -> UInt8[np.ndarray, "*B Y X C"]:
-    """Every pixel repeated `scale` times down and across."""
+    """Repeats every pixel `scale` times down and across."""
     return video.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
 def _write_encoded(path: Path, frames: Iterator[UInt8[np.ndarray, "H W C"]], fps: float | int, comment: str) -> None:
-    """mp4 (H.264) or webm (VP9), in the pixel format that every player shows."""
+    """Writes mp4 (H.264) or webm (VP9), in the pixel format that every player supports."""
     first = next(frames)
     h, w, _ = first.shape
     mp4 = path.suffix == ".mp4"

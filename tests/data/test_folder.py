@@ -1,4 +1,4 @@
-"""A folder of videos: what is listed, which frames a clip takes, what is skipped and what is refused."""
+"""Folders of videos: the files listed, the frames of a clip, and files that are skipped or refused."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from vdm_jax.video import iter_frames, write_video
 
 
 def write_clock(path, frames=20, fps=10, height=16, width=16, step=8):
-    """A video whose brightness tells the time: frame k is grey at 8·k."""
+    """Writes a video whose brightness tells the time: frame k is grey of value 8·k."""
     path.parent.mkdir(parents=True, exist_ok=True)
     grey = (np.arange(frames) * step).astype(np.uint8)
     write_video(path, np.broadcast_to(grey[:, None, None, None], (frames, height, width, 1)), fps)
@@ -115,7 +115,7 @@ def test_a_file_that_fails_in_decoding_is_replaced_by_the_next(folder, caplog):
     assert caplog.text.count("a.webm") == 1
 
 
-def test_a_last_frame_that_is_held_is_seen_for_as_long(tmp_path):
+def test_a_last_frame_that_is_held_fills_its_whole_time(tmp_path):
     pictures = [Image.new("L", (8, 8), 20 * i) for i in range(9)]
     pictures[0].save(tmp_path / "held.gif", save_all=True, append_images=pictures[1:], duration=[100] * 8 + [2000])
     source = VideoFolder(tmp_path, frames=8, size=8)
@@ -205,11 +205,11 @@ def test_feeds_the_pipeline_reproducibly(folder):
     first.close(), second.close()
 
 
-def test_progress_is_told_for_large_folders(folder, caplog, monkeypatch):
+def test_progress_is_logged_for_large_folders(folder, caplog, monkeypatch):
     monkeypatch.setattr("time.monotonic", iter(np.arange(0, 1e4, 11.0)).__next__)
     with caplog.at_level(logging.INFO):
         VideoFolder(folder, frames=2, size=8)
-    assert "looked into 4 of 4 videos" in caplog.text
+    assert "checked 4 of 4 videos" in caplog.text
 
 
 def test_bad_input(folder, tmp_path_factory):
@@ -235,7 +235,7 @@ def test_bad_input(folder, tmp_path_factory):
         (metadata(b'{"file_name": "/etc/a.mp4", "text": ""}'), {}, "no videos here: /etc/a.mp4"),
         (metadata(b'{"file_name": "a.mp4", "text": ""}\n{'), {}, "line 2 is not JSON"),
         (metadata(b'["a.mp4"]'), {}, "line 1: needs file_name and text"),
-        (metadata(rb'{"file_name": "a.mp4", "text": "\ud83d"}'), {}, "line 1: the text has half of a surrogate pair"),
+        (metadata(rb'{"file_name": "a.mp4", "text": "\ud83d"}'), {}, "line 1: the text contains half of a surrogate"),
         (metadata(b"file,text\na.mp4,x", "metadata.csv"), {}, "line 2: needs file_name and text"),
         (metadata(b'file_name,text\na.mp4,"' + b"x" * 140_000, "metadata.csv"), {}, "is not CSV .*field larger"),
         (metadata(b"\xff\xfe", "a.txt"), {}, "cannot be read as UTF-8"),

@@ -1,4 +1,4 @@
-"""The moving digits: splits, motion, captions and the build."""
+"""Moving digits: splits, motion, captions and the build."""
 
 import dataclasses
 import logging
@@ -14,7 +14,7 @@ from vdm_jax.errors import InputError
 
 
 def config(name, **changes):
-    """A published config with one clip per image."""
+    """Returns a published config with one clip per image."""
     full = next(c for c in md.MovingDigits.BUILDER_CONFIGS if c.name == name)
     return dataclasses.replace(full, name=f"tiny_{name}", train_clips=1, test_clips=1, **changes)
 
@@ -36,14 +36,14 @@ def builder(folder):
 
 
 def generated(name, count=256, split="test", **changes):
-    """The first records straight from the generator, unshuffled: no build needed."""
+    """Returns the first records of the generator, unshuffled and without a build."""
     builder = md.MovingDigits(data_dir="/nonexistent", config=config(name, **changes))
     rows = [row for (_, row), _ in zip(builder._generate_examples(split), range(count), strict=False)]
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def centroid(videos):
-    """Intensity centroids (row, column) of every frame, written independently of the package."""
+    """Returns the centroid (row, column) of every frame, computed independently of the package."""
     weight = videos[..., 0].astype(np.float64)
     total = weight.sum((2, 3))
     rows, columns = np.arange(weight.shape[2]), np.arange(weight.shape[3])
@@ -106,8 +106,8 @@ def test_two_digits_differ_and_show_apart():
     assert clips["digit"].shape == clips["direction"].shape == clips["speed"].shape == (256, 2)
     assert (clips["digit"][:, 0] != clips["digit"][:, 1]).all()
     assert set(clips["direction"][:, 1]) == {0, 1, 2, 3}
-    one = generated("16x8")["video"].max((1, 2, 3, 4))  # the first digits are the same images
-    assert (clips["video"].max((1, 2, 3, 4)) >= one - 40).all()
+    single = generated("16x8")["video"].max((1, 2, 3, 4))  # the same images as the first digits
+    assert (clips["video"].max((1, 2, 3, 4)) >= single - 40).all()
     for text, digits, directions in zip(clips["caption"], clips["digit"], clips["direction"], strict=True):
         assert md.parse_caption(str(text)) == (tuple(digits), tuple(directions))
 

@@ -1,4 +1,4 @@
-"""Data by name: each source opens, cuts clips, feeds worker processes, and says clearly when it cannot."""
+"""Data by name: each source opens, cuts clips and feeds worker processes, or says clearly why it cannot."""
 
 import io
 import json
@@ -25,10 +25,10 @@ def png(picture):
 
 
 class StoredVideos(tfds.core.GeneratorBasedBuilder):
-    """Video i has frames of colour (10·i, 20·t, 0), stored in the layouts that TFDS' own data sets use."""
+    """Builds videos whose frames have the colour (10·i, 20·t, 0), in the layouts of TFDS' own data sets."""
 
     VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # nothing is downloaded; TFDS would look for checksums beside a packaged module
+    url_infos = None  # without downloads; TFDS would look for their checksums
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="small", version="1.0.0")]  # noqa: RUF012 - TFDS' interface
 
     def _info(self):
@@ -63,7 +63,7 @@ class StoredVideos(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A prepared data set; its "video" is declared as TFDS' `Video`, which only TensorFlow can write."""
+    """Prepares a data set and declares its "video" as TFDS' `Video`, which only TensorFlow can write."""
     data_dir = tmp_path_factory.mktemp("tfds")
     for folder in ("array_record", "tfrecord"):
         builder = StoredVideos(config="small", data_dir=str(data_dir / folder), file_format="array_record")
@@ -157,11 +157,11 @@ def test_folder_with_and_without_splits(tmp_path):
 
 
 def test_splits_are_named(prepared, tmp_path):
-    where = {"data_dir": prepared / "array_record", "builder_config": "small"}
-    assert splits_of("tfds:stored_videos", **where) == ["train", "test"]
+    place = {"data_dir": prepared / "array_record", "builder_config": "small"}
+    assert splits_of("tfds:stored_videos", **place) == ["train", "test"]
     assert splits_of("moving_digits", data_dir=tmp_path) == ["train", "test"]
     (tmp_path / "test").mkdir()
-    assert splits_of("folder", data_dir=tmp_path) == ["train"]  # of which test/ is a part
+    assert splits_of("folder", data_dir=tmp_path) == ["train"]  # test/ is a part of it
     (tmp_path / "train").mkdir()
     assert splits_of("folder", data_dir=tmp_path) == ["test", "train"]
     with pytest.raises(InputError, match="is not prepared in"):

@@ -1,4 +1,4 @@
-"""Where parameters and activations live, that nothing changes by it, and what is communicated."""
+"""Shardings of parameters and activations: where arrays lie, equal results, and what devices exchange."""
 
 import concurrent.futures
 import functools
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from einops import rearrange
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.diffusion.objective import Objective
@@ -42,7 +44,7 @@ MESHES = {
 
 
 def make_model(rngs):
-    """Three layers with every slot filled, and a text encoder."""
+    """Returns three layers with every slot filled, and a text encoder."""
     trunk = {"channels": 16, "multipliers": (1,), "blocks": 0, "head_size": 8, "time_conv": True}
     text = {"width": 16, "depth": 1, "length": LENGTH, "head_size": 8}
     return Denoiser(channels=3, unet=trunk, text=text, rngs=rngs)
@@ -102,14 +104,14 @@ INTENDED = {
 }
 
 
-def test_every_kind_of_parameter_lies_as_intended():
+def test_every_kind_of_parameter_is_placed_as_intended():
     params = shapes_of(make_model)[1]
-    found = specs(make_mesh(data=2, fsdp=2, tensor=2), params)
-    assert {name: found[name] for name in INTENDED} == INTENDED
-    # The other layers have the same parts, so every parameter is of a kind that the table above names.
+    actual = specs(make_mesh(data=2, fsdp=2, tensor=2), params)
+    assert {name: actual[name] for name in INTENDED} == INTENDED
+    # The other layers have the same parts, so the table names every kind of parameter.
     kinds = {tuple(name.split("/")[-3:]) for name in INTENDED} | {("unet", "norm", "bias")}
     tails = {kind[-2:] for kind in kinds}
-    for name, spec in found.items():
+    for name, spec in actual.items():
         parts = tuple(name.split("/"))
         assert parts[-2:] in tails or spec == P(), name
 
@@ -120,9 +122,9 @@ def test_a_pointwise_convolution_is_cut_like_a_wide_one():
         trunk |= {"kernel": 1, "space_position": True}
         return Denoiser(channels=3, unet=trunk, text=None, rngs=rngs)
 
-    found = specs(make_mesh(data=2, fsdp=2, tensor=2), shapes_of(make)[1])
-    assert found[f"{BLOCK}/space_conv/conv1/kernel"] == COLUMNS
-    assert found[f"{BLOCK}/space_conv/conv2/kernel"] == ROWS
+    actual = specs(make_mesh(data=2, fsdp=2, tensor=2), shapes_of(make)[1])
+    assert actual[f"{BLOCK}/space_conv/conv1/kernel"] == COLUMNS
+    assert actual[f"{BLOCK}/space_conv/conv2/kernel"] == ROWS
 
 
 def test_the_window_of_a_convolution_stays_whole():
@@ -136,21 +138,23 @@ def test_the_window_of_a_convolution_stays_whole():
         ([[0], [0], [0], [0]], 0, (0, 1)),
         ([[0], [0], [1], [1]], 1, (1, 2)),
         ([[0, 0], [1, 1]], 1, (1, 2)),
-        ([[0, 1]], 1, (0, 1)),  # a tensor or context axis over both: the same rows
+        ([[0, 1]], 1, (0, 1)),  # both hold the same rows: a tensor or context axis joins them
         ([[0, 1], [2, 3]], 1, (0, 2)),
         ([[0, 1], [2, 3]], 2, (1, 2)),
+        ([[0], [1], [0], [1]], 1, (1, 2)),  # the order of a torus
+        ([[1, 3], [0, 2], [0, 2], [1, 3]], 0, (1, 2)),
     ],
 )
-def test_processes_that_hold_the_same_rows_read_the_same_part(processes, process, expected):
+def test_processes_that_hold_the_same_rows_read_the_same_share(processes, process, expected):
     assert _share(np.array(processes), process) == expected
 
 
-def test_rows_that_are_no_part_are_refused():
-    for process in range(2):  # all of them, or some would wait for the others
-        with pytest.raises(InputError, match="process 0 holds parts 0, 2 of 4 of the batch"):
-            _share(np.array([[0], [1], [0], [1]]), process)
-        with pytest.raises(InputError, match="process 1 holds parts 1, 2 of 3"):
+def test_rows_that_overlap_in_part_are_refused():
+    for process in range(2):  # each process, or one would wait for the other
+        with pytest.raises(InputError, match=r"of its 3 parts, process 0 holds 0; process 1 holds 1, 2 \(change"):
             _share(np.array([[0], [1], [1]]), process)
+        with pytest.raises(InputError, match="of its 2 parts, process 0 holds 0, 1; process 1 holds 1 "):
+            _share(np.array([[0, 0], [0, 1]]), process)
 
 
 def test_dimensions_that_an_axis_does_not_divide_stay_whole():
@@ -159,7 +163,7 @@ def test_dimensions_that_an_axis_does_not_divide_stay_whole():
     assert specs(make_mesh(data=1, fsdp=2, tensor=4), params) == {"qkv/kernel": P("fsdp", "tensor")}
 
 
-def test_optimizer_and_ema_lie_like_their_parameters():
+def test_optimizer_and_ema_are_placed_like_their_parameters():
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     _, state = create_state(make_model, tx, make_mesh(data=2, fsdp=2, context=1, tensor=2), seed=0)
     adam = state.opt_state[1][0]
@@ -170,7 +174,7 @@ def test_optimizer_and_ema_lie_like_their_parameters():
     cut = [path_name(path) for path, leaf in params if leaf.addressable_shards[0].data.size < leaf.size]
     assert f"{BLOCK}/space_attention/qkv/kernel" in cut
     assert adam.count.sharding.is_fully_replicated
-    # Every leaf of the optimizer that is as large as a parameter is one of the moments.
+    # The optimizer holds two moments of each parameter and no other arrays.
     assert sum(leaf.ndim > 0 for leaf in jax.tree.leaves(state.opt_state)) == 2 * len(params)
 
 
@@ -184,8 +188,8 @@ def test_a_batch_must_divide_over_data_and_fsdp():
 
 def test_full_batches_hold_every_row_and_have_one_size():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    for count, asked, sizes in ((7, 3, [4, 4]), (9, 8, [8, 8]), (1, 8, [4]), (8, 64, [8])):
-        batches = list(full_batches(count, asked, mesh))
+    for count, size, sizes in ((7, 3, [4, 4]), (9, 8, [8, 8]), (1, 8, [4]), (8, 64, [8])):
+        batches = list(full_batches(count, size, mesh))
         assert [len(rows) for _, rows in batches] == sizes
         assert [rows[0] for _, rows in batches] == [start for start, _ in batches]
         held = [row for start, rows in batches for row in rows[: count - start]]
@@ -196,9 +200,9 @@ def test_full_batches_hold_every_row_and_have_one_size():
 
 
 class Step:
-    """One step of plain gradient descent on a mesh: its HLO, metrics and gradients."""
+    """Runs a step of plain gradient descent on a mesh; holds its HLO, metrics and gradients."""
 
-    RATE = 1e4  # large, so that parameters hold nothing but their gradient
+    RATE = 1e4  # so large that the new parameters are the gradients
 
     def __init__(self, name):
         mesh, rng = mesh_of(name), np.random.default_rng(0)
@@ -235,11 +239,11 @@ def steps():
 
 
 @pytest.mark.parametrize("name", list(MESHES)[1:])
-def test_loss_and_gradients_are_those_of_one_device(steps, name):
-    one, many = steps["one_device"], steps[name]
-    assert float(many.metrics["loss"]) == pytest.approx(float(one.metrics["loss"]), rel=1e-5)
-    assert float(many.metrics["grad_norm"]) == pytest.approx(float(one.metrics["grad_norm"]), rel=1e-5)
-    paths = jax.tree_util.tree_leaves_with_path(one.gradients)
+def test_loss_and_gradients_equal_one_device(steps, name):
+    single, many = steps["one_device"], steps[name]
+    assert float(many.metrics["loss"]) == pytest.approx(float(single.metrics["loss"]), rel=1e-5)
+    assert float(many.metrics["grad_norm"]) == pytest.approx(float(single.metrics["grad_norm"]), rel=1e-5)
+    paths = jax.tree_util.tree_leaves_with_path(single.gradients)
     for (path, expected), actual in zip(paths, jax.tree.leaves(many.gradients), strict=True):
         scale = np.abs(expected).max()
         assert scale > 0, path_name(path)
@@ -247,21 +251,21 @@ def test_loss_and_gradients_are_those_of_one_device(steps, name):
 
 
 @pytest.mark.parametrize("name", list(MESHES)[1:])
-def test_a_step_leaves_parameters_where_they_were(steps, name):
+def test_a_step_keeps_the_placement_of_parameters(steps, name):
     assert all(steps[name].layouts_kept)
 
 
 def communicated(hlo, operation):
-    """(shape, name) of every array that the collective `operation` yields."""
+    """Yields (shape, name) of every array that the collective `operation` returns."""
     for line in hlo.splitlines():
-        found = re.search(rf"= (.*?) {operation}(?:-start)?\(", line)
-        for shape in re.findall(r"\w\[([\d,]*)\]", found[1]) if found else ():
+        match = re.search(rf"= (.*?) {operation}(?:-start)?\(", line)
+        for shape in re.findall(r"\w\[([\d,]*)\]", match[1]) if match else ():
             name = re.search(r'op_name="([^"]*)"', line)
             yield tuple(int(n) for n in shape.split(",") if n), name[1] if name else ""
 
 
 def gathered_activations(step):
-    """What is gathered, less whole parameters and arrays of at most one vector for each sample."""
+    """Returns (shape, name) of gathered arrays, without whole parameters and without one vector per sample."""
     params = {tuple(sorted(leaf.shape)) for leaf in jax.tree.leaves(step.before)}
     return [
         (shape, name)
@@ -275,12 +279,12 @@ def test_the_compiled_step_gathers_no_activation(steps, name):
     assert gathered_activations(steps[name]) == []
 
 
-def test_the_search_for_gathers_finds_those_of_parameters(steps):
+def test_the_search_finds_gathers_of_parameters(steps):
     assert len(list(communicated(steps["fsdp"].hlo, "all-gather"))) > 10
     assert len(list(communicated(steps["data"].hlo, "all-reduce"))) > 0
 
 
-def test_frames_and_rows_change_places_by_all_to_all_on_a_context_mesh(steps):
+def test_an_all_to_all_exchanges_frames_and_rows_on_a_context_mesh(steps):
     step = steps["context"]
     video = BATCH * FRAMES * SIZE * SIZE * 16 // 8
     exchanged = [shape for shape, _ in communicated(step.hlo, "all-to-all") if math.prod(shape) >= video / 2]
@@ -299,10 +303,103 @@ def test_attention_over_all_frames_at_once_where_frames_are_spread():
     def predict(layout, params, z, time):
         return nnx.merge(graphdef, params)(z, time, layout=layout)
 
-    found = []
+    results = []
     for name in ("one_device", "context"):
         mesh = mesh_of(name)
-        given = jax.device_put((z, time), batch_sharding(mesh))
-        found.append(predict(ActivationLayout(mesh), jax.device_put(params, shardings(mesh, params)), *given))
-    np.testing.assert_allclose(found[1], found[0], atol=1e-4)
-    assert np.abs(found[0]).mean() > 0.1
+        inputs = jax.device_put((z, time), batch_sharding(mesh))
+        results.append(predict(ActivationLayout(mesh), jax.device_put(params, shardings(mesh, params)), *inputs))
+    np.testing.assert_allclose(results[1], results[0], atol=1e-4)
+    assert np.abs(results[0]).mean() > 0.1
+
+
+# --- Attention over all tokens ---
+
+TOKENS, HEADS, WIDTH = (8, 4, 4), 8, 32
+ALL_TOKENS = {
+    "context": {"data": 2, "fsdp": 2, "context": 2},
+    "wide_context": {"data": 2, "context": 4},
+    "tensor": {"data": 2, "context": 2, "tensor": 2},
+    "context_alone": {"data": 1, "context": 8},
+}
+
+
+def attend_to_all(layout, params, x, heads):
+    """Applies attention from every pixel of every frame to all pixels of all frames, as a transformer block does."""
+    x = layout(x, "space")
+    q, k, v = (
+        layout.heads(rearrange(x @ params[name], "b t h w (n d) -> b t (h w) n d", n=heads)) for name in ("q", "k", "v")
+    )
+    scores = jnp.einsum("btpnd,bsrnd->bntpsr", q, k) / math.sqrt(q.shape[-1])
+    weights = jax.nn.softmax(scores, axis=(-2, -1))
+    mixed = jnp.einsum("bntpsr,bsrnd->btpnd", weights, v)
+    mixed = rearrange(layout.heads(mixed, back=True), "b t (h w) n d -> b t h w (n d)", h=x.shape[2])
+    return layout(x + mixed @ params["out"], "space")
+
+
+class AllTokens:
+    """Runs `attend_to_all` and its gradient on a mesh; holds values, gradients and HLO."""
+
+    def __init__(self, sizes, heads=HEADS):
+        mesh = make_mesh(**sizes) if sizes else make_mesh(devices=jax.devices()[:1])
+        rng = np.random.default_rng(0)
+        params = {name: rng.normal(0, 0.2, (WIDTH, WIDTH)).astype(np.float32) for name in ("q", "k", "v", "out")}
+        self.params = params
+        x = rng.normal(size=(BATCH, *TOKENS, WIDTH)).astype(np.float32)
+        named = {name: {"kernel": value} for name, value in params.items()}
+        places = {name: place["kernel"] for name, place in shardings(mesh, {"block": named})["block"].items()}
+
+        def loss(params, x):
+            y = attend_to_all(ActivationLayout(mesh), params, x, heads)
+            return (y**2).mean(), y
+
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        arguments = jax.device_put(params, places), jax.device_put(x, batch_sharding(mesh))
+        compiled = step.lower(*arguments).compile()
+        self.hlo = compiled.as_text()
+        (_, self.value), self.gradients = compiled(*arguments)
+
+    @property
+    def gathered(self):
+        """Returns the shapes of gathered arrays that are not whole parameters."""
+        return [shape for shape, _ in communicated(self.hlo, "all-gather") if math.prod(shape) > WIDTH * WIDTH]
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return AllTokens(None)
+
+
+@pytest.mark.parametrize("name", ALL_TOKENS)
+def test_attention_over_all_tokens_equals_one_device(one_device, name):
+    many = AllTokens(ALL_TOKENS[name])
+    np.testing.assert_allclose(many.value, one_device.value, atol=1e-5)
+    for key, expected in one_device.gradients.items():
+        np.testing.assert_allclose(many.gradients[key], expected, atol=1e-5 * np.abs(expected).max(), err_msg=key)
+    # Exactly four arrays are exchanged, forward and backward: queries, keys, values and the result.
+    exchanged = sum(math.prod(shape) for shape, _ in communicated(many.hlo, "all-to-all"))
+    assert exchanged == 8 * BATCH * math.prod(TOKENS) * WIDTH // 8
+    assert many.gathered == []
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_heads_that_do_not_divide_are_not_split(heads):
+    many, alone = (AllTokens(sizes, heads) for sizes in ({"data": 1, "context": 4, "tensor": 2}, None))
+    np.testing.assert_allclose(many.value, alone.value, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "heads", "expected"),
+    [
+        ({"context": 4, "tensor": 2}, 8, ("tensor", "context")),
+        ({"context": 4, "tensor": 2}, 4, "context"),
+        ({"context": 4, "tensor": 2}, 2, "tensor"),
+        ({"context": 4, "tensor": 2}, 3, None),
+    ],
+)
+def test_heads_lie_over_context_and_tensor_where_they_divide(sizes, heads, expected):
+    mesh = make_mesh(data=1, **sizes)
+    for back in (False, True):
+        x = jax.jit(functools.partial(ActivationLayout(mesh).heads, back=back))(jnp.zeros((2, 4, 3, heads, 5)))
+        tensor = "tensor" if heads % 2 == 0 else None
+        spec = P(None, "context", None, tensor) if back else P(None, None, None, expected)
+        assert x.sharding.is_equivalent_to(NamedSharding(mesh, spec), 5)

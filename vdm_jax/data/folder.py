@@ -1,4 +1,4 @@
-"""A folder of videos as a data source: clips of one size, length and frame rate, with their captions."""
+"""Reads a folder of videos as clips of one size, length and frame rate, with captions."""
 
 import csv
 import dataclasses
@@ -26,10 +26,9 @@ Item = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class ClipShape:
-    """What is cut out of a video: `frames` of them, `stride` apart, `size` = rows and columns in pixels.
+    """Says how a clip is cut out of a video: `frames` frames, `stride` apart, of `size` (rows, columns) pixels.
 
-    `crop` "random" draws where the clip starts and which part of the picture it shows; "center" takes the
-    middle of both.
+    `crop` "random" draws the first frame and the part of the picture; "center" takes the middle of both.
     """
 
     frames: int
@@ -44,20 +43,20 @@ class ClipShape:
             raise InputError(f"crop={self.crop!r} must be 'random' or 'center'")
 
     def start(self, last: int, rng: np.random.Generator) -> int:
-        """The clip's first frame, of the possible 0 … `last`."""
+        """Returns the first frame of the clip, from 0 to `last`."""
         return int(rng.integers(last + 1)) if self.crop == "random" else last // 2
 
     def place(self, rng: np.random.Generator) -> tuple[float, float]:
-        """Where in the picture the clip lies: 0 at the top (left), 1 at the bottom (right)."""
+        """Returns the place of the clip in the picture: (0, 0) is the top left, (1, 1) the bottom right."""
         return (float(rng.random()), float(rng.random())) if self.crop == "random" else (0.5, 0.5)
 
 
 def fit(
     frame: UInt8[np.ndarray, "H W C"], size: tuple[int, int], place: tuple[float, float]
 ) -> UInt8[np.ndarray, "Y X C"]:
-    """The largest part of a picture with the proportions of `size`, at `place`, brought to `size`.
+    """Returns the largest part of a picture with the proportions of `size`, at `place`, resized to `size`.
 
-    Pillow's bicubic filter widens with the reduction, so fine detail is averaged rather than aliased.
+    Pillow's bicubic filter widens with the reduction, so fine detail is averaged and not aliased.
     """
     (height, width), (rows, columns) = frame.shape[:2], size
     reduction = min(height / rows, width / columns)
@@ -73,7 +72,7 @@ def fit(
 
 @dataclasses.dataclass(frozen=True)
 class VideoFile:
-    """A readable video: its path, caption, frames per second and number of frames."""
+    """Describes a readable video: path, caption, frames per second and number of frames."""
 
     path: Path
     caption: str
@@ -82,21 +81,22 @@ class VideoFile:
 
 
 class VideoFolder(Sequence[Item]):
-    """Random access to clips of the mp4, webm, gif, avi and mov files below `root`, sorted by name.
+    """Gives random access to clips of the mp4, webm, gif, avi and mov files below `root`, sorted by name.
 
     Items are {"video": uint8 [frames, *size, 3], "caption": str}. Captions come from `metadata.jsonl` or
-    `metadata.csv` in `root` (`file_name` below `root`, `text`), else from a .txt beside each video, else "".
+    `metadata.csv` in `root` (columns `file_name`, relative to `root`, and `text`), else from a .txt next to each
+    video, else they are "".
 
-    The clip is sampled by time: frame k is the one nearest to `start + k·stride/fps` seconds, with `fps` the
-    file's own where None. `sample` draws start and crop from the generator given; `folder[i]` draws them from
-    (seed, i), the same each time. A file is opened only while an item is read.
+    A clip is sampled by time: frame k is the frame nearest to `start + k·stride/fps` seconds. `fps=None` means the rate
+    of the file. `sample` draws start and crop from its generator; `folder[i]` draws them from (seed, i), the same each
+    time. A file is open only while an item is read.
 
-    Files that cannot be opened or are too short are skipped, and named in the log. One that fails later, in
-    decoding, is named once (by each process that meets it) and the next file stands in for it.
+    Files that cannot be opened or are too short are skipped and named in the log. If a file fails later, in decoding,
+    the next file replaces it, and each process names it once.
 
     Raises:
-        InputError: no such folder, no usable video in it, captions for files that are not there, or captions
-            that cannot be read.
+        InputError: the folder does not exist or has no usable video, its captions name missing files, or they cannot
+            be read.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class VideoFolder(Sequence[Item]):
 
     @property
     def longest_caption(self) -> tuple[Path, str]:
-        """The file that has the longest caption, and that caption."""
+        """Returns the path of the file with the longest caption, and the caption."""
         file = max(self.files, key=lambda file: len(file.caption.encode()))
         return file.path, file.caption
 
@@ -134,7 +134,7 @@ class VideoFolder(Sequence[Item]):
         return self.sample(index, np.random.default_rng([self.seed, index % len(self)]))
 
     def sample(self, index: int, rng: np.random.Generator, single_frame: bool = False) -> Item:
-        """Item `index` with start and crop drawn from `rng`; `single_frame` takes one frame of the video."""
+        """Returns item `index` with start and crop drawn from `rng`; with `single_frame`, a clip of one frame."""
         for attempt in range(len(self)):
             file = self.files[(index + attempt) % len(self)]
             try:
@@ -142,7 +142,7 @@ class VideoFolder(Sequence[Item]):
             except InputError as error:
                 if file.path not in self._failed:
                     self._failed.add(file.path)
-                    log.warning("%s; the next file stands in for it", error)
+                    log.warning("%s; the next file replaces it", error)
         raise InputError(f"{self.root}: none of its {len(self)} videos can be decoded")
 
     def _clip(self, file: VideoFile, rng: np.random.Generator, single_frame: bool) -> UInt8[np.ndarray, "T H W 3"]:
@@ -153,13 +153,13 @@ class VideoFolder(Sequence[Item]):
         return np.stack([fit(f, self.shape.size, place) for f in _frames_at(file, times)])
 
     def _last_start(self, file: VideoFile, frames: int) -> int:
-        """The last frame that a clip can start from; negative where the file is too short."""
+        """Returns the last frame from which a clip can start; negative if the file is too short."""
         seconds = (frames - 1) * self.shape.stride / (self.fps or file.rate)
         return file.count - 1 - round(seconds * file.rate)
 
     def _usable(self, paths: list[Path], captions: dict[Path, str]) -> list[VideoFile]:
-        """Probes every file (headers only) and leaves out, with one warning, what gives no clip."""
-        files, skipped, said = [], [], time.monotonic()
+        """Probes every file (headers only) and leaves out, with one warning, the files that give no clip."""
+        files, skipped, last_report = [], [], time.monotonic()
         with ThreadPoolExecutor(8) as pool:
             for path, probed in zip(paths, pool.map(_try_probe, paths), strict=True):
                 if isinstance(probed, InputError):
@@ -171,9 +171,9 @@ class VideoFolder(Sequence[Item]):
                     files.append(file)
                 else:
                     skipped.append(f"{path} is too short ({seconds:.2f} s, {file.count} frames)")
-                if time.monotonic() - said > 10:
-                    said = time.monotonic()
-                    log.info("%s: looked into %d of %d videos", self.root, len(files) + len(skipped), len(paths))
+                if time.monotonic() - last_report > 10:
+                    last_report = time.monotonic()
+                    log.info("%s: checked %d of %d videos", self.root, len(files) + len(skipped), len(paths))
         if skipped:
             log.warning("skipped %d of %d videos:\n  %s", len(skipped), len(paths), "\n  ".join(skipped))
         if not files:
@@ -190,7 +190,7 @@ def _try_probe(path: Path) -> tuple[float, float] | InputError:
 
 
 def _frames_at(file: VideoFile, times: np.ndarray) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """The frames nearest to `times` (seconds, ascending), the earlier of two; decoded in one pass."""
+    """Yields the frames nearest to `times` (seconds, ascending), the earlier of two; decodes in one pass."""
     wanted, before = list(times), None
     for now, frame in iter_frames(file.path, times[0] - 1 / file.rate):
         while wanted and wanted[0] <= now:
@@ -200,7 +200,7 @@ def _frames_at(file: VideoFile, times: np.ndarray) -> Iterator[UInt8[np.ndarray,
         if not wanted:
             return
         before = now, frame
-    shown = 1 / file.rate  # the last frame, for as long as any other, or as the file says
+    shown = 1 / file.rate  # the duration of the last frame; the file may hold it longer
     if before is not None and before[1].duration:
         shown = max(shown, float(before[1].duration * before[1].time_base))
     for moment in wanted:
@@ -212,15 +212,15 @@ def _frames_at(file: VideoFile, times: np.ndarray) -> Iterator[UInt8[np.ndarray,
 def _list_videos(root: Path) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"{root} is not a folder of videos: it does not exist or is a file")
-    found = (p for p in root.rglob("*") if p.suffix.lower() in READABLE and not p.name.startswith("."))
-    paths = sorted(p for p in found if p.is_file())
+    videos = (p for p in root.rglob("*") if p.suffix.lower() in READABLE and not p.name.startswith("."))
+    paths = sorted(p for p in videos if p.is_file())
     if not paths:
         raise InputError(f"{root} holds no videos ({', '.join(READABLE)})")
     return paths
 
 
 def _captions(root: Path, paths: list[Path]) -> dict[Path, str]:
-    """Captions by path, from a metadata file in `root` or else from the .txt beside each video."""
+    """Returns captions by path, from a metadata file in `root`, else from the .txt next to each video."""
     for name, read in (("metadata.jsonl", _read_jsonl), ("metadata.csv", _read_csv)):
         if not (root / name).exists():
             continue
@@ -228,8 +228,8 @@ def _captions(root: Path, paths: list[Path]) -> dict[Path, str]:
         for number, row in read(root / name):
             if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("file_name", "text")):
                 raise InputError(f"{root / name}, line {number}: needs file_name and text")
-            if any("\ud800" <= letter <= "\udfff" for letter in row["text"]):  # JSON can write it, UTF-8 cannot
-                raise InputError(f"{root / name}, line {number}: the text has half of a surrogate pair in it")
+            if any("\ud800" <= letter <= "\udfff" for letter in row["text"]):  # possible in JSON, not in UTF-8
+                raise InputError(f"{root / name}, line {number}: the text contains half of a surrogate pair")
             captions[root / row["file_name"]] = row["text"]
             if root / row["file_name"] not in known:
                 absent.append(row["file_name"])
@@ -237,12 +237,12 @@ def _captions(root: Path, paths: list[Path]) -> dict[Path, str]:
             some = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
             raise InputError(f"{root / name} has captions for {len(absent)} files that are no videos here: {some}")
         if without := len(known - captions.keys()):
-            log.warning("%s has no caption for %d of %d videos: theirs is empty", root / name, without, len(paths))
+            log.warning("%s has no caption for %d of %d videos (now empty)", root / name, without, len(paths))
         return captions
-    beside = ((path, path.with_suffix(".txt")) for path in paths)
-    captions = {path: _read_text(text).strip() for path, text in beside if text.is_file()}
+    texts = ((path, path.with_suffix(".txt")) for path in paths)
+    captions = {path: _read_text(text).strip() for path, text in texts if text.is_file()}
     if without := len(paths) - len(captions):
-        log.warning("%d of %d videos of %s have no caption: theirs is empty", without, len(paths), root)
+        log.warning("%d of %d videos of %s have no caption (now empty)", without, len(paths), root)
     return captions
 
 

@@ -1,9 +1,9 @@
-"""Moving digits: real handwriting, moving in small frames, with captions that can be checked.
+"""Moving digits: real handwriting that moves in small frames, with captions that can be checked.
 
-The 1,797 handwritten UCI digits that ship inside scikit-learn (8×8 pixels) slide through a black frame.
-Train and test are split by image, so the test digits are handwriting never trained on. A digit is fully in
-frame all the time and moves along one axis at constant speed (`bouncing`: back and forth), so digit and
-direction can be read off every clip. Stored as ArrayRecord; needs no TensorFlow, no JAX and no network.
+The 1,797 handwritten UCI digits in scikit-learn (8×8 pixels) slide through a black frame. Train and test are split by
+image, so the handwriting of the test split is never trained on. A digit always lies fully in the frame and moves along
+one axis at constant speed (`bouncing`: back and forth), so every clip shows its digit and its direction. The data is
+stored as ArrayRecord; it needs no TensorFlow, no JAX and no network.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float, Int, UInt8  # not vdm_jax.typing: data workers do without JAX
+from jaxtyping import Float, Int, UInt8  # not vdm_jax.typing: data workers do not import JAX
 
 from vdm_jax.errors import InputError
 
@@ -28,8 +28,8 @@ Integers = Sequence[int] | Int[np.ndarray, "n"]
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIRECTIONS = ("left", "right", "up", "down")
-AXES = ("sideways", "up and down")  # a bouncing digit has an axis and no direction
-MOTIONS = DIRECTIONS + AXES  # the label "direction" is an index into this
+AXES = ("sideways", "up and down")  # of a bouncing digit, which has no direction
+MOTIONS = DIRECTIONS + AXES  # the label "direction" is an index into this tuple
 _WAYS_TO_SAY = {
     "left": ("left", "to the left"),
     "right": ("right", "to the right"),
@@ -38,13 +38,13 @@ _WAYS_TO_SAY = {
     "sideways": ("sideways", "from side to side"),
     "up and down": ("up and down", "vertically"),
 }
-_SPACE_AXIS = np.array([1, 1, 0, 0, 1, 0])  # of each motion: 0 rows, 1 columns
-_BACKWARD = np.array([True, False, True, False, False, False])  # towards smaller row or column
+_SPACE_AXIS = np.array([1, 1, 0, 0, 1, 0])  # for each motion: 0 rows, 1 columns
+_BACKWARD = np.array([True, False, True, False, False, False])  # for each motion: towards smaller rows or columns
 
 
 @functools.cache
 def phrasings(digit: int, direction: int) -> tuple[str, ...]:
-    """Every way this data set says one motion; `direction` indexes `MOTIONS`."""
+    """Returns all phrasings of a motion in this data set; `direction` is an index into `MOTIONS`."""
     word, number, motion = DIGIT_WORDS[digit], str(digit), MOTIONS[direction]
     prefixes = ("", "an " if digit == 8 else "a ", "the digit ", "the number ")
     subjects = [prefix + name for prefix in prefixes for name in (number, word)]
@@ -56,19 +56,19 @@ def phrasings(digit: int, direction: int) -> tuple[str, ...]:
 
 
 def caption(digits: Integers, directions: Integers, rng: np.random.Generator) -> str:
-    """One phrasing, drawn at random, that names every digit and its motion (an index into `MOTIONS`)."""
+    """Draws a phrasing that names every digit and its motion (an index into `MOTIONS`)."""
     choices = [phrasings(int(a), int(b)) for a, b in zip(digits, directions, strict=True)]
     return " and ".join(options[rng.integers(len(options))] for options in choices)
 
 
 def longest_caption(config: "MovingDigitsConfig") -> str:
-    """The longest caption that a variant has."""
+    """Returns the longest caption of a variant."""
     motions = [i for i, motion in enumerate(MOTIONS) if (motion in AXES) == config.bounce]
     longest = max((text for digit in range(10) for i in motions for text in phrasings(digit, i)), key=len)
     return " and ".join([longest] * config.digits)
 
 
-def _reading() -> tuple[re.Pattern, dict[str, tuple[str, int]]]:
+def _vocabulary() -> tuple[re.Pattern, dict[str, tuple[str, int]]]:
     names = {name: ("digit", d) for d, word in enumerate(DIGIT_WORDS) for name in (word, str(d))}
     names |= {way: ("direction", i) for i, motion in enumerate(MOTIONS) for way in _WAYS_TO_SAY[motion]}
     longest_first = sorted(names, key=len, reverse=True)  # "up and down" before "up"
@@ -76,33 +76,33 @@ def _reading() -> tuple[re.Pattern, dict[str, tuple[str, int]]]:
 
 
 def parse_caption(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The digits that a caption names and their motions (indices into `MOTIONS`), in its order.
+    """Returns the digits in a caption and their motions (indices into `MOTIONS`), in the order of the caption.
 
     Raises InputError unless the caption names a digit, its direction, the next digit, its direction, ….
     """
-    pattern, names = _reading()
-    found = [names[name] for name in pattern.findall(" ".join(text.lower().split()))]
-    kinds = [kind for kind, _ in found]
-    if not found or kinds != ["digit", "direction"] * (len(found) // 2):
+    pattern, names = _vocabulary()
+    words = [names[name] for name in pattern.findall(" ".join(text.lower().split()))]
+    kinds = [kind for kind, _ in words]
+    if not words or kinds != ["digit", "direction"] * (len(words) // 2):
         raise InputError(f"caption={text!r} must name a digit and its direction, as in 'the digit 3 moves left'")
-    return tuple(v for _, v in found[::2]), tuple(v for _, v in found[1::2])
+    return tuple(v for _, v in words[::2]), tuple(v for _, v in words[1::2])
 
 
 @functools.cache
 def _glyphs(size: int) -> tuple[Float[np.ndarray, "I S S"], Int[np.ndarray, "I"]]:
-    """All digit images at `size`×`size` pixels with values in [0, 1], and their classes."""
+    """Returns all digit images at `size`×`size` pixels with values in [0, 1], and their classes."""
     from scipy import ndimage
-    from sklearn.datasets import load_digits  # a second to import, and only building needs it
+    from sklearn.datasets import load_digits  # takes a second to import, and only a build needs it
 
     digits = load_digits()
     images = digits.images / 16.0
-    if size != 8:  # cubic, with pixels as areas so that the glyph stays centred
+    if size != 8:  # cubic; pixels count as areas, so the glyph stays centred
         images = ndimage.zoom(images, (1, size / 8, size / 8), order=3, mode="grid-constant", grid_mode=True)
     return images.clip(0, 1).astype(np.float32), digits.target.astype(np.int32)
 
 
 def split_images(classes: Int[np.ndarray, "I"]) -> dict[str, Int[np.ndarray, "_"]]:
-    """Image indices of train (1,500) and test (297): a fixed random sixth of every class is for the test."""
+    """Returns the image indices of train (1,500) and test (297): a fixed random sixth of every class is the test."""
     rng = np.random.default_rng(1797)
     by_class = [rng.permutation(np.flatnonzero(classes == c)).astype(np.int32) for c in range(10)]
     cuts = [round(len(members) * 297 / 1797) for members in by_class]
@@ -113,7 +113,7 @@ def split_images(classes: Int[np.ndarray, "I"]) -> dict[str, Int[np.ndarray, "_"
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class MovingDigitsConfig(tfds.core.BuilderConfig):
-    """One variant: `size`×`size` pixels, `speed` range in pixels per frame, clips made of every image."""
+    """Describes a variant: `size`×`size` pixels, range of `speed` in pixels per frame, clips made of every image."""
 
     size: int = 16
     frames: int = 8
@@ -135,11 +135,11 @@ class MovingDigitsConfig(tfds.core.BuilderConfig):
 def _paths(
     config: MovingDigitsConfig, motion: Int[np.ndarray, "B n"], rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, "B n"], Float[np.ndarray, "B n T 2"]]:
-    """Speeds, and the row and column of each glyph's corner in every frame; it starts on a whole pixel."""
+    """Draws speeds, and the row and column of each glyph's corner in every frame. It starts on a whole pixel."""
     room, steps = config.size - config.glyph, np.arange(config.frames)
     speed = rng.uniform(*config.speed, motion.shape)
     travelled = speed[..., None] * steps
-    if config.bounce:  # a triangle wave: the phase says where it starts and which way it goes
+    if config.bounce:  # a triangle wave, whose phase gives the start and the first direction
         phase = rng.integers(2 * room, size=motion.shape)[..., None]
         along = room - np.abs(room - (phase + travelled) % (2 * room))
     else:
@@ -153,7 +153,7 @@ def _paths(
 
 
 def _hidden(corner: Float[np.ndarray, "B n T 2"], glyph: int) -> np.ndarray:
-    """Which clips have two digits whose boxes overlap in more than half of the frames."""
+    """Returns whether the boxes of a clip's two digits overlap in more than half of the frames."""
     if corner.shape[1] == 1:
         return np.zeros(len(corner), bool)
     overlap = (np.abs(corner[:, 0] - corner[:, 1]) < glyph).all(-1)
@@ -163,7 +163,7 @@ def _hidden(corner: Float[np.ndarray, "B n T 2"], glyph: int) -> np.ndarray:
 def _render(
     glyphs: Float[np.ndarray, "B n S S"], corner: Float[np.ndarray, "B n T 2"], size: int
 ) -> UInt8[np.ndarray, "B T H W 1"]:
-    """Glyphs placed at sub-pixel positions by bilinear interpolation; the brighter is on top."""
+    """Draws glyphs at sub-pixel positions by bilinear interpolation; the brighter glyph is on top."""
     pixel, source = np.arange(size)[:, None], np.arange(glyphs.shape[-1])
     offset = pixel - source - corner[..., None, None]
     weight = np.maximum(0, 1 - np.abs(offset)).astype(np.float32)  # B n T 2 H S
@@ -173,14 +173,14 @@ def _render(
 
 
 class MovingDigits(tfds.core.GeneratorBasedBuilder):
-    """Handwritten digits in motion.
+    """Builds videos of handwritten digits in motion.
 
     A record holds `video` (T H W 1, uint8), `caption` (UTF-8 bytes) and, with one entry for each digit,
     `digit` (0..9), `direction` (index into `MOTIONS`), `speed` (px/frame) and `image_id` (index into
     scikit-learn's digits).
     """
 
-    code_path = None  # where TFDS looks for download checksums; there are no downloads
+    code_path = None  # TFDS would look there for checksums of downloads
     VERSION = tfds.core.Version("1.1.0")
     RELEASE_NOTES = {"1.1.0": "16x8 and two_digits move by whole pixels."}  # noqa: RUF012
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS' own attribute)
@@ -194,7 +194,7 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         c = self.builder_config
         each = functools.partial(tfds.features.Tensor, shape=(c.digits,))
-        # As raw bytes: a list of integers takes five times as long to write.
+        # Raw bytes: a list of integers takes five times as long to write.
         video = tfds.features.Tensor(shape=(c.frames, c.size, c.size, 1), dtype=np.uint8, encoding="bytes")
         features = {"video": video, "caption": tfds.features.Text(), "speed": each(dtype=np.float32)}
         features |= {name: each(dtype=np.int32) for name in ("digit", "direction", "image_id")}
@@ -241,11 +241,10 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir: str | Path, config: str | MovingDigitsConfig = "16x8") -> MovingDigits:
-    """The builder of one variant below `data_dir`, built if it is not there yet (some seconds).
+    """Returns the builder of a variant below `data_dir`, and builds the data if necessary (some seconds).
 
-    TFDS writes to a folder beside the final one and renames it, so a build that was cut short is not seen; a
-    folder that lost files since is built anew. Raises InputError for an unknown config and for a folder
-    that cannot be written.
+    TFDS writes to a temporary folder and renames it, so a build that was cut short is ignored. A folder that has lost
+    files is built again. Raises InputError for an unknown config and for a folder that cannot be written.
     """
     known = [c.name for c in MovingDigits.BUILDER_CONFIGS]
     if isinstance(config, str) and config not in known:
@@ -263,13 +262,13 @@ def prepare(data_dir: str | Path, config: str | MovingDigitsConfig = "16x8") -> 
         try:
             builder.download_and_prepare()
         except OSError as error:
-            if not _complete(make()):  # else another process, building the same, was first
+            if not _complete(make()):  # if complete, another process built the same data first
                 raise InputError(f"data_dir={str(data_dir)!r} cannot be written: {error}") from error
         return make()
 
 
 def _complete(builder: MovingDigits) -> bool:
-    """Whether every split's files hold as many records as the builder's information says."""
+    """Returns whether the files of every split hold as many records as the builder's information says."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     if not builder.data_path.exists() or not builder.is_prepared():
@@ -282,13 +281,13 @@ def _complete(builder: MovingDigits) -> bool:
             for split in builder.info.splits.values()
             for path, expected in zip(split.filepaths, split.shard_lengths, strict=True)
         )
-    except Exception:  # its own types for missing, truncated and foreign files
+    except Exception:  # the reader has its own types for missing, truncated and foreign files
         return False
 
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """Without TFDS' nested progress bars and words about a download: our one log line says what happens."""
+    """Silences TFDS' nested progress bars and lines about a download; our log line says what happens."""
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.WARNING)

@@ -1,10 +1,9 @@
 """One Grain pipeline for every source of videos: shuffle, shard, augment, tokenise, batch, prefetch.
 
-The stream of examples is a pure function of (seed, position): example `p` is row `p % n` of the shuffle of
-epoch `p // n`, and every draw made for it (clip, crop, flip, caption dropout, joint images) comes from a
-generator seeded with (seed, p). Of batch `i` process `j` of `P` holds the `j`-th part, `B/P` positions from
-`i·B + j·B/P` on. So the iterator's whole state is one number, the same for any number of worker processes, and
-the batches of all processes together are the batch that a single process would have drawn.
+The stream of examples is a pure function of (seed, position). Example `p` is row `p % n` of the shuffle of epoch
+`p // n`, and all its draws (clip, crop, flip, joint images) come from a generator seeded with (seed, p). Process `j` of
+`P` holds part `j` of batch `i`: `B/P` positions from `i·B + j·B/P` on. So the state of the iterator is a single number,
+whatever the number of workers, and the parts of all processes make up the batch that a single process would draw.
 """
 
 import dataclasses
@@ -32,7 +31,6 @@ def make_iterator(
     tokenize: Callable[[str], np.ndarray],
     shuffle: bool = True,
     repeat: bool = True,
-    caption_dropout: float | int = 0.0,
     flip: bool = False,
     joint_images: int = 0,
     num_workers: int = 0,
@@ -40,32 +38,31 @@ def make_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> "BatchIterator":
-    """Iterates over this process's share of the batches of `source`.
+    """Returns an iterator over this process's share of the batches of `source`.
 
     Yields `{"video": uint8 [b, T, H, W, C], "tokens": int32 [b, L]}` with `b = batch_size / process_count`.
     With `joint_images` K > 0 the videos are `[b, T + K, H, W, C]`: random frames of K other videos
     follow the clip (Ho et al. 2022, section 4.3.1) and `"image_tokens"` are their captions, int32 `[b, K, L]`.
 
     Args:
-        source: random access; items have "video", uint8 `[T, H, W, C]`, and "caption". A source that draws
-            (a clip, a crop) has `sample(index, rng, single_frame)` too, which is then used instead of `[]`.
+        source: gives random access; items have "video", uint8 `[T, H, W, C]`, and "caption". A source that draws (a
+            clip, a crop) has the method `sample(index, rng, single_frame)`, which then replaces `[]`.
         batch_size: videos per step over all processes.
-        seed: below 2³²; fixes the order and every draw.
-        tokenize: caption to int32 `[L]`, the same L for all.
-        shuffle: another order in each epoch; else the source's own order.
-        repeat: for ever; else one epoch without its incomplete last batch (`shuffle=False, repeat=False` to
-            evaluate).
-        caption_dropout: probability that a caption is replaced by "", drawn for each caption.
-        flip: mirror half of the clips, left to right. Wrong for captions that say left and right.
+        seed: fixes the order and every draw; below 2³².
+        tokenize: turns a caption into int32 `[L]`, with the same L for every caption.
+        shuffle: draws a new order in each epoch; False keeps the order of the source.
+        repeat: goes on for ever; False stops after one epoch, without its incomplete last batch
+            (`shuffle=False, repeat=False` to evaluate).
+        flip: mirrors half of the clips from left to right. Wrong for captions that say left and right.
         joint_images: K above.
-        num_workers: worker processes; 0 reads in threads of this one. A script that starts workers needs the
+        num_workers: worker processes; 0 reads in threads of this process. A script that starts workers needs the
             `if __name__ == "__main__"` guard, and should `close()` the iterator.
         prefetch: batches made ahead, by each worker; 0 for none.
-        process_index, process_count: this process of a multi-process run, of those that read different videos.
+        process_index, process_count: number of this process among the processes that read different videos.
 
     Raises:
-        InputError: the batch does not divide, the source has too few videos, or its longest caption, where it knows
-            one (`longest_caption`: where it is, and what it says), is too long.
+        InputError: the batch does not divide, the source has too few videos, or its `longest_caption` (place and text,
+            if the source knows it) is too long.
     """
     count = len(source)
     if batch_size < 1 or batch_size % process_count:
@@ -74,11 +71,9 @@ def make_iterator(
         raise InputError(f"the data has {count} videos, fewer than one batch (batch_size={batch_size})")
     if not 0 <= joint_images < count:
         raise InputError(f"joint_images={joint_images} must be less than the {count} videos of the data")
-    if not 0 <= caption_dropout <= 1:
-        raise InputError(f"caption_dropout={caption_dropout} must lie between 0 and 1")
 
-    longest = getattr(source, "longest_caption", None) if caption_dropout < 1 else None
-    if longest is not None:  # better refused now than in mid-training
+    longest = getattr(source, "longest_caption", None)
+    if longest is not None:  # a caption that is too long would stop the training in the middle
         where, caption = longest
         try:
             tokenize(caption)
@@ -90,41 +85,41 @@ def make_iterator(
         positions = positions.shuffle()
     if repeat:
         positions = positions.repeat()
-    else:  # cut before the processes share, so that all of them see equally many batches
+    else:  # cut before the processes take their shares, so that all have the same number of batches
         positions = positions[: count // batch_size * batch_size]
-    examples = positions.random_map(_Example(source, tokenize, caption_dropout, flip, joint_images))
-    # In turn, so that the processes' shares one after another are the batch of a single process.
+    examples = positions.random_map(_Example(source, tokenize, flip, joint_images))
+    # Processes take shares in turn: side by side, their shares are the batch of a single process.
     shares = examples.batch(batch_size // process_count, drop_remainder=True, batch_fn=_stack)
     return BatchIterator(shares[process_index::process_count], num_workers, prefetch)
 
 
 class BatchIterator(grain.DatasetIterator):
-    """Iterates over a map of batches; its state is `{"next_batch": n}`, whatever the workers and processes.
+    """Iterates over a map of batches; its state is `{"next_batch": n}` for any number of workers and processes.
 
-    Grain's own iterators keep one state per worker; slicing the map at `n` leads to the same place without.
+    Grain's own iterators keep one state per worker. Slicing the map at `n` gives the same stream without them.
     """
 
     def __init__(self, batches: grain.MapDataset, num_workers: int, prefetch: int):
         super().__init__()
         self._batches, self._num_workers, self._prefetch = batches, num_workers, prefetch
         self._next_batch = 0
-        self._inner: grain.DatasetIterator | None = None  # opened by the first `next`, workers and all
+        self._inner: grain.DatasetIterator | None = None  # the first `next` opens it and starts the workers
 
     def __next__(self) -> Batch:
         if self._inner is None:
             self._inner = self._open()
         batch = next(self._inner)
-        if self._num_workers:  # off the workers' shared memory, which they use again
+        if self._num_workers:  # the workers use their shared memory again
             batch = {key: np.array(value) for key, value in batch.items()}
         self._next_batch += 1
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """The number of batches drawn, ready for JSON."""
+        """Returns the number of batches drawn, ready for JSON."""
         return {"next_batch": self._next_batch}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to where `get_state` was taken; takes the time of opening the iterator anew."""
+        """Goes to the position of `state`; the next batch takes as long as a first batch."""
         self._close_inner()
         self._next_batch = int(state["next_batch"])
 
@@ -134,12 +129,12 @@ class BatchIterator(grain.DatasetIterator):
         super().close()
 
     def _open(self) -> grain.DatasetIterator:
-        ahead = 0 if self._num_workers else self._prefetch  # the workers keep their own buffers
+        ahead = 0 if self._num_workers else self._prefetch  # workers have their own buffers
         stream = self._batches[self._next_batch :].to_iter_dataset(
             grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
         )
         if self._num_workers:
-            if not flags.FLAGS.is_parsed():  # Grain's workers read them; outside `app.run` nobody parsed them
+            if not flags.FLAGS.is_parsed():  # Grain's workers read flags, and outside `app.run` nobody parses them
                 flags.FLAGS.mark_as_parsed()
             stream = stream.mp_prefetch(
                 grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=max(self._prefetch, 1)),
@@ -154,7 +149,7 @@ class BatchIterator(grain.DatasetIterator):
 
 
 def _leave_signals_to_the_parent(worker: int, workers: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach all processes; the training loop has still to draw a batch and to save."""
+    """Ignores the signals of Ctrl-C and of schedulers in a worker: the training loop still draws a batch and saves."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
@@ -167,11 +162,10 @@ def _leave_signals_to_the_parent(worker: int, workers: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Example:
-    """Reads and augments one example: a function of the row and of the generator of its position."""
+    """Reads and augments an example, as a function of its row and the generator of its position."""
 
     source: RandomAccessDataSource
     tokenize: Callable[[str], np.ndarray]
-    caption_dropout: float | int
     flip: bool
     joint_images: int
 
@@ -180,7 +174,7 @@ class _Example:
         if not self.joint_images:
             return {"video": video, "tokens": tokens}
         count = len(self.source)
-        steps = 1 + rng.choice(count - 1, self.joint_images, replace=False)  # to K different others
+        steps = 1 + rng.choice(count - 1, self.joint_images, replace=False)  # to K different videos
         loaded = [self._load(int((index + step) % count), rng, single_frame=True) for step in steps]
         frames, image_tokens = zip(*loaded, strict=True)
         return {
@@ -190,7 +184,7 @@ class _Example:
         }
 
     def _load(self, index: int, rng: np.random.Generator, *, single_frame: bool) -> tuple[np.ndarray, np.ndarray]:
-        """One video `[T, H, W, C]` (or one frame of it, T = 1) and its caption's tokens."""
+        """Returns a video `[T, H, W, C]` (or one frame of it, T = 1) and the tokens of its caption."""
         if hasattr(self.source, "sample"):
             item = self.source.sample(index, rng, single_frame)
             video = item["video"]
@@ -200,12 +194,11 @@ class _Example:
             if single_frame:
                 start = rng.integers(len(video))
                 video = video[start : start + 1]
-        # Both draws are always made, so that turning one option on leaves the other's outcome as it was.
-        mirrored, dropped = rng.random() < 0.5, rng.random() < self.caption_dropout
+        mirrored = rng.random() < 0.5  # drawn in any case, so that `flip` does not change later draws
         if self.flip and mirrored:
             video = video[:, :, ::-1]
         caption = item["caption"].decode() if isinstance(item["caption"], bytes) else str(item["caption"])
-        return video, np.asarray(self.tokenize("" if dropped else caption), np.int32)
+        return video, np.asarray(self.tokenize(caption), np.int32)
 
 
 def _stack(examples: Sequence[Batch]) -> Batch:
@@ -213,6 +206,6 @@ def _stack(examples: Sequence[Batch]) -> Batch:
     if len(shapes) > 1:
         raise InputError(
             f"videos of one batch differ in shape ({shapes[0]}, {shapes[1]} …): "
-            "set frames and size, so that all are cut to the same clip"
+            "set frames and size to cut all videos to clips of one shape"
         )
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}

@@ -1,4 +1,4 @@
-"""Data by name: moving digits, a folder of videos, or any TFDS video data set that is prepared."""
+"""Opens data by name: moving digits, a folder of videos, or any prepared TFDS video data set."""
 
 import dataclasses
 import functools
@@ -35,23 +35,23 @@ def make_source(
     video_key: str | None = None,
     caption_key: str | None = None,
 ) -> RandomAccessDataSource:
-    """Random access to {"video": uint8 [T, H, W, C], "caption": str}, for `pipeline.make_iterator`.
+    """Returns random access to {"video": uint8 [T, H, W, C], "caption": str}, for `pipeline.make_iterator`.
 
     Args:
-        name: "moving_digits", built below `data_dir` at the first call; "folder", the videos below
-            `data_dir/split`, or for the training split below `data_dir` where there is no such folder; any
-            other name, with or without "tfds:" before it, is a TFDS data set prepared below `data_dir`.
-        split: of the data set; TFDS' slices ("train[:90%]") work too.
+        name: "moving_digits" (the first call builds it below `data_dir`), "folder" (the videos below `data_dir/split`;
+            the training split may lie in `data_dir` itself), or the name of a TFDS data set prepared below
+            `data_dir`, with or without the prefix "tfds:".
+        split: name of the split; TFDS' slices ("train[:90%]") work too.
         builder_config: the variant of moving_digits or of the TFDS data set.
         frames, size, stride, crop: the clip (`ClipShape`); a folder needs frames and size. None: as stored.
-        fps: frame rate that a folder's files are sampled at; the others store no rates.
-        seed: of the clips that `source[i]` cuts. The pipeline cuts its own at every epoch.
-        video_key, caption_key: the TFDS features, "outer/inner" where nested. None: the first that is there
-            of video, image_sequence, image_aux1, frames; of caption, text, label, else captions are "". A
+        fps: frame rate at which the files of a folder are sampled; other data sets store no rates.
+        seed: for the clips of `source[i]`. The pipeline draws new clips in every epoch.
+        video_key, caption_key: the TFDS features, "outer/inner" if nested. None: the first existing one of video,
+            image_sequence, image_aux1, frames, and of caption, text, label; without the latter, captions are "". A
             class label becomes its name.
 
     Raises:
-        InputError: the data is not there or cannot be read like this; says what would help.
+        InputError: the data does not exist or cannot be read like this; the line says what would help.
     """
     name = name.removeprefix("tfds:")
     size = (size, size) if isinstance(size, int) else size
@@ -66,7 +66,7 @@ def make_source(
         raise InputError(f"stride={stride} needs frames, the length of a clip")
     shape = ClipShape(frames or 1, size or (1, 1), stride, crop)
     if name == "moving_digits":
-        from vdm_jax.data import moving_digits  # imports TFDS: a second that folders do without
+        from vdm_jax.data import moving_digits  # imports TFDS, which takes a second that folders save
 
         builder = moving_digits.prepare(data_dir, *([builder_config] if builder_config else []))
         prepared, longest = builder.data_dir, (name, moving_digits.longest_caption(builder.builder_config))
@@ -82,13 +82,13 @@ def make_source(
 
 
 def splits_of(name: str, *, data_dir: str | Path, builder_config: str | None = None) -> list[str]:
-    """The splits of a data set, named as for `make_source`; of a folder without train/, "train" alone.
+    """Returns the splits of a data set, named as for `make_source`; a folder without train/ has "train" only.
 
     Raises:
-        InputError: the data is not there.
+        InputError: the data does not exist.
     """
     name, root = name.removeprefix("tfds:"), Path(data_dir)
-    if name == "folder":  # without train/ its training split is all of it, whatever the folders are called
+    if name == "folder":  # without train/, all its videos are the training split
         inner = sorted(path.name for path in root.glob("*") if path.is_dir())
         return inner if "train" in inner else ["train"]
     if name == "moving_digits":
@@ -98,7 +98,7 @@ def splits_of(name: str, *, data_dir: str | Path, builder_config: str | None = N
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Which features of a record are its frames and its caption, and the names of the classes."""
+    """Names the features that are a record's frames and caption, and the names of the classes."""
 
     video_key: str
     caption_key: str | None
@@ -110,27 +110,27 @@ class _Reader:
     def caption(self, record: dict[str, Any]) -> str:
         value = "" if self.caption_key is None else _at(record, self.caption_key)
         if self.class_names is not None:
-            return self.class_names[int(value)] if int(value) >= 0 else ""  # TFDS: -1 where there is no label
+            return self.class_names[int(value)] if int(value) >= 0 else ""  # TFDS: -1 means no label
         return value.decode() if isinstance(value, bytes) else str(value)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Clips(Sequence[Item]):
-    """Cuts clips out of records that hold whole videos; decodes only the frames that a clip needs."""
+    """Cuts clips out of records that hold whole videos, and decodes only the frames of the clip."""
 
     records: RandomAccessDataSource
     read: _Reader
     shape: ClipShape
-    cut: bool  # frames of shape, rather than all
-    resize: bool  # to shape's size
+    cut: bool  # to the number of frames of `shape`; False: all frames
+    resize: bool  # to the size of `shape`
     seed: int
-    longest_caption: tuple[str, str] | None = None  # the data's name, and the caption
+    longest_caption: tuple[str, str] | None = None  # the name of the data and the caption
 
     def __len__(self) -> int:
         return len(self.records)
 
     def check(self) -> None:
-        """Raises InputError where the first record's video is none."""
+        """Raises InputError if the first record holds no video."""
         try:
             frame = _decode(self.read.frames(self.records[0])[0])
         except (TypeError, AttributeError, IndexError, OSError):
@@ -145,7 +145,7 @@ class _Clips(Sequence[Item]):
         return self.sample(index, np.random.default_rng([self.seed, index]))
 
     def sample(self, index: int, rng: np.random.Generator, single_frame: bool = False) -> Item:
-        """Item `index`, its clip and crop drawn from `rng`; `single_frame` takes one frame of the video."""
+        """Returns item `index` with clip and crop drawn from `rng`; with `single_frame`, a clip of one frame."""
         record = self.records[index]
         frames = self.read.frames(record)
         count = 1 if single_frame else self.shape.frames if self.cut else len(frames)
@@ -185,7 +185,7 @@ def _split_folder(root: Path, split: str) -> Path:
 
 
 def _find_tfds(name: str, data_dir: Path) -> str:
-    """The folder of a prepared data set. Its code is left alone: that may need TensorFlow to import."""
+    """Returns the folder of a prepared data set, without importing its code, which may need TensorFlow."""
     import tensorflow_datasets as tfds
 
     _read_video_features_without_tensorflow(tfds)
@@ -193,7 +193,7 @@ def _find_tfds(name: str, data_dir: Path) -> str:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=str(data_dir)).data_dir
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise InputError(
-            f"{name} is not prepared in {data_dir}; where TensorFlow is installed, prepare it with: "
+            f"{name} is not prepared in {data_dir}; prepare it where TensorFlow is installed: "
             f"tfds build {name} --data_dir={data_dir} --file_format=array_record"
         ) from error
 
@@ -206,12 +206,12 @@ def _open(folder: str) -> Any:
 
 
 class _Records(Sequence[dict[str, Any]]):
-    """The records of a prepared split; the worker processes open it anew, as TFDS' sources cannot be sent."""
+    """Reads the records of a prepared split. Worker processes open it again: TFDS' sources cannot be pickled."""
 
     def __init__(self, folder: str, split: str, video_key: str):
         self._arguments = folder, split, video_key
         builder = _open(folder)
-        name, decoders = builder.info.full_name, _left_encoded(video_key, builder.info.features)
+        name, decoders = builder.info.full_name, _without_decoding(video_key, builder.info.features)
         try:
             self._records = builder.as_data_source(split=split, decoders=decoders or None)
         except NotImplementedError as error:
@@ -220,8 +220,8 @@ class _Records(Sequence[dict[str, Any]]):
                 "prepare it with --file_format=array_record"
             ) from error
         except ValueError as error:
-            known = ", ".join(builder.info.splits)
-            raise InputError(f"split={split!r} of {name} must be made of its splits: {known}") from error
+            splits = ", ".join(builder.info.splits)
+            raise InputError(f"split={split!r} of {name} must be made of its splits: {splits}") from error
 
     def __reduce__(self):
         return _Records, self._arguments
@@ -243,29 +243,29 @@ def _reader(info: Any, video_key: str | None, caption_key: str | None) -> _Reade
             return False
         return True
 
-    def choose(asked: str | None, usual: tuple[str, ...]) -> str | None:
-        return asked if asked else next((key for key in usual if has(key)), None)
+    def choose(key: str | None, usual: tuple[str, ...]) -> str | None:
+        return key or next(filter(has, usual), None)
 
     video, caption = choose(video_key, _VIDEO_KEYS), choose(caption_key, _CAPTION_KEYS)
     for option, key in (("video_key", video), ("caption_key", caption)):
         if (key is None and option == "video_key") or (key is not None and not has(key)):
-            listed = ", ".join(sorted(features))
-            raise InputError(f"{info.full_name}: {option}={key} must be one of its features: {listed}")
+            names = ", ".join(sorted(features))
+            raise InputError(f"{info.full_name}: {option}={key} must be one of its features: {names}")
     names = getattr(_at(features, caption), "names", None) if caption else None
     return _Reader(video, caption, tuple(names) if names else None)
 
 
-def _left_encoded(video_key: str, features: Any) -> dict[str, Any]:
-    """Decoders that leave frames at `video_key` that are stored as png or jpeg as those bytes."""
+def _without_decoding(video_key: str, features: Any) -> dict[str, Any]:
+    """Returns TFDS decoders that keep png and jpeg frames at `video_key` as bytes."""
     import tensorflow_datasets as tfds
 
     feature = _at(features, video_key)
-    element = getattr(feature, "feature", feature)  # of a sequence
+    element = getattr(feature, "feature", feature)  # a sequence has elements
     if not isinstance(element, tfds.features.Image):
         return {}
 
     class AsStored(tfds.decode.SkipDecoding):
-        def decode_batch_example_np(self, frames):  # what SkipDecoding lacks, for sequences
+        def decode_batch_example_np(self, frames):  # SkipDecoding lacks this method for sequences
             return frames
 
     decoders: Any = AsStored()
@@ -276,9 +276,9 @@ def _left_encoded(video_key: str, features: Any) -> dict[str, Any]:
 
 @functools.cache
 def _read_video_features_without_tensorflow(tfds: Any) -> None:
-    """Makes TFDS read `Video` features as what they are in the files, sequences of images.
+    """Makes TFDS read `Video` features as the sequences of images that the files hold.
 
-    Its own class calls TensorFlow in the constructor, so that no description of such a data set would load.
+    TFDS' own class calls TensorFlow in its constructor, so without this no such data set opens.
     """
     if importlib.util.find_spec("tensorflow") is not None:
         return

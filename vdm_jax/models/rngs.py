@@ -1,6 +1,7 @@
 """Keys for making a module, as `nnx.Rngs` gives them, but counted in Python."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -13,10 +14,16 @@ class Keys(nnx.Rngs):
 
     def __init__(self, seed: int):
         object.__setattr__(self, "_seed", seed)
-        object.__setattr__(self, "_count", 0)
+        object.__setattr__(self, "count", 0)
 
     def params(self) -> jax.Array:
         """The next key."""
-        key = jax.random.fold_in(jax.random.key(self._seed), self._count)
-        object.__setattr__(self, "_count", self._count + 1)
+        key = jax.random.fold_in(jax.random.key(self._seed), self.count)
+        object.__setattr__(self, "count", self.count + 1)
         return key
+
+    def draw(self, number: int) -> jax.Array:
+        """Returns the next keys in one array. 400 keys drawn one by one take nine seconds to compile."""
+        counts = self.count + jnp.arange(number)
+        object.__setattr__(self, "count", self.count + number)
+        return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self._seed), counts)

@@ -1,4 +1,4 @@
-"""Where every array lives: one table from parameter path to mesh axes, and the layouts of batch and activations."""
+"""Places every array on the mesh: a table from parameter path to mesh axes, and layouts of batch and activations."""
 
 import dataclasses
 import re
@@ -15,9 +15,9 @@ from vdm_jax.typing import Array, Float, Int, PyTree
 
 BATCH = ("data", "fsdp")
 
-# The first pattern that is found in a parameter's path gives the axes of its dimensions. Tensor parallelism
-# splits the heads of an attention and the middle of a block (Shoeybi et al. 2019, section 3): what enters is cut
-# by columns, what leaves by rows, so that a block needs one sum at its end.
+# The first pattern found in a parameter's path gives the mesh axes of its dimensions. Tensor parallelism splits the
+# heads of an attention and the middle of a block (Shoeybi et al. 2019, section 3): the first matrix is cut by columns,
+# the last by rows, so a block needs one sum at its end.
 RULES: tuple[tuple[str, P], ...] = (
     (r"(qkv|context_kv|cross_q|up|modulation|/[qkv])/kernel$", P("fsdp", "tensor")),
     (r"(modulation|up)/bias$", P("tensor")),
@@ -31,18 +31,18 @@ RULES: tuple[tuple[str, P], ...] = (
 
 
 def path_name(path: tuple) -> str:
-    """A tree path as `a/b/0/c`."""
+    """Returns a tree path as `a/b/0/c`."""
     return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
 
 
 def shardings(mesh: Mesh, params: PyTree) -> PyTree:
-    """A NamedSharding for each parameter (or its shape), from `RULES`.
+    """Returns a NamedSharding for each parameter (or its shape), from `RULES`.
 
-    A dimension that the mesh axis does not divide stays whole. The last dimensions of an array are those of its rule: a
-    pointwise convolution is a matrix, and the window of any other stays whole.
+    A rule names the last dimensions of an array, so it serves a convolution (its window stays whole), a pointwise
+    convolution (a matrix) and stacked blocks alike. A dimension that the mesh axis does not divide stays whole.
     """
 
-    def one(path, leaf):
+    def to_sharding(path, leaf):
         name = path_name(path)
         spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
         missing = len(leaf.shape) - len(spec)
@@ -52,14 +52,14 @@ def shardings(mesh: Mesh, params: PyTree) -> PyTree:
         ]
         return NamedSharding(mesh, P(*fits))
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(to_sharding, params)
 
 
 def like_params(mesh: Mesh, tree: PyTree, params: PyTree, param_shardings: PyTree) -> PyTree:
-    """Shardings for a tree that holds copies of the parameter tree (EMA, Adam's moments) and other arrays.
+    """Returns shardings for a tree that holds copies of the parameters (EMA, Adam's moments) and other arrays.
 
-    A leaf whose path ends in a parameter's path, with its shape, is sharded like it; all else is replicated.
-    Under automatic shardings `jax.jit(tx.init)(params)` would silently replicate the moments.
+    A leaf is sharded like the parameter whose path ends its own path and whose shape it has; other leaves are
+    replicated. Without explicit shardings, `jax.jit(tx.init)(params)` silently replicates the moments.
     """
     known = {
         path_name(path): (leaf.shape, sharding)
@@ -68,7 +68,7 @@ def like_params(mesh: Mesh, tree: PyTree, params: PyTree, param_shardings: PyTre
         )
     }
 
-    def one(path, leaf):
+    def to_sharding(path, leaf):
         parts = path_name(path).split("/")
         for start in range(len(parts)):
             shape, sharding = known.get("/".join(parts[start:]), (None, None))
@@ -76,51 +76,54 @@ def like_params(mesh: Mesh, tree: PyTree, params: PyTree, param_shardings: PyTre
                 return sharding
         return NamedSharding(mesh, P())
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree_util.tree_map_with_path(to_sharding, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis over `data` and `fsdp`."""
+    """Returns the sharding of a batch: its first axis over `data` and `fsdp`."""
     return NamedSharding(mesh, P(BATCH))
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:
-    """Raises InputError where the batch does not divide over `data` × `fsdp`."""
+    """Raises InputError if data × fsdp does not divide the batch."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % ways:
         raise InputError(f"batch_size={batch_size} must be a multiple of data × fsdp = {ways}")
 
 
 def share_of_batch(mesh: Mesh) -> tuple[int, int]:
-    """Which part of the batch this process is to read, and of how many equal parts.
+    """Returns the number of this process's share of the batch, and the number of equal shares.
 
-    Processes whose devices hold the same rows, as over `context` or `tensor`, are to read the same part.
-    Raises InputError where the rows of this process are no such part.
+    Processes whose devices hold the same rows, as over `context` or `tensor`, read the same share. The topology of the
+    machine may interleave the rows of several processes; `jax.make_array_from_process_local_data` puts the rows of a
+    share in their places.
+
+    Raises:
+        InputError: processes hold different numbers of rows, or rows that overlap in part.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     processes = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
     return _share(processes.reshape(ways, -1), jax.process_index())
 
 
-def _share(processes: Int[np.ndarray, "ways others"], process: int) -> tuple[int, int]:
-    """The same, from the process of each device, in rows of devices that hold the same part of the batch."""
-    shares = {}
-    for one in np.unique(processes):  # all, so that all processes find the same
-        rows = np.flatnonzero((processes == one).any(1))
-        first, size = int(rows[0]), len(rows)
-        if rows[-1] - first + 1 != size or first % size or len(processes) % size:
-            raise InputError(
-                f"mesh: process {one} holds parts {', '.join(map(str, rows))} of {len(processes)} of the batch; they "
-                "must be neighbours, and a whole share (change data × fsdp against context × tensor)"
-            )
-        shares[one] = first // size, len(processes) // size
-    return shares[process]
+def _share(processes: Int[np.ndarray, "parts devices"], process: int) -> tuple[int, int]:
+    """Implements `share_of_batch`; `processes[i, j]` is the process of the j-th device that holds part i."""
+    # The check covers all processes: all must fail together, or some would wait for the rest.
+    parts = {int(n): tuple(np.flatnonzero((processes == n).any(1)).tolist()) for n in np.unique(processes)}
+    shares = sorted(set(parts.values()))
+    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) > len(processes):
+        listed = "; ".join(f"process {n} holds {', '.join(map(str, held))}" for n, held in list(parts.items())[:3])
+        raise InputError(
+            f"mesh: the processes do not share the batch evenly: of its {len(processes)} parts, {listed} "
+            "(change data × fsdp against context × tensor)"
+        )
+    return shares.index(parts[process]), len(shares)
 
 
 def full_batches(count: int, batch_size: int, mesh: Mesh) -> Iterator[tuple[int, Int[np.ndarray, "B"]]]:
-    """(number of the first, rows) of every batch of `count` videos. All are full: one compilation.
+    """Yields (first row, rows) for each batch of `count` videos.
 
-    The rows that fill up the last batch repeat its first.
+    All batches have the same size, so one program serves them: the last batch is filled up with its own first rows.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     size = -(-min(batch_size, count) // ways) * ways
@@ -130,33 +133,53 @@ def full_batches(count: int, batch_size: int, mesh: Mesh) -> Iterator[tuple[int,
 
 @dataclasses.dataclass(frozen=True)
 class ActivationLayout:
-    """The trunk's `layout`: the batch over data and fsdp; over `context`, frames in space slots and rows in time slots.
+    """Places activations on a mesh: the batch over `data` and `fsdp`; frames, rows or heads over `context`.
 
-    Between the two lies one all-to-all, and no slot gathers an activation but attention over all frames at once, and
-    cuDNN's kernel, which merges batch and frames: a context mesh of GPUs wants `attention="xla"`.
+    Slots that mix pixels ("space") have frames over `context`, slots that mix frames ("time") have rows, and attention
+    over all tokens has heads. One all-to-all leads from one state to the next, and no slot gathers an activation.
+    cuDNN's kernel is the exception: it merges batch and frames, so a context mesh of GPUs needs `attention="xla"`.
     """
 
     mesh: Mesh
 
     def __call__(self, x: Float[Array, "B T H W C"], where: str) -> Float[Array, "B T H W C"]:
-        """x as it should lie before a slot that mixes "space" or "time"."""
+        """Returns x, placed for a slot that mixes "space" or "time"."""
         spec = {"space": P(BATCH, "context"), "time": P(BATCH, None, "context")}[where]
         if x.shape[len(spec) - 1] % self.mesh.shape["context"]:
-            spec = P(BATCH)  # a coarse level with fewer rows than devices: each computes all of its batch
+            spec = P(BATCH)  # a coarse level has fewer rows than devices: each device computes all of its batch
         return self._constrain(x, spec)
 
     def per_frame(self, function: Callable, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C2"]:
         """Applies a function of (B·T) images in the layout of space slots.
 
-        Frames are merged device by device, for B and T in plain order are no longer spread as they were.
+        Frames are merged device by device: B and T in plain order would change the devices of the frames.
         """
         i, j = self.mesh.shape["data"] * self.mesh.shape["fsdp"], self.mesh.shape["context"]
         if x.shape[1] % j:
             j = 1
         images = rearrange(x, "(i b) (j t) h w c -> (i j b t) h w c", i=i, j=j)
-        free = [P.UNCONSTRAINED] * 3  # the middle of a block is cut by channels on a tensor mesh
+        free = [P.UNCONSTRAINED] * 3  # on a tensor mesh the middle of a block is cut by channels
         images = function(self._constrain(images, P((*BATCH, "context") if j > 1 else BATCH, *free)))
         return rearrange(images, "(i j b t) h w c -> (i b) (j t) h w c", i=i, j=j, t=x.shape[1] // j)
+
+    def heads(self, x: Float[Array, "B T P N D"], back: bool = False) -> Float[Array, "B T P N D"]:
+        """Returns queries, keys or values, placed for attention over all tokens: whole frames, heads over `context`.
+
+        With `back`, returns the result of the attention, placed as the queries were before. This is DeepSpeed-Ulysses
+        (Jacobs et al. 2023, arXiv 2309.14509). Heads also lie over `tensor`. Where they do not divide, each device of
+        `context` computes all heads.
+        """
+        size, (frames, heads) = self.mesh.shape, (x.shape[1], x.shape[3])
+        tensor = "tensor" if heads % size["tensor"] == 0 else None
+        spread = P(BATCH, "context" if frames % size["context"] == 0 else None, None, tensor)
+        if heads % (size["tensor"] * size["context"]) == 0:
+            whole = P(BATCH, None, None, ("tensor", "context"))
+        else:
+            whole = P(BATCH, None, None, "context" if heads % size["context"] == 0 else tensor)
+        # With the second constraint alone, XLA would gather all tokens before the projection to heads.
+        for spec in (whole, spread) if back else (spread, whole):
+            x = self._constrain(x, spec)
+        return x
 
     def _constrain(self, x: Array, spec: P) -> Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec)) if self.mesh.size > 1 else x

@@ -12,6 +12,9 @@ def test_they_are_those_of_flax():
         ours, theirs = Keys(seed), nnx.Rngs(seed)
         for _ in range(3):
             np.testing.assert_array_equal(jax.random.key_data(ours.params()), jax.random.key_data(theirs.params()))
+        for key in ours.draw(2):
+            np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(theirs.params()))
+        assert ours.count == 5
 
 
 def test_a_module_is_made_of_them_under_a_trace():
