@@ -10,8 +10,8 @@ Network: `moving_digits.py` (1.23 M parameters), which also sees the known video
 Hardware and time: 2 CPU cores; about 10 minutes (November 2026).
 Expect (November 2026, one training seed, 32 held-out clips for each of three seeds of sampling): the digit stays in 96
 to 97 % of clips where the first half, the first frame, the first and last, or every second frame is known, 0.2 to 0.4
-pixels from its true place (docs/modes.md). As text to video it is weaker than `moving_digits.py`: 49.5 % right digits at
-guidance 3.
+pixels from its true place (docs/modes.md). As text to video it is weaker than `moving_digits.py`: 49.5 % right digits
+at guidance 3.
 """
 
 import runpy

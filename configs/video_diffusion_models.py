@@ -10,7 +10,7 @@ The argument is a row of the paper's hyperparameter tables (appendix A):
     ucf101        unconditional, TFDS                            1,115 M
     kinetics      unconditional, a folder of videos              1,115 M
     bair          unconditional, TFDS                            143 M
-    text_small    text to video, a folder of videos              321 M
+    text_small    text to video, a folder of videos              322 M
     text_large    text to video, a folder of videos              1,155 M
 
 Shared by all rows: cosine process with log-SNR in [-20, 20], attention at 32, 16 and 8 pixels, head size 64,

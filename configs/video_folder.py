@@ -6,7 +6,7 @@
 Data: mp4, webm, gif, avi and mov files, in any mix, in subfolders too. Captions come from `metadata.jsonl` or
     `metadata.csv` (file_name, text), else from a .txt next to each video. Clips are 16 frames at 8 frames a second,
     cropped and resized to 64×64.
-Network: 66.6 M parameters, in pixels, with layers over time as in Video Diffusion Models (Ho et al. 2022) and
+Network: 66.9 M parameters, in pixels, with layers over time as in Video Diffusion Models (Ho et al. 2022) and
     convolutions over time.
 Hardware and time: meant for one GPU. It has not been trained; no time and no score is claimed (November 2026).
 """
