@@ -1,12 +1,19 @@
-"""AnimateDiff's training (Guo et al. 2024, arXiv 2307.04725, section 4.2): motion modules in a frozen image model.
+"""AnimateDiff's training: new motion modules in a frozen image model.
 
-    python experiments/train.py --config=configs/finetune_motion_module.py --workdir=runs/motion \
-        --config.pretrained.folder=stable-diffusion-v1-5 --config.data.data_dir=my/videos
+    python experiments/train.py --config=configs/finetune_motion_module.py:stable-diffusion-v1-5 --workdir=runs/motion \
+        --config.data.data_dir=my/videos
+    python experiments/sample.py --run=runs/motion --prompt="a panda on a surfboard"
+    python experiments/export.py --run=runs/motion --out=exported/unet
 
-The image model is a folder in the diffusers format. Without `pretrained.motion_adapter` it gets new motion modules that
-do nothing yet, with one they are tuned further. With one, `--config.pretrained.train=lora` trains low-rank changes of
-every attention instead; `all` trains the whole U-Net. Clips are 16 frames of 256×256 at 8 frames a second, as there.
-A start for one large GPU; nothing has been measured with it, for want of published weights (November 2026).
+The argument is the image model's folder in the diffusers format.
+
+Paper: AnimateDiff (Guo et al. 2024, arXiv 2307.04725, section 4.2): clips of 16 frames of 256×256 at 8 frames a second.
+Network: the image model with new motion modules that do nothing at first; or with published motion modules, which are
+    tuned further (`--config.model.network.motion_adapter=<folder>`).
+Trained (`--config.train.parts`): `time`, the default here, trains the layers over time; `all` the whole U-Net; `lora`
+    low-rank changes of every attention (`--config.train.rank=8`), which needs published motion modules.
+Hardware and time: meant for one large GPU. It has not been run with published weights, as none were at hand; no time
+    and no score is claimed (November 2026).
 """
 
 from vdm_jax.configuration import default_config

@@ -1,13 +1,21 @@
 """Text to video on moving digits, small enough for a CPU: the config of `make demo`.
 
     python experiments/train.py --config=configs/moving_digits.py --workdir=runs/moving_digits
-    python experiments/evaluate.py --run=runs/moving_digits --num=200 --guidance=1,3
+    python experiments/evaluate.py --run=runs/moving_digits --num=200 --guidance=1,3 --steps=8
 
-Sixteen by sixteen pixels, eight frames, ten digits, four directions. A stem of 2×2×2 patches, then two levels: 3×3
-space convolutions and temporal convolutions everywhere, space attention and temporal attention with relative positions
-at the coarser level (Ho et al. 2022, section 3). Muon (Jordan et al. 2024) for matrices and kernels, Adam for vectors.
+Paper: Video Diffusion Models (Ho et al. 2022, arXiv 2204.03458, section 3), with convolutions over time added.
+Network: 1.23 M parameters; a stem of 2×2×2 patches, then two levels; 3×3 space convolutions and time convolutions
+    everywhere; space attention, and time attention with relative positions, at the coarser level.
+Data: 8 frames of 16×16 pixels, ten digits, four directions, drawn from scikit-learn's handwriting.
+Optimizer: Muon (Jordan et al. 2024) for matrices and kernels, Adam for vectors.
+Hardware and time: 2 CPU cores; 10¼ minutes of training, 12 to 15 minutes for `make demo` (November 2026).
+Expect (November 2026, one seed, 200 held-out captions, 8 DDIM steps; real clips have 99.5 %, 100 % and 0):
 
-README.md has its scores, and the time that it takes.
+    guidance    right digit    right direction    jerk in pixels
+    3           93.5 %         100 %              0.35
+    1           70 %           100 %              0.19
+
+A share of 200 has a standard error of 2 to 3 points. docs/evaluation.md has more.
 """
 
 from vdm_jax.configuration import default_config
