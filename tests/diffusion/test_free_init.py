@@ -1,4 +1,4 @@
-"""FreeInit keeps the low frequencies of what was drawn, and draws the rest anew."""
+"""FreeInit keeps the low frequencies of the sampled video, and draws the high ones anew."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def normal(number):
 
 
 def bands(x):
-    """The parts of a video below half of the cut-off (its mean), and above twice."""
+    """Returns the part of a video below half of the cut-off (its mean), and the part above twice the cut-off."""
     spectrum = np.fft.fftn(x, axes=(1, 2, 3))
     keep = low_pass(*SHAPE[:3])[None]
     return [np.fft.ifftn(spectrum * part, axes=(1, 2, 3)).real for part in (keep > 0.99, keep < 0.01)]
@@ -36,19 +36,19 @@ def test_the_filter_is_butterworths():
 
 
 @pytest.mark.parametrize("process_name", ["stable_diffusion", "edm"])
-def test_low_frequencies_are_those_of_the_video_at_t_1_and_high_ones_are_fresh(process_name):
+def test_low_frequencies_come_from_the_video_at_t_1_and_high_ones_are_fresh(process_name):
     process = make_process(process_name)
     x, noise, fresh = 3 * normal(7) + 1, normal(8), normal(9)
     alpha, sigma = process.alpha_sigma(jnp.float32(1))
-    found = bands(refreshed(x, noise, fresh, process))
-    np.testing.assert_allclose(found[0], bands((alpha * x + sigma * noise) / np.hypot(alpha, sigma))[0], atol=1e-2)
-    np.testing.assert_allclose(found[1], bands(fresh)[1], atol=2e-2)
-    assert np.abs(found[0]).max() > 0.1
+    result = bands(refreshed(x, noise, fresh, process))
+    np.testing.assert_allclose(result[0], bands((alpha * x + sigma * noise) / np.hypot(alpha, sigma))[0], atol=1e-2)
+    np.testing.assert_allclose(result[1], bands(fresh)[1], atol=2e-2)
+    assert np.abs(result[0]).max() > 0.1
     assert float(refreshed(normal(7), noise, fresh, process).std()) == pytest.approx(1, abs=0.05)
 
 
 def in_three(draw):
-    """What 1, 2 and 3 rounds end with."""
+    """Returns the results of 1, 2 and 3 rounds."""
     process = make_process("stable_diffusion")
     return [np.asarray(jax.jit(lambda n=n: in_rounds(draw, normal(0), KEYS, process, n))()) for n in (1, 2, 3)]
 
@@ -57,7 +57,7 @@ def correlation(a, b):
     return np.corrcoef(a.ravel(), b.ravel())[0, 1]
 
 
-def test_every_round_has_the_low_frequencies_of_the_one_before():
+def test_every_round_keeps_the_low_frequencies():
     first, second, third = in_three(lambda noise, keys: noise)
     np.testing.assert_allclose(first, normal(0), atol=1e-6)
     for before, after in ((first, second), (second, third), (first, third)):

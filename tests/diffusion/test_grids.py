@@ -1,11 +1,11 @@
-"""Grids run from noise to clean and are spaced as they say."""
+"""Grids run from noise to clean, with the spacing of their names."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.diffusion.grids import GRIDS, make_grid
+from vdm_jax.diffusion.grids import GRIDS, make_grid, pyramid
 from vdm_jax.diffusion.process import PROCESSES, make_process
 from vdm_jax.errors import InputError
 
@@ -60,12 +60,26 @@ def test_subsets_of_the_training_steps():
     np.testing.assert_array_equal(process.network_time(shifted), [751, 501, 251, 1, 0])
 
 
-def test_trailing_has_as_many_steps_as_asked_for():
+def test_trailing_has_the_number_of_steps():
     process = make_process("stable_diffusion")
     for steps in (1, 61, 122):  # 1000 / 61 is rounded down: counting down by it would reach -1
         index = process.network_time(make_grid("trailing", steps, process))
         assert (len(index), index[0], index[-1]) == (steps + 1, 999, -1)
         assert (np.diff(index) < 0).all()
+
+
+def test_pyramid():
+    times = jnp.float32([1, 0.5, 0])
+    expected = {
+        0: [[1, 1, 1], [0.5, 0.5, 0.5], [0, 0, 0]],
+        1: [[1, 1, 1], [0.5, 1, 1], [0, 0.5, 1], [0, 0, 0.5], [0, 0, 0]],
+        2: [[1, 1, 1], [0.5, 1, 1], [0, 1, 1], [0, 0.5, 1], [0, 0, 1], [0, 0, 0.5], [0, 0, 0]],
+    }
+    for delay, rows in expected.items():
+        np.testing.assert_array_equal(pyramid(times, 3, delay), rows)
+    np.testing.assert_array_equal(pyramid(times, 1, 5), times[:, None])
+    with pytest.raises(InputError, match="delay=-1 must not be negative"):
+        pyramid(times, 3, -1)
 
 
 def test_can_be_made_while_tracing():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.diffusion.prediction import PREDICTIONS, error_factor, from_x_eps, to_x_eps
+from vdm_jax.diffusion.prediction import PREDICTIONS, error_factor, from_x_eps, per_sample, to_x_eps
 from vdm_jax.diffusion.process import PROCESSES, make_process
 from vdm_jax.errors import InputError
 
@@ -63,6 +63,19 @@ def test_finite_and_consistent_at_both_ends_in_float32(kind, name):
     x_hat, eps_hat = to_x_eps(kind, output, z, alpha, sigma)
     assert np.isfinite(x_hat).all()
     assert np.isfinite(eps_hat).all()
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_alpha_and_sigma_may_be_of_frames(kind, case):
+    x, eps, alpha, sigma = case
+    alpha, sigma = jnp.stack([alpha, 2 * alpha], 1), jnp.stack([sigma, sigma / 2], 1)
+    z = per_sample(alpha, x) * x + per_sample(sigma, x) * eps
+    output = from_x_eps(kind, x, eps, alpha, sigma)
+    for ours, expected in zip(to_x_eps(kind, output, z, alpha, sigma), (x, eps), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-11, atol=1e-12)
+    for frame in range(2):
+        alone = from_x_eps(kind, x[:, frame], eps[:, frame], alpha[:, frame], sigma[:, frame])
+        np.testing.assert_array_equal(output[:, frame], alone)
 
 
 def test_network_output_of_half_precision_is_raised_to_that_of_z():

@@ -1,4 +1,4 @@
-"""The processes keep the identities that their formulas promise."""
+"""The processes satisfy the identities of their formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,15 @@ def x64():
 
 
 def betas_of(name: str) -> np.ndarray:
-    """The published variances, written out once more."""
+    """Returns the published variances, written out once more."""
     return {
         "ddpm": np.linspace(1e-4, 0.02, 1000),
-        "linear": np.linspace(0.00085, 0.012, 1000),
+        "animatediff": np.linspace(0.00085, 0.012, 1000),
         "stable_diffusion": np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2,
     }[name]
 
 
-@pytest.mark.parametrize("name", ["cosine", "ddpm", "stable_diffusion", "linear"])
+@pytest.mark.parametrize("name", ["cosine", "ddpm", "stable_diffusion", "animatediff"])
 def test_variance_is_preserved(name, x64):
     alpha, sigma = make_process(name).alpha_sigma(jnp.linspace(0, 1, 777))
     np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-14)
@@ -39,14 +39,14 @@ def test_time_inverts_log_snr(name, options, x64):
     t = jnp.linspace(0.0001, 0.9999, 1234)
     log_snr = process.log_snr(t)
     assert np.all(np.diff(log_snr) < 0)
-    # A discrete process takes times this near to a training step for that step.
+    # A discrete process rounds times this near to a training step.
     np.testing.assert_allclose(process.time(log_snr), t, atol=1e-9 if process.num_steps is None else 1.1e-6)
     alpha, sigma = process.alpha_sigma(t)
     np.testing.assert_allclose(log_snr, 2 * np.log(alpha / sigma), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_precision_and_shape_are_the_callers(name, x64):
+def test_precision_and_shape_follow_the_times(name, x64):
     process = make_process(name)
     for dtype in (jnp.float32, jnp.float64):
         t = jnp.full((2, 3), 0.3, dtype)
@@ -65,14 +65,14 @@ def test_float32_agrees_with_float64(name, x64):
         np.testing.assert_allclose(single, double, rtol=2e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "stable_diffusion", "linear"])
+@pytest.mark.parametrize("name", ["ddpm", "stable_diffusion", "animatediff"])
 def test_discrete_table_is_the_cumulative_product(name, x64):
     process, index = make_process(name), np.arange(1000)
     alpha, sigma = process.alpha_sigma(jnp.asarray((index + 1) / 1000))
     expected = np.cumprod(1 - betas_of(name))
     np.testing.assert_allclose(alpha**2, expected, rtol=1e-12)
     np.testing.assert_allclose(sigma**2, 1 - expected, rtol=1e-12)
-    # Told the whole index, in float32 too, although (i + 1)/1000 is not a float.
+    # The network sees the whole index, in float32 too, although (i + 1)/1000 is not a float.
     t = jnp.asarray((index + 1) / 1000, jnp.float32)
     np.testing.assert_array_equal(process.network_time(t), index.astype(np.float32))
 
@@ -139,7 +139,7 @@ def test_a_process_is_a_static_argument_of_jit():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("cosin", {}, "cosin.*cosine, ddpm, stable_diffusion, linear, flow, edm"),
+        ("cosin", {}, "cosin.*cosine, ddpm, stable_diffusion, animatediff, flow, edm"),
         ("flow", {"sift": 2.0}, "no option 'sift'.*shift"),
         ("flow", {"shift": 0.0}, "shift=0.0 must be positive"),
         ("cosine", {"shift": -1.0}, "shift=-1.0 must be positive"),

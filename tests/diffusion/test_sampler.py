@@ -1,6 +1,7 @@
 """On Gaussian data, solved in closed form, the solvers converge at their order and give the right moments."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vdm_jax.diffusion.grids import make_grid
-from vdm_jax.diffusion.process import make_process
-from vdm_jax.diffusion.sampler import initial_noise, sample
+from tests.diffusion.gaussians import exact_denoiser
+from vdm_jax.diffusion.grids import make_grid, pyramid
+from vdm_jax.diffusion.guidance import clipped, guided
+from vdm_jax.diffusion.process import PROCESSES, make_process
+from vdm_jax.diffusion.sampler import INITIAL, initial_noise, noise_to_z, process_noise, sample
 from vdm_jax.diffusion.solvers import SOLVERS, make_table
 from vdm_jax.errors import InputError
-from vdm_jax.generation.settings import Settings
 
 MEAN = np.array([0.5, -1.0, 0.2])
 ROTATION, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
@@ -38,7 +40,7 @@ def optimal_denoiser(process):
 
 
 def flow_map(process, z, t, s):
-    """Where the probability flow carries z from t to s: along each axis of Σ the standard score is kept."""
+    """Carries z from t to s along the probability flow, which keeps the standard score along each axis of Σ."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (process.alpha_sigma(jnp.asarray(time)) for time in (t, s))
     deviation_t, deviation_s = (
         np.sqrt(alpha**2 * DEVIATIONS**2 + sigma**2) for alpha, sigma in ((alpha_t, sigma_t), (alpha_s, sigma_s))
@@ -47,7 +49,7 @@ def flow_map(process, z, t, s):
 
 
 def noisy(process, batch, dtype=jnp.float32):
-    """Samples of z at t = 1, where data is N(α μ, α² Σ + σ² I)."""
+    """Draws z at t = 1, which is distributed as N(α μ, α² Σ + σ² I)."""
     rng = np.random.default_rng(2)
     alpha, sigma = (float(value) for value in process.alpha_sigma(jnp.asarray(1.0)))
     x = rng.multivariate_normal(MEAN, COVARIANCE, batch)
@@ -56,8 +58,8 @@ def noisy(process, batch, dtype=jnp.float32):
 
 @pytest.mark.parametrize(
     ("process_name", "grid", "end"),
-    # `end` -2: up to the least noisy level, as the last step from there does not shrink with the others.
-    # (On a grid uniform in t, as coarse in log-SNR near the noise at any number of steps, the error of the
+    # `end` -2 stops at the least noisy level: the last step from there does not shrink with the number of steps.
+    # (A grid uniform in t is equally coarse in log-SNR near the noise at any number of steps. There the error of the
     # second-order methods falls as h² log 1/h.)
     [
         ("cosine", "log_snr", -1),
@@ -98,7 +100,7 @@ def test_moments_of_the_samples(process_name, eta):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("process_name", ["cosine", "flow", "edm", "stable_diffusion"])
 @pytest.mark.parametrize("num_steps", [1, 4])
-def test_few_steps_stay_finite_and_a_known_video_is_found(solver, process_name, num_steps):
+def test_few_steps_stay_finite_and_lead_to_the_video_of_the_denoiser(solver, process_name, num_steps):
     process = make_process(process_name)
     video = jnp.linspace(-1, 1, 6).reshape(2, 3)
 
@@ -112,7 +114,7 @@ def test_few_steps_stay_finite_and_a_known_video_is_found(solver, process_name, 
     np.testing.assert_allclose(x, video, atol=3e-4)  # cosine ends at σ = 4.5e-5
 
 
-def test_steps_of_one_length_are_those_of_a_grid_that_has_them():
+def test_steps_of_one_length_on_a_grid_of_one_length_are_ddim():
     process = make_process("stable_diffusion")
     for final in ("clean", "first"):
         times = make_grid("leading", 10, process, final=final)
@@ -121,15 +123,11 @@ def test_steps_of_one_length_are_those_of_a_grid_that_has_them():
     times = make_grid("linspace", 7, process)  # 999, 832, …, 0: longer than N // n = 142
     table = make_table("ddim_strided", times, process)
     np.testing.assert_allclose(table.x[0], process.alpha_sigma(jnp.float32(1 - 0.142))[0], rtol=1e-6)
-    published = Settings(solver="ddim_strided", grid="linspace")
-    assert published.solver == "ddim_strided"
-    for change in ({"strength": 0.5}, {"grid": "karras"}):  # where steps of one length would run past the grid's
-        assert dataclasses.replace(published, **change).solver == "ddim"
     with pytest.raises(InputError, match="'ddim_strided' needs a discrete process"):
         make_table("ddim_strided", times, make_process("cosine"))
 
 
-def test_each_solver_calls_the_denoiser_as_often_as_it_says():
+def test_number_of_calls_of_the_denoiser():
     process, calls = make_process("cosine"), []
 
     def denoise(z, t):
@@ -174,7 +172,7 @@ def test_noise_is_fresh_for_every_step_and_purpose():
         return jnp.zeros_like(z), jnp.zeros_like(z)
 
     def after(num_steps):
-        """The last step's noise alone, as the denoiser forgets everything before."""
+        """Returns the noise of the last step alone: the denoiser forgets everything before."""
         times = make_grid("uniform", 4, process)[: num_steps + 1]
         return jax.jit(lambda: sample(only_noise, first, times, process, eta=1.0, keys=keys))()
 
@@ -190,6 +188,23 @@ def test_initial_noise_has_the_spread_of_unit_variance_data():
         assert float(noise.std()) == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.parametrize("name", ["cosine", "flow", "edm"])
+def test_noise_becomes_z_at_the_first_time(name):
+    process, keys = make_process(name), jax.random.split(jax.random.key(0), 2)
+    noise, video = process_noise(process, keys, INITIAL, (3, 4), jnp.float32), jnp.linspace(-1, 1, 12).reshape(1, 3, 4)
+    alpha, sigma = process.alpha_sigma(jnp.float32(0.6))
+    z = noise_to_z(noise, process, 0.6)
+    np.testing.assert_array_equal(z, initial_noise(keys, (3, 4), process, 0.6))
+    np.testing.assert_allclose(z, jnp.hypot(alpha, sigma) * noise, rtol=1e-6)
+    np.testing.assert_allclose(noise_to_z(noise, process, 0.6, video), alpha * video + sigma * noise, rtol=1e-6)
+    for start in (None, video):
+        per_frame = noise_to_z(noise, process, jnp.float32([0.6, 0.1, 1.0]), start)
+        for frame, time in enumerate((0.6, 0.1, 1.0)):
+            np.testing.assert_allclose(
+                per_frame[:, frame], noise_to_z(noise, process, time, start)[:, frame], rtol=1e-6
+            )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -198,6 +213,9 @@ def test_initial_noise_has_the_spread_of_unit_variance_data():
         ({"eta": 0.5}, "eta=0.5 adds noise and so needs keys"),
         ({"eta": 0.5, "keys": True, "solver": "heun"}, "only ddim adds noise"),
         ({"times": jnp.ones(1)}, "times of length 1"),
+        ({"times": jnp.eye(2), "solver": "heun"}, r"solver='heun' must be ddim where each frame .* \(shape \(2, 2\)\)"),
+        ({"times": jnp.eye(2), "solver": "dpmpp"}, "solver='dpmpp' must be ddim where each frame has its own times"),
+        ({"times": jnp.eye(2), "solver": "ddim_strided"}, "solver='ddim_strided' must be ddim where each frame"),
     ],
 )
 def test_bad_input(options, message):
@@ -210,7 +228,7 @@ def test_bad_input(options, message):
 
 
 def test_ancestral_noise_is_correlated_as_the_first_is():
-    """Frames of variance 1 with correlation 0.9, noised with correlation 0.5, are drawn with theirs."""
+    """Samples of frames of variance 1 with correlation 0.9, noised with correlation 0.5, have correlation 0.9."""
     process, frames, samples = make_process("cosine", frame_correlation=0.5), 4, 2000
     data, noise = (np.full((frames, frames), r) + (1 - r) * np.eye(frames) for r in (0.9, 0.5))
     data, noise = jnp.float32(data), jnp.float32(noise)
@@ -229,5 +247,65 @@ def test_ancestral_noise_is_correlated_as_the_first_is():
         return np.corrcoef(drawn.reshape(-1, frames), rowvar=False)
 
     np.testing.assert_allclose(correlation(process), data, atol=0.02)
-    # With noise that frames do not share it is missed.
+    # Noise that frames do not share misses it.
     assert np.abs(correlation(dataclasses.replace(process, frame_correlation=0.0)) - data).max() > 0.1
+
+
+def network(z, network_time, condition):
+    time = network_time.reshape(network_time.shape + (1,) * (3 - network_time.ndim))
+    return jnp.tanh(z + jnp.roll(z, 1, 1)) * jnp.cos(time / 500) + condition[:, None, None]
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("process_name", ["stable_diffusion", "flow", "edm"])
+def test_equal_times_of_frames_and_a_pyramid_without_delay_are_plain_sampling(process_name, eta):
+    process, keys = make_process(process_name), jax.random.split(jax.random.key(0), 3)
+    denoise = guided(network, process, "v", [jnp.zeros(3), jnp.ones(3)], [2.0])
+    denoise = clipped(denoise, process, "static")
+    times = make_grid("uniform", 5, process)
+
+    @jax.jit
+    def draw(times):
+        return sample(denoise, initial_noise(keys, (4, 2), process, times[0]), times, process, eta=eta, keys=keys)
+
+    np.testing.assert_allclose(draw(pyramid(times, 4, 0)), draw(times), rtol=1e-5, atol=1e-5)
+
+
+FRAMES = 4
+FRAME_MEAN = np.array([0.5, -1.0, 0.2, 0.0])
+FRAME_COVARIANCE = 0.8 ** np.abs(np.subtract.outer(np.arange(FRAMES), np.arange(FRAMES)))
+
+
+@pytest.mark.parametrize("delay", [0, 30, 300])  # together, in a pyramid, one frame after the other
+@pytest.mark.parametrize(("process_name", "eta"), [("cosine", 0.0), ("flow", 0.0), ("flow", 1.0)])
+def test_moments_of_a_pyramid_of_frames(process_name, eta, delay):
+    process, keys = make_process(process_name), jax.random.split(jax.random.key(0), 8000)
+    times = pyramid(make_grid("uniform", 300, process), FRAMES, delay)
+
+    @jax.jit
+    def draw():
+        denoise = exact_denoiser(process, FRAME_MEAN, FRAME_COVARIANCE)
+        z = initial_noise(keys, (FRAMES,), process)
+        return sample(denoise, z, times, process, eta=eta, keys=keys)
+
+    x = draw()
+    np.testing.assert_allclose(x.mean(0), FRAME_MEAN, atol=0.04)
+    np.testing.assert_allclose(np.cov(x.T), FRAME_COVARIANCE, atol=0.04)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("name", PROCESSES)
+def test_frames_that_wait_keep_their_z_bit_for_bit(name, eta):
+    process, keys = make_process(name), jax.random.split(jax.random.key(0), 2)
+    times = jnp.float32([[0, 1, 0.5, 1], [0, 1, 0.5, 0.5], [0, 1, 0.5, 0]])
+    for column in make_table("ddim", times, process, eta):
+        assert np.isfinite(column).all()
+
+    def denoise(z, t):
+        return jnp.sin(9 * z), jnp.cos(9 * z)
+
+    z = jax.random.normal(jax.random.key(1), (2, 4, 3))
+    x = jax.jit(functools.partial(sample, denoise, process=process, eta=eta))(z, times, keys=keys)
+    np.testing.assert_array_equal(x[:, :3], z[:, :3])
+    alone = jax.jit(functools.partial(sample, denoise, process=process, eta=eta))(z, times[:, 3], keys=keys)
+    np.testing.assert_allclose(x[:, 3], alone[:, 3], rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""FreeNoise's noise, which every window of a long video has in common (Qiu et al. 2023, arXiv 2310.15169)."""
+"""FreeNoise: all windows of a long video start from the same frames of noise (Qiu et al. 2023, arXiv 2310.15169)."""
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ from vdm_jax.typing import Array, Float, Key
 def rescheduled(
     noise: Float[Array, "B T *shape"], keys: Key[Array, "B"], length: int, stride: int
 ) -> Float[Array, "B T *shape"]:
-    """Noise whose frames after the first `length` are those `length` before them, shuffled `stride` at a time.
+    """Replaces the frames after the first `length` by the frames `length` before them, shuffled within each `stride`.
 
-    T is at least `length`, and that at least `stride`.
+    T must be at least `length`, and `length` at least `stride`.
     """
     frames = noise.shape[1]
     begins = jnp.arange(0, frames - length, stride)

@@ -1,13 +1,12 @@
 """The training loss: which times are drawn, how errors are weighted, when the condition is dropped."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.diffusion.prediction import check_prediction, error_factor, from_x_eps, per_sample
+from vdm_jax.diffusion.prediction import Predict, check_prediction, error_factor, from_x_eps, per_sample
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Bool, Float, Key, Scalar
@@ -19,15 +18,16 @@ LOSSES = ("squared", "huber")
 # Each random draw of a training step has its own purpose, folded into the step's key.
 TIME, NOISE, DROP, SHARED = range(4)
 
-# Beyond ±20 no weight matters in float32, and the ends of a flow are infinite.
+# Beyond ±20 no weight matters in float32, and log-SNR is infinite at the ends of a flow.
 LOG_SNR_LIMIT = 20.0
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is predicted, and how its error is weighted and averaged.
+    """The predicted quantity, and how its error is weighted and averaged.
 
     `mean` and `std` belong to "logit_normal" times, `gamma` to "min_snr", `delta` to the "huber" loss.
+    `time_per_frame` draws an independent time for each frame (Diffusion Forcing, Chen et al. 2024, arXiv 2407.01392).
     """
 
     prediction: str = "v"
@@ -39,13 +39,14 @@ class Objective:
     loss: str = "squared"
     delta: float = 1.0
     null_probability: float = 0.1
+    time_per_frame: bool = False
 
     def __post_init__(self):
         check_prediction(self.prediction)
-        for name, known in (("time_sampling", TIME_SAMPLINGS), ("weighting", WEIGHTINGS), ("loss", LOSSES)):
+        for name, allowed in (("time_sampling", TIME_SAMPLINGS), ("weighting", WEIGHTINGS), ("loss", LOSSES)):
             value = getattr(self, name)
-            if value not in known:
-                raise InputError(f"{name}={value!r} must be one of {', '.join(known)}")
+            if value not in allowed:
+                raise InputError(f"{name}={value!r} must be one of {', '.join(allowed)}")
         for name in ("std", "gamma", "delta"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name}={getattr(self, name)} must be positive")
@@ -56,30 +57,41 @@ class Objective:
 class Draws(NamedTuple):
     """Everything random in the loss of one batch. Split it with the batch to accumulate gradients exactly."""
 
-    time: Float[Array, "B"]
+    time: Float[Array, "B *T"]  # one per video (B), or one per frame (B T)
     noise: Float[Array, "B *shape"]
     drop: Bool[Array, "B"]
 
 
-def sample_times(objective: Objective, key: Key[Array, ""], batch: int) -> Float[Array, "B"]:
-    """One time in [0, 1) per sample.
+def sample_times(
+    objective: Objective, key: Key[Array, ""], batch: int, frames: int | None = None
+) -> Float[Array, "B *T"]:
+    """Draws one time in [0, 1) per video, or per frame if the number of `frames` is given.
 
-    "uniform": independent. "stratified": one in each of `batch` equal intervals, each still uniform by itself
-    (Kingma et al. 2021, appendix I.1). "logit_normal": sigmoid of a Gaussian (Esser et al. 2024, eq. 19).
+    "uniform": independent. "stratified": one in each of `batch` equal intervals, where each time by itself is still
+    uniform (Kingma et al. 2021, appendix I.1). "logit_normal": sigmoid of a Gaussian (Esser et al. 2024, eq. 19).
+
+    The times of a video's frames are independent. With "stratified" each frame has one time in each interval, and an
+    order of its own over the batch: a Latin hypercube.
     """
+    shape = (batch,) if frames is None else (batch, frames)
     if objective.time_sampling == "stratified":
-        return (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
+        if frames is None:
+            return (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
+        offset_key, order_key = jax.random.split(key)
+        strata = jnp.broadcast_to(jnp.arange(batch)[:, None] / batch, shape)
+        strata = jax.random.permutation(order_key, strata, axis=0, independent=True)
+        return (jax.random.uniform(offset_key, (frames,)) + strata) % 1.0
     if objective.time_sampling == "logit_normal":
-        return jax.nn.sigmoid(objective.mean + objective.std * jax.random.normal(key, (batch,)))
-    return jax.random.uniform(key, (batch,))
+        return jax.nn.sigmoid(objective.mean + objective.std * jax.random.normal(key, shape))
+    return jax.random.uniform(key, shape)
 
 
-def weights(objective: Objective, process: Process, t: Float[Array, "B"]) -> Float[Array, "B"]:
-    """The weight on the squared error of the predicted quantity.
+def weights(objective: Objective, process: Process, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns the weight on the squared error of the predicted quantity at each time.
 
-    "none" leaves the prediction's own error. The others are weights in x-space, divided by
-    `error_factor`: "truncated_snr" max(SNR, 1) (Salimans & Ho 2022, section 4), "min_snr" min(SNR, γ)
-    (Hang et al. 2023, eq. 8).
+    "none" keeps the prediction's own error. The other weights are defined for the error of x, and divided by
+    `error_factor`: "truncated_snr" is max(SNR, 1) (Salimans & Ho 2022, section 4), "min_snr" is min(SNR, γ) (Hang et
+    al. 2023, eq. 8).
     """
     if objective.weighting == "none":
         return jnp.ones_like(t)
@@ -90,10 +102,10 @@ def weights(objective: Objective, process: Process, t: Float[Array, "B"]) -> Flo
 
 
 def draw(objective: Objective, process: Process, x: Float[Array, "B *shape"], key: Key[Array, ""]) -> Draws:
-    """The times, the noise and the null dropout of one batch, each from its own key."""
-    batch = x.shape[0]
-    time = process.training_time(sample_times(objective, jax.random.fold_in(key, TIME), batch))
-    # The same bits in any shape; XLA takes eight times as long to compile them in five dimensions for CPUs.
+    """Draws the times, the noise and the null dropout of one batch, each from its own key."""
+    batch, frames = x.shape[0], x.shape[1] if objective.time_per_frame else None
+    time = process.training_time(sample_times(objective, jax.random.fold_in(key, TIME), batch, frames))
+    # Drawn flat, with the same bits: XLA takes eight times as long to compile five dimensions for CPUs.
     noise = jax.random.normal(jax.random.fold_in(key, NOISE), (batch, x[0].size), x.dtype).reshape(x.shape)
     if process.frame_correlation:
         shared = jax.random.normal(jax.random.fold_in(key, SHARED), (batch, x[0, 0].size), x.dtype)
@@ -102,61 +114,51 @@ def draw(objective: Objective, process: Process, x: Float[Array, "B *shape"], ke
     return Draws(time, noise, drop)
 
 
-def loss(
-    objective: Objective,
-    process: Process,
-    predict: Callable,
-    x: Float[Array, "B *shape"],
-    key: Key[Array, ""],
-    frame_weights: Float[Array, "T"] | None = None,
-) -> tuple[Scalar, dict[str, Scalar]]:
-    """The loss of one batch and its metrics, with times, noise and null dropout drawn from `key`.
-
-    `predict(z, network_time, drop)` is the network's raw output; where `drop` is true the condition is to be
-    replaced by the null condition (classifier-free guidance, Ho & Salimans 2022, algorithm 1).
-    """
-    return loss_at(objective, process, predict, x, draw(objective, process, x, key), frame_weights)
-
-
 def loss_at(
     objective: Objective,
     process: Process,
-    predict: Callable,
+    predict: Predict,
     x: Float[Array, "B *shape"],
     draws: Draws,
-    frame_weights: Float[Array, "T"] | None = None,
+    frame_weights: Float[Array, "B T"] | None = None,
 ) -> tuple[Scalar, dict[str, Scalar]]:
-    """The loss of one batch at given draws: the mean over samples of w(t)·error, and {loss, unweighted mse}.
+    """Returns the loss of one batch at given draws, the mean of w(t)·error, and {loss, unweighted mse}.
 
-    All frames count alike by default, appended images included (joint training, Ho et al. 2022, section 4.3.1);
-    `frame_weights` makes it the weighted mean over the frame axis 1 instead.
+    `predict(z, network_time, drop)` is the network's raw output; it replaces the condition by the null condition where
+    `drop` is true (classifier-free guidance, Ho & Salimans 2022, algorithm 1).
+
+    All frames count equally by default, appended images included (joint training, Ho et al. 2022, section 4.3.1).
+    `frame_weights` makes the error of a video the weighted mean over its frames. A video whose weights are all zero
+    adds zero to the mean over videos.
     """
     t, noise, drop = draws
+    if frame_weights is not None and frame_weights.shape != x.shape[:2]:
+        raise InputError(
+            f"frame_weights of shape {frame_weights.shape} must hold one weight per frame, shape {x.shape[:2]}"
+        )
     alpha, sigma = process.alpha_sigma(t)
     z = per_sample(alpha, x) * x + per_sample(sigma, x) * noise
     output = predict(per_sample(process.input_scale(t), z) * z, process.network_time(t), drop).astype(x.dtype)
     difference = output - from_x_eps(objective.prediction, x, noise, alpha, sigma)
-    squared = _frame_mean(difference**2, frame_weights)
-    if objective.loss == "huber":
-        errors = _frame_mean(_huber(difference, objective.delta), frame_weights)
-    else:
-        errors = squared
-    value = jnp.mean(weights(objective, process, t) * errors)
-    return value, {"loss": value, "mse": jnp.mean(squared)}
+    squared = difference**2
+    errors = _huber(difference, objective.delta) if objective.loss == "huber" else squared
+    value = jnp.mean(_mean(errors, weights(objective, process, t), frame_weights))
+    return value, {"loss": value, "mse": jnp.mean(_mean(squared, jnp.ones_like(t), frame_weights))}
 
 
 def _huber(difference: Array, delta: float) -> Array:
-    """Squared error up to |difference| = δ, then its tangent: twice Huber's function."""
+    """Returns the squared error up to |difference| = δ, then its tangent: twice Huber's function."""
     size = jnp.abs(difference)
     return jnp.where(size <= delta, difference**2, delta * (2 * size - delta))
 
 
-def _frame_mean(error: Array, frame_weights: Array | None) -> Array:
-    """B T … -> B, the mean over everything but the batch, weighted along the frames if asked."""
-    if frame_weights is None:
-        return error.reshape(error.shape[0], -1).mean(axis=1)
-    if error.ndim < 2 or frame_weights.shape != error.shape[1:2]:
-        shape, frames = frame_weights.shape, error.shape[1:2]
-        raise InputError(f"frame_weights of shape {shape} must hold one weight per frame, shape {frames}")
+def _mean(error: Array, weight: Array, frame_weights: Array | None) -> Array:
+    """Returns the mean of weight · error over each video, B, for weights of shape B or B T."""
+    if weight.ndim == 1 and frame_weights is None:
+        return weight * error.reshape(error.shape[0], -1).mean(axis=1)
     per_frame = error.reshape(*error.shape[:2], -1).mean(axis=2)
-    return per_frame @ frame_weights / frame_weights.sum()
+    per_frame = per_sample(weight, per_frame) * per_frame
+    if frame_weights is None:
+        return per_frame.mean(axis=1)
+    total = frame_weights.sum(axis=1)
+    return (frame_weights * per_frame).sum(axis=1) / jnp.where(total == 0, 1, total)

@@ -1,7 +1,7 @@
 """Diffusion processes: how much signal α and noise σ a noisy video z_t = α_t x + σ_t ε holds at time t.
 
-Time runs from 0 (clean) to 1 (noise). A process is a frozen, hashable value, fit for `jax.jit` to close over.
-Its methods take times of any shape and answer in the same shape and precision.
+Time runs from 0 (clean) to 1 (noise). A process is a frozen, hashable value, so `jax.jit` can close over it.
+Its methods take times of any shape and return arrays of the same shape and precision.
 """
 
 import math
@@ -20,13 +20,15 @@ Times = Float[Array, "*shape"]
 
 @dataclass(frozen=True)
 class Process:
-    """The pair (α, σ) as functions of time, and what the network is told about time.
+    """The pair (α, σ) as functions of time, and the time as the network sees it.
 
-    The base class is variance preserving, α² + σ² = 1; a subclass gives `log_snr` and its inverse `time`,
-    and overrides what differs. `num_steps` is the number of training steps of a discrete process, else None.
+    The base class is variance preserving, α² + σ² = 1. A subclass defines `log_snr` and its inverse `time`,
+    and overrides what differs.
+
+    `num_steps` is the number of training steps of a discrete process, else None.
     `finite_times` are the least and the most noisy time with a finite log-SNR: grids in log-SNR span them.
-    `frame_correlation` ρ is that of the noise between any two frames of a video (PYoCo's mixed noise model, Ge et al.
-    2023, section 4.1, whose α² is ρ/(1 − ρ)); each frame's noise has variance 1 all the same.
+    `frame_correlation` ρ is the correlation of the noise of any two frames of a video (PYoCo's mixed noise model, Ge et
+    al. 2023, section 4.1, whose α² is ρ/(1 − ρ)). The noise of each frame keeps variance 1.
     """
 
     num_steps = None
@@ -34,7 +36,7 @@ class Process:
     frame_correlation: float = field(default=0.0, kw_only=True)
 
     def mix(self, own: Float[Array, "*B T H W C"], shared: Float[Array, "*B 1 H W C"]) -> Float[Array, "*B T H W C"]:
-        """Noise ε of the process from what is each frame's own and what they share, both of variance 1."""
+        """Returns the noise ε of the process from each frame's own noise and shared noise, both of variance 1."""
         return math.sqrt(1 - self.frame_correlation) * own + math.sqrt(self.frame_correlation) * shared
 
     def log_snr(self, t: Times) -> Times:
@@ -42,24 +44,24 @@ class Process:
         raise NotImplementedError
 
     def time(self, log_snr: Times) -> Times:
-        """The inverse of `log_snr`: the time at which the log-SNR is λ, kept in [0, 1]."""
+        """Returns the time in [0, 1] at which the log-SNR is λ: the inverse of `log_snr`."""
         raise NotImplementedError
 
     def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
-        """(α_t, σ_t); for a variance-preserving process α² = sigmoid(λ), σ² = sigmoid(−λ)."""
+        """Returns (α_t, σ_t). In a variance-preserving process α² = sigmoid(λ) and σ² = sigmoid(−λ)."""
         log_snr = self.log_snr(t)
         return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
     def network_time(self, t: Times) -> Times:
-        """What the network is told: 1000·t, the range for which sinusoidal embeddings are made."""
+        """Returns the time as the network sees it: 1000·t, the range for which sinusoidal embeddings are made."""
         return 1000 * t
 
     def input_scale(self, t: Times) -> Times:
-        """The factor on z before the network sees it; 1 unless the process lets the variance grow."""
+        """Returns the factor on z before the network sees it: 1 unless the variance grows with time."""
         return jnp.ones_like(t)
 
     def training_time(self, t: Times) -> Times:
-        """The time that is trained on where `t` was drawn; a discrete process rounds to its steps."""
+        """Returns the time to train at when `t` was drawn: a discrete process rounds it up to a training step."""
         return t
 
 
@@ -67,7 +69,7 @@ class Process:
 class Cosine(Process):
     """Cosine schedule λ = −2 log tan(πt/2), with t rescaled so that λ spans the limits.
 
-    Limits and rescaling are those of Salimans & Ho (2022) and Video Diffusion Models (Ho et al. 2022).
+    Limits and rescaling follow Salimans & Ho (2022) and Video Diffusion Models (Ho et al. 2022).
     `shift` s = resolution / base resolution lowers λ by 2 log s (Hoogeboom et al. 2023, simple diffusion).
     """
 
@@ -81,13 +83,13 @@ class Cosine(Process):
         _require(low < high, f"log_snr_min={low} must be below log_snr_max={high}")
 
     def _angles(self) -> tuple[float, float]:
-        """The angles atan(σ/α) at t = 0 and t = 1, before the shift."""
+        """Returns the angles atan(σ/α) at t = 0 and t = 1, before the shift."""
         return math.atan(math.exp(-self.log_snr_max / 2)), math.atan(math.exp(-self.log_snr_min / 2))
 
     def log_snr(self, t: Times) -> Times:
         first, last = self._angles()
         angle = first + (last - first) * t
-        # cos(angle) as the sine of the complement: float32 keeps its digits at the noisy end, too.
+        # cos(angle) as the sine of the complement keeps the digits of float32 at the noisy end, too.
         complement = (math.pi / 2 - last) + (last - first) * (1 - t)
         return 2 * (jnp.log(jnp.sin(complement)) - jnp.log(jnp.sin(angle))) - 2 * math.log(self.shift)
 
@@ -101,10 +103,10 @@ class Cosine(Process):
 class Discrete(Process):
     """A chain of N = `num_steps` training steps with variances β (Ho et al. 2020): α_i² = Π_{j≤i} (1 − β_j).
 
-    Index i stands at t = (i + 1)/N, and t = 0 is clean. Between those times (α, σ) moves along the chord of
-    its neighbours, scaled back to α² + σ² = 1, so that all is finite, also at zero terminal SNR.
-    `beta_schedule` "linear" spaces β evenly, "scaled_linear" √β (Stable Diffusion).
-    `zero_terminal_snr` rescales the chain to end in pure noise (Lin et al. 2023, algorithm 1).
+    Index i stands at t = (i + 1)/N, and t = 0 is clean. Between two steps (α, σ) moves along the chord of its
+    neighbours, scaled back to α² + σ² = 1. So everything is finite, also at zero terminal SNR.
+    `beta_schedule` "linear" spaces β evenly; "scaled_linear" spaces √β evenly (Stable Diffusion).
+    `zero_terminal_snr` rescales the chain so that it ends in pure noise (Lin et al. 2023, algorithm 1).
     """
 
     num_steps: int = 1000
@@ -128,7 +130,7 @@ class Discrete(Process):
         return 1 / n, (n - 1) / n if self.zero_terminal_snr else 1.0
 
     def _position(self, t: Array) -> Array:
-        """t·N, exactly whole at a training step although t = (i + 1)/N is rounded."""
+        """Returns t·N, exactly whole at a training step although t = (i + 1)/N is rounded."""
         position = t * self.num_steps
         whole = jnp.round(position)
         return jnp.where(jnp.abs(position - whole) < 1e-3, whole, position)
@@ -151,12 +153,12 @@ class Discrete(Process):
         alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
         low = jnp.clip(jnp.searchsorted(sigmas, sigma, side="right") - 1, 0, self.num_steps - 1)
         step_alpha, step_sigma = alphas[low + 1] - alphas[low], sigmas[low + 1] - sigmas[low]
-        # The point of the chord that is parallel to (α, σ): both products with (−σ, α) vanish together.
+        # The point of the chord parallel to (α, σ): there the product with (−σ, α) vanishes.
         part = (sigma * alphas[low] - alpha * sigmas[low]) / (alpha * step_sigma - sigma * step_alpha)
         return jnp.clip((low + part) / self.num_steps, 0, 1)
 
     def network_time(self, t: Times) -> Times:
-        """The index i = t·N − 1 of the training step."""
+        """Returns the index i = t·N − 1 of the training step. A clean frame (t = 0) has the index −1."""
         return self._position(t) - 1
 
     def training_time(self, t: Times) -> Times:
@@ -165,7 +167,7 @@ class Discrete(Process):
 
 @cache
 def _table(process: Discrete) -> tuple[np.ndarray, np.ndarray]:
-    """α and σ at t = 0, 1/N, …, 1 in float64."""
+    """Returns α and σ at t = 0, 1/N, …, 1 in float64."""
     power = 0.5 if process.beta_schedule == "scaled_linear" else 1.0
     betas = np.linspace(process.beta_start**power, process.beta_end**power, process.num_steps) ** (1 / power)
     alpha_squared = np.cumprod(1 - betas)
@@ -180,7 +182,7 @@ def _table(process: Discrete) -> tuple[np.ndarray, np.ndarray]:
 class Flow(Process):
     """Rectified flow α = 1 − t', σ = t' (Liu et al. 2022) at the shifted time t' = s t / (1 + (s − 1) t).
 
-    The shift s lowers λ by 2 log s, as it does for `Cosine` (Esser et al. 2024, Stable Diffusion 3, eq. 23).
+    The shift s lowers λ by 2 log s, as in `Cosine` (Esser et al. 2024, Stable Diffusion 3, eq. 23).
     """
 
     shift: float = 1.0
@@ -201,7 +203,7 @@ class Flow(Process):
         return jax.nn.sigmoid(-log_snr / 2 - math.log(self.shift))
 
     def network_time(self, t: Times) -> Times:
-        """1000·t', the shifted time, as published flow networks are told."""
+        """Returns 1000·t', the shifted time, which published flow networks take."""
         return 1000 * self.alpha_sigma(t)[1]
 
 
@@ -209,10 +211,9 @@ class Flow(Process):
 class EDM(Process):
     """Variance exploding, α = 1 (Karras et al. 2022).
 
-    log σ is linear in t, from `sigma_min` at t = 1/1000 to `sigma_max` at t = 1; below, σ falls linearly
-    to 0, so that t = 0 is clean as in a discrete process. (Karras et al.'s own spacing is the grid
-    "karras".) The network sees z/√(1 + σ²) and is told ¼ ln σ: their table 1 for data of variance 1, as
-    in Stable Video Diffusion.
+    log σ is linear in t, from `sigma_min` at t = 1/1000 to `sigma_max` at t = 1. Below t = 1/1000 σ falls linearly to
+    0, so that t = 0 is clean as in a discrete process. (The grid "karras" has Karras et al.'s own spacing.) The network
+    sees z/√(1 + σ²) and the time ¼ ln σ: their table 1 for data of variance 1, as in Stable Video Diffusion.
     """
 
     sigma_min: float = 0.002
@@ -240,7 +241,7 @@ class EDM(Process):
         return jnp.where(log_ratio < 0, first * jnp.exp(log_ratio), first + (last - first) * part)
 
     def network_time(self, t: Times) -> Times:
-        """¼ ln σ, with σ no smaller than `sigma_min`: the clean end has no finite logarithm."""
+        """Returns ¼ ln σ with σ of at least `sigma_min`: the clean end has no finite logarithm."""
         return 0.25 * jnp.log(jnp.maximum(self.alpha_sigma(t)[1], self.sigma_min))
 
     def input_scale(self, t: Times) -> Times:
@@ -252,19 +253,19 @@ PROCESSES = {
     "cosine": (Cosine, {}),
     "ddpm": (Discrete, {}),
     "stable_diffusion": (Discrete, STABLE_DIFFUSION_BETAS | {"beta_schedule": "scaled_linear"}),
-    "linear": (Discrete, STABLE_DIFFUSION_BETAS),  # AnimateDiff
+    "animatediff": (Discrete, STABLE_DIFFUSION_BETAS),
     "flow": (Flow, {}),
     "edm": (EDM, {}),
 }
 
 
 def make_process(name: str, **options) -> Process:
-    """The process called `name` (a key of `PROCESSES`), with the options of its class changed as given."""
+    """Returns the process called `name` (a key of `PROCESSES`); `options` change the fields of its class."""
     _require(name in PROCESSES, f"process {name!r} is unknown; known are {', '.join(PROCESSES)}")
     kind, preset = PROCESSES[name]
-    known = [field.name for field in fields(kind)]
+    allowed = [field.name for field in fields(kind)]
     for option in options:
-        _require(option in known, f"process {name!r} has no option {option!r}; it has {', '.join(known)}")
+        _require(option in allowed, f"process {name!r} has no option {option!r}; it has {', '.join(allowed)}")
     correlation = options.get("frame_correlation", 0)
     _require(0 <= correlation < 1, f"frame_correlation={correlation} must be at least 0 and below 1")
     return kind(**preset | options)

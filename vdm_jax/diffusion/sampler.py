@@ -1,38 +1,49 @@
 """The sampler: one `lax.scan` that calls the denoiser along a grid of times."""
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.diffusion.prediction import Denoise
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.solvers import make_table
 from vdm_jax.errors import InputError
-from vdm_jax.typing import Array, Float, Key, Scalar
+from vdm_jax.typing import Array, Float, Key
 
-# What a sample's key is used for: its first noise, the noise of each step, that of what is known, that of what the
-# network is told of it, the keys of FreeInit's later rounds, and FreeNoise's order of frames; from SHARED on the noises
-# again, for what their frames share.
-INITIAL, STEP, KNOWN, TOLD, ROUND, SHUFFLE, SHARED = range(7)
+# The purposes of a sample's key: its first noise, the noise of each step, the noise on the known part of z, the noise
+# of `known_channels`, the keys of FreeInit's later rounds, FreeNoise's order of frames. SHARED + purpose is the purpose
+# of the noise that all frames share. KNOWN_LEVEL is the noise of `known_in_time`.
+INITIAL, STEP, KNOWN, CHANNELS, ROUND, SHUFFLE, SHARED = range(7)
+KNOWN_LEVEL = 2 * SHARED
 
 
 def initial_noise(
-    keys: Key[Array, "B"], shape: tuple[int, ...], process: Process, time: float | Scalar = 1.0
+    keys: Key[Array, "B"], shape: tuple[int, ...], process: Process, time: float | Float[Array, "*T"] = 1.0
 ) -> Float[Array, "B ..."]:
-    """Noise to start from, `shape` for each key, so that a sample's noise does not depend on its batch.
+    """Draws the z to start from, of the given shape for each key, so that a sample does not depend on its batch."""
+    return noise_to_z(process_noise(process, keys, INITIAL, shape, jnp.float32), process, time)
 
-    Its standard deviation is √(α² + σ²) at the grid's first time, that of z for data of variance 1 (as
-    diffusers starts): 1 for variance-preserving processes and flows, √(1 + σ_max²) for EDM.
+
+def noise_to_z(
+    noise: Float[Array, "B *shape"],
+    process: Process,
+    time: float | Float[Array, "*T"] = 1.0,
+    video: Float[Array, "#B *shape"] | None = None,
+) -> Float[Array, "B *shape"]:
+    """Returns z at the first time of a grid (one time, or one per frame), from noise of variance 1.
+
+    With a `video` z is α x + σ ε: sampling starts from the video. Without a video z is ε √(α² + σ²), the standard
+    deviation of z for data of variance 1 (as in diffusers): 1 at t = 1, but √(1 + σ_max²) for EDM.
     """
-    alpha, sigma = process.alpha_sigma(jnp.float32(time))
-    return jnp.hypot(alpha, sigma) * process_noise(process, keys, INITIAL, shape, jnp.float32)
+    alpha, sigma = (_over_frames(value, noise) for value in process.alpha_sigma(jnp.asarray(time, jnp.float32)))
+    return jnp.hypot(alpha, sigma) * noise if video is None else alpha * video + sigma * noise
 
 
 def sample(
-    denoise: Callable,
+    denoise: Denoise,
     z: Float[Array, "B *shape"],
-    times: Float[Array, "points"],
+    times: Float[Array, "points *T"],
     process: Process,
     *,
     solver: str = "ddim",
@@ -41,22 +52,22 @@ def sample(
 ) -> Float[Array, "B *shape"]:
     """Follows `times` from the noise z at times[0] to the video at times[-1], which at t = 0 is the clean x̂.
 
-    `denoise(z, t)` gives (x̂, ε̂) for a vector of B equal times. `solver` is one of `SOLVERS`; "ddim"
-    takes the noise level `eta` (a Python float), which needs one key per sample. Wrap the call in
-    `jax.jit`.
+    `denoise(z, t)` is called with B equal times. If each frame has its own times (points T, see `grids.pyramid`), it is
+    called with times of shape B T. `solver` is one of `SOLVERS`. "ddim" takes the noise level `eta` (a Python float),
+    which needs one key per sample. Wrap the call in `jax.jit`.
     """
     if len(times) < 2:
         raise InputError(f"times of length {len(times)} must hold at least two times, from noise to clean")
     if eta > 0 and keys is None:
         raise InputError(f"eta={eta} adds noise and so needs keys, one per sample")
     table = make_table(solver, times.astype(z.dtype), process, eta)
-    changes_of_x = solver == "dpmpp"
 
     def call(carry, row_and_index):
         z, before = carry
         row, index = row_and_index
-        x_hat, eps_hat = denoise(z, jnp.full(z.shape[0], row.time))
-        now = x_hat if changes_of_x else eps_hat
+        x_hat, eps_hat = denoise(z, jnp.broadcast_to(row.time, (z.shape[0], *row.time.shape)))
+        now = x_hat if table.of_x else eps_hat
+        row = jax.tree.map(lambda value: _over_frames(value, z), row)
         z = row.keep * z + row.x * x_hat + row.eps * eps_hat + row.change * (now - before)
         if eta > 0:
             z = z + row.noise * process_noise(process, keys, STEP, z.shape[1:], z.dtype, index)
@@ -69,7 +80,7 @@ def sample(
 def process_noise(
     process: Process, keys: Key[Array, "B"], purpose: int, shape: tuple[int, ...], dtype, index: Array | int = 0
 ) -> Float[Array, "B ..."]:
-    """Noise as a process puts it on videos: Gaussian, with its correlation of frames."""
+    """Draws the noise that a process adds to videos: Gaussian, with the process's correlation of frames."""
     own = gaussian(keys, purpose, shape, dtype, index)
     if not process.frame_correlation:
         return own
@@ -79,10 +90,15 @@ def process_noise(
 def gaussian(
     keys: Key[Array, "B"], purpose: int, shape: tuple[int, ...], dtype, index: Array | int = 0
 ) -> Float[Array, "B ..."]:
-    """Gaussian noise of the given shape for each key, for one purpose and the index-th use of it."""
+    """Draws Gaussian noise of the given shape for each key, for one purpose and the index-th use of it."""
 
-    def one(key):  # flat, which is faster to compile: see `objective.draw`
+    def draw(key):  # flat, which is faster to compile: see `objective.draw`
         key = jax.random.fold_in(jax.random.fold_in(key, purpose), index)
         return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(draw)(keys)
+
+
+def _over_frames(value: Float[Array, "*T"], z: Float[Array, "B *shape"]) -> Float[Array, "..."]:
+    """Appends axes of size 1, so that one value per frame multiplies z; one value for all frames stays a scalar."""
+    return value.reshape(value.shape + (1,) * (z.ndim - 2)) if value.ndim else value

@@ -1,13 +1,12 @@
 """Solvers: the numbers that turn a denoiser's (x̂, ε̂) into the next, less noisy video.
 
-Every solver here is the first-order step z_s = α_s x̂ + σ_s ε̂ plus a multiple of how much a prediction
-has changed, so it is a table of coefficients with one row for each call of the denoiser, and the sampler
-is one loop over rows:
+Every solver here is the first-order step z_s = α_s x̂ + σ_s ε̂ plus a multiple of the change of a prediction between
+two calls. So a solver is a table of coefficients with one row for each call of the denoiser, and the sampler is one
+loop over its rows:
 
     z  ←  keep·z + x·x̂ + eps·ε̂ + change·(p − p_before) + noise·n,        p = x̂ or ε̂
 
-None of the coefficients divides by what may vanish: α_t = 0 (a flow's noise) and σ_s = 0 (the clean end)
-are fine.
+No coefficient divides by a number that may vanish: α_t = 0 (a flow's noise) and σ_s = 0 (the clean end) are fine.
 """
 
 from typing import NamedTuple
@@ -18,35 +17,43 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Float
 
-# From a higher σ/α than this a trapezium in σ/α spans a nearly infinite step (infinite at a flow's t = 1).
+# Above this σ/α a trapezium in σ/α spans a nearly infinite step (infinite at a flow's t = 1).
 PURE_NOISE = 1000.0
 
 
 class Table(NamedTuple):
-    """One row for each call of the denoiser: the time it is called at, and the coefficients of the update."""
+    """The time and the coefficients of each call of the denoiser, for the whole video or for each of its T frames."""
 
-    time: Float[Array, "calls"]
-    keep: Float[Array, "calls"]
-    x: Float[Array, "calls"]
-    eps: Float[Array, "calls"]
-    change: Float[Array, "calls"]
-    noise: Float[Array, "calls"]
+    time: Float[Array, "calls *T"]
+    keep: Float[Array, "calls *T"]
+    x: Float[Array, "calls *T"]
+    eps: Float[Array, "calls *T"]
+    change: Float[Array, "calls *T"]
+    noise: Float[Array, "calls *T"]
+
+    of_x = False  # `change` multiplies the change of ε̂
 
 
-def ddim(times: Float[Array, "points"], process: Process, eta: float = 0.0) -> Table:
-    """First-order steps with noise η: 0 is DDIM, 1 ancestral sampling (Song et al. 2021, eq. 12 and 16).
+class TableOfX(Table):
+    """A table whose `change` multiplies the change of x̂."""
 
-    Their σ² for general (α, σ) is η² σ_s² (1 − q²) with q² = SNR_t / SNR_s. At η = 0 on a flow this is
-    Euler's method, and with α = 1 Karras et al.'s (2022) Euler step.
+    of_x = True
+
+
+def ddim(times: Float[Array, "points *T"], process: Process, eta: float = 0.0) -> Table:
+    """Returns first-order steps with noise η: 0 is DDIM, 1 ancestral sampling (Song et al. 2021, eq. 12 and 16).
+
+    Their σ² for general (α, σ) is η² σ_s² (1 − q²) with q² = SNR_t / SNR_s. At η = 0 this is Euler's method on a flow,
+    and Karras et al.'s (2022) Euler step with α = 1. A frame whose time does not change keeps its z.
     """
     return _first_order(times[:-1], times[1:], process, eta)
 
 
 def ddim_strided(times: Float[Array, "points"], process: Process, eta: float = 0.0) -> Table:
-    """DDIM whose every step is as long as N // n training steps, wherever the next one begins.
+    """Returns DDIM steps that are all N // n training steps long, wherever the next step begins.
 
-    So diffusers steps on a linspace or trailing grid, and so AnimateDiff's samples were made: the network is called at
-    the grid's times, but what it is given has a little more or less noise than that.
+    diffusers takes such steps on a linspace or trailing grid, and AnimateDiff's samples were made with them. The
+    network is called at the grid's times, but the noise level of its input is a little higher or lower.
     """
     if process.num_steps is None:
         raise InputError("solver 'ddim_strided' needs a discrete process")
@@ -55,29 +62,28 @@ def ddim_strided(times: Float[Array, "points"], process: Process, eta: float = 0
     return _first_order(times[:-1], jnp.where(beyond, times[-1], times[:-1] - stride), process, eta)
 
 
-def _first_order(t: Float[Array, "steps"], s: Float[Array, "steps"], process: Process, eta: float) -> Table:
-    """Steps from times t to times s."""
+def _first_order(t: Float[Array, "steps *T"], s: Float[Array, "steps *T"], process: Process, eta: float) -> Table:
+    """Returns the steps from times t to times s."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = process.alpha_sigma(t), process.alpha_sigma(s)
-    fresh = eta**2 * (1 - jnp.square(alpha_t * sigma_s / (sigma_t * alpha_s)))
+    waits = t == s  # both may be 0 or 1, where q is 0/0
+    fresh = eta**2 * (1 - jnp.square(alpha_t * sigma_s / jnp.where(waits, 1, sigma_t * alpha_s)))
     fresh = jnp.clip(fresh, 0, 1)
-    zeros = jnp.zeros_like(fresh)
     return Table(
         time=t,
-        keep=zeros,
-        x=alpha_s,
-        eps=sigma_s * jnp.sqrt(1 - fresh),
-        change=zeros,
-        noise=sigma_s * jnp.sqrt(fresh),
+        keep=waits.astype(t.dtype),
+        x=jnp.where(waits, 0, alpha_s),
+        eps=jnp.where(waits, 0, sigma_s * jnp.sqrt(1 - fresh)),
+        change=jnp.zeros_like(t),
+        noise=jnp.where(waits, 0, sigma_s * jnp.sqrt(fresh)),
     )
 
 
 def dpmpp(times: Float[Array, "points"], process: Process) -> Table:
-    """DPM-Solver++(2M): x̂ is extrapolated from its last two values (Lu et al. 2022b, algorithm 2).
+    """Returns DPM-Solver++(2M), which extrapolates x̂ from its last two values (Lu et al. 2022b, algorithm 2).
 
-    Their z_s = (σ_s/σ_t) z − α_s (e^−h − 1) D with D = x̂ + (x̂ − x̂_before) h/2h_before is the
-    first-order step plus (α_s − α_t σ_s/σ_t) · h/2h_before · (x̂ − x̂_before). First-order are the first
-    step, the step to t = 0 (where h is infinite or as good as), and with less than 15 steps the last one
-    (as diffusers does).
+    Their z_s = (σ_s/σ_t) z − α_s (e^−h − 1) D with D = x̂ + (x̂ − x̂_before) h/2h_before is the first-order step plus
+    (α_s − α_t σ_s/σ_t) · h/2h_before · (x̂ − x̂_before). The first step is first-order; so is the step to t = 0 (where h
+    is infinite or nearly so) and, with less than 15 steps, the last step (as in diffusers).
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = _from_to(times, process)
     h = jnp.diff(process.log_snr(times))
@@ -87,7 +93,7 @@ def dpmpp(times: Float[Array, "points"], process: Process) -> Table:
     before = jnp.concatenate([h[:1], h[:-1]])
     ratio = jnp.where(first_order, 0, jnp.where(first_order, 1, h) / jnp.where(first_order, 1, before))
     zeros = jnp.zeros_like(alpha_s)
-    return Table(
+    return TableOfX(
         time=times[:-1],
         keep=zeros,
         x=alpha_s,
@@ -98,11 +104,10 @@ def dpmpp(times: Float[Array, "points"], process: Process) -> Table:
 
 
 def heun(times: Float[Array, "points"], process: Process) -> Table:
-    """Heun's method in σ/α: Euler to s, then the trapezium with the ε̂ found there (Karras et al. 2022).
+    """Returns Heun's method in σ/α: Euler to s, then the trapezium with ε̂ at s (Karras et al. 2022).
 
-    Their algorithm 1 for any (α, σ): d(z/α) = ε̂ d(σ/α), so the trapezium adds α_s (σ_s/α_s − σ_t/α_t)/2
-    · (ε̂_s − ε̂_t) to Euler's z_s. Two calls a step; the last step is Euler's alone, and steps from pure
-    noise (σ/α > 1000) stay Euler's.
+    Their algorithm 1 for any (α, σ): d(z/α) = ε̂ d(σ/α), so the trapezium adds α_s (σ_s/α_s − σ_t/α_t)/2 · (ε̂_s − ε̂_t)
+    to Euler's z_s. A step has two calls. The last step, and steps from pure noise (σ/α > 1000), are Euler's alone.
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = _from_to(times, process)
     noisy = sigma_t > PURE_NOISE * alpha_t
@@ -110,7 +115,7 @@ def heun(times: Float[Array, "points"], process: Process) -> Table:
     zeros, ones = jnp.zeros_like(alpha_s), jnp.ones_like(alpha_s)
 
     def rows(predict: Array, correct: Array) -> Array:
-        """The rows predict, correct, predict, …, predict."""
+        """Returns the rows predict, correct, predict, …, predict."""
         return jnp.stack([predict, correct], axis=1).reshape(-1)[:-1]
 
     return Table(
@@ -123,15 +128,17 @@ def heun(times: Float[Array, "points"], process: Process) -> Table:
     )
 
 
-SOLVERS = ("ddim", "heun", "dpmpp")  # and, of a discrete process alone, ddim_strided
+SOLVERS = ("ddim", "heun", "dpmpp")  # and ddim_strided, for discrete processes only
 
 
-def make_table(solver: str, times: Float[Array, "points"], process: Process, eta: float = 0.0) -> Table:
-    """The table of the named solver on the given grid."""
+def make_table(solver: str, times: Float[Array, "points *T"], process: Process, eta: float = 0.0) -> Table:
+    """Returns the table of the named solver on a grid; only "ddim" takes a grid for each frame (points T)."""
     if solver not in (*SOLVERS, "ddim_strided"):
         raise InputError(f"solver {solver!r} is unknown; known are {', '.join(SOLVERS)}")
     if not 0 <= eta <= 1:
         raise InputError(f"eta={eta} must be between 0 (DDIM) and 1 (ancestral)")
+    if times.ndim > 1 and solver != "ddim":
+        raise InputError(f"solver={solver!r} must be ddim where each frame has its own times (shape {times.shape})")
     if solver in ("ddim", "ddim_strided"):
         return {"ddim": ddim, "ddim_strided": ddim_strided}[solver](times, process, eta)
     if eta > 0:
@@ -140,6 +147,6 @@ def make_table(solver: str, times: Float[Array, "points"], process: Process, eta
 
 
 def _from_to(times: Array, process: Process) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """(α_t, σ_t) and (α_s, σ_s) of every step from t to s."""
+    """Returns (α_t, σ_t) and (α_s, σ_s) of every step from t to s."""
     alpha, sigma = process.alpha_sigma(times)
     return (alpha[:-1], sigma[:-1]), (alpha[1:], sigma[1:])
