@@ -16,20 +16,21 @@ Hardware and time: meant for one large GPU. It has not been run with published w
     and no score is claimed (November 2026).
 """
 
-from vdm_jax.configuration import default_config
+from vdm_jax.config import default_config
 
 
-def get_config():
-    """Returns the config."""
+def get_config(folder: str = "stable-diffusion-v1-5"):
+    """Returns the config of fine-tuning the model in a folder."""
     config = default_config()
     config.steps, config.batch_size, config.ema = 10_000, 8, 0.999
     config.data.update(
         dict(name="folder", data_dir="videos", frames=16, height=256, width=256, channels=3, fps=8.0, num_workers=4)
     )
     config.model.dtype = "bfloat16"
-    config.pretrained.folder = "stable-diffusion-v1-5"
-    config.pretrained.train = "time"
-    config.pretrained.unet = dict(remat="full")
+    config.model.network = dict(folder=folder, motion_adapter="", remat="full")
+    config.model.text = dict(folder=folder)
+    config.model.codec = dict(folder=folder)
+    config.train.parts = "time"
     config.optimizer.update(dict(name="adamw", learning_rate=1e-4, warmup=100, decay="constant"))
     config.objective.null_probability = 0.1
     config.sample.update(dict(every=1_000, prompts=("",), steps=25, guidance=7.5, fps=8.0))

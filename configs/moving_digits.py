@@ -18,7 +18,7 @@ Expect (November 2026, one seed, 200 held-out captions, 8 DDIM steps; real clips
 A share of 200 has a standard error of 2 to 3 points. docs/evaluation.md has more.
 """
 
-from vdm_jax.configuration import default_config
+from vdm_jax.config import default_config
 
 
 def get_config():
@@ -30,7 +30,8 @@ def get_config():
     config.process.shift = 8**0.5
     config.objective = dict(prediction="v", time_sampling="logit_normal", mean=-0.3, std=0.8)
 
-    config.model.unet = dict(
+    config.model.network = dict(
+        kind="unet",
         channels=32,
         multipliers=(1, 2),
         blocks=1,
@@ -43,7 +44,7 @@ def get_config():
         head_size=32,
         context="none",  # the pooled text alone: sixteen positions a frame are fewer than the tokens
     )
-    config.model.text = dict(width=128, depth=1, length=48)
+    config.model.text = dict(kind="bytes", width=128, depth=1, length=48)
     config.optimizer = dict(
         name="muon",
         learning_rate=4e-3,

@@ -14,13 +14,14 @@ pixels from its true place (docs/modes.md). As text to video it is weaker than `
 at guidance 3.
 """
 
-import runpy
 from pathlib import Path
+
+from vdm_jax.config import read_file
 
 
 def get_config():
     """Returns the config."""
-    config = runpy.run_path(str(Path(__file__).with_name("moving_digits.py")))["get_config"]()
+    config = read_file(Path(__file__).with_name("moving_digits.py"))
     config.known.mixture = dict(
         nothing=1.0, first=2.0, first_k=2.0, last_k=1.0, every_nth=1.0, frames=1.0, inside=0.5, outside=0.5
     )

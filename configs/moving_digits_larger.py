@@ -13,16 +13,17 @@ Expect (November 2026, one training seed, 32 held-out clips for each of three se
 cubic interpolation has 28.1 (docs/modes.md).
 """
 
-import runpy
 from pathlib import Path
+
+from vdm_jax.config import read_file
 
 
 def get_config():
     """Returns the config."""
-    config = runpy.run_path(str(Path(__file__).with_name("moving_digits.py")))["get_config"]()
+    config = read_file(Path(__file__).with_name("moving_digits.py"))
     config.steps = 800
     config.data.update(builder_config="32x8", height=32, width=32)
-    config.model.unet.patch = 4
+    config.model.network.patch = 4
     # x: the noise of a patch's 32 pixels does not pass through 32 channels, and v-prediction would need it.
     config.objective.prediction = "x"
     config.known.update(mixture=dict(everything=1.0), noise=0.3, downsample=2)

@@ -25,7 +25,7 @@ Hardware and time: no row has been trained; no time and no score is claimed (Nov
 The paper's figures: UCF-101 FID 295 ± 3 and IS 57 ± 0.62; BAIR, 15 frames after 1, FVD 68.19 (ancestral, 512 steps).
 """
 
-from vdm_jax.configuration import default_config
+from vdm_jax.config import default_config
 
 # channels, multipliers, blocks, learning rate, batch, steps, EMA, dropout, sampling steps, target
 ROWS = {
@@ -42,7 +42,7 @@ DATA = {
 
 
 def get_config(row: str = "text_small"):
-    """The config of one row of the paper's tables."""
+    """Returns the config of one row of the paper's tables."""
     if row not in ROWS:
         raise ValueError(f"row {row!r} must be one of {', '.join(ROWS)}")
     channels, multipliers, blocks, rate, batch, steps, ema, dropout, sample_steps, target = ROWS[row]
@@ -53,7 +53,8 @@ def get_config(row: str = "text_small"):
     config.data.update(dict(frames=16, height=64, width=64, channels=3, num_workers=8))
 
     config.model.dtype = "bfloat16"
-    config.model.unet = dict(
+    config.model.network = dict(
+        kind="unet",
         channels=channels,
         multipliers=multipliers,
         blocks=blocks,
@@ -66,9 +67,9 @@ def get_config(row: str = "text_small"):
         remat="dots",
     )
     if row.startswith("text"):
-        config.model.text = dict(width=512, depth=6, length=128, head_size=64)
+        config.model.text = dict(kind="bytes", width=512, depth=6, length=128, head_size=64)
     else:
-        config.model.text.length = 0
+        config.model.text = dict(kind="none")
 
     config.objective.prediction = target
     config.optimizer.name = "adam" if row != "bair" else "adamw"

@@ -11,7 +11,7 @@ Network: 66.9 M parameters, in pixels, with layers over time as in Video Diffusi
 Hardware and time: meant for one GPU. It has not been trained; no time and no score is claimed (November 2026).
 """
 
-from vdm_jax.configuration import default_config
+from vdm_jax.config import default_config
 
 
 def get_config():
@@ -22,7 +22,8 @@ def get_config():
         dict(name="folder", data_dir="videos", frames=16, height=64, width=64, channels=3, fps=8.0, num_workers=4)
     )
     config.model.dtype = "bfloat16"
-    config.model.unet = dict(
+    config.model.network = dict(
+        kind="unet",
         channels=96,
         multipliers=(1, 2, 3, 4),
         blocks=2,
@@ -33,7 +34,7 @@ def get_config():
         head_size=48,
         dropout=0.05,
     )
-    config.model.text = dict(width=256, depth=4, length=128)
+    config.model.text = dict(kind="bytes", width=256, depth=4, length=128)
     config.optimizer.learning_rate = 2e-4
     config.optimizer.warmup = 1000
     config.sample.update(dict(every=5_000, prompts=("",), steps=50, fps=8.0))

@@ -1,4 +1,4 @@
-"""Trains a model, or goes on training it.
+"""Trains a model, or continues a run.
 
 python experiments/train.py --config=configs/moving_digits.py --workdir=runs/digits [--config.a.b=c]
 """
@@ -13,7 +13,7 @@ from vdm_jax import command
 from vdm_jax.errors import InputError
 
 config_flags.DEFINE_config_file("config", None, "Config file, such as configs/moving_digits.py.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder; a run that is there is gone on with.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder; an existing run is continued.")
 
 
 def main() -> None:
@@ -24,41 +24,36 @@ def main() -> None:
 
     import jax
 
-    from vdm_jax import configuration
-    from vdm_jax.generation.finetune import load_trainee, trained_pipeline
-    from vdm_jax.generation.pipeline import make_pipeline
-    from vdm_jax.generation.settings import check_samples
+    from vdm_jax.build import build
+    from vdm_jax.config import check_keys
+    from vdm_jax.generation.pipeline import Pipeline
     from vdm_jax.parallel.mesh import make_mesh, start_processes
     from vdm_jax.training.loop import train
     from vdm_jax.video import contact_sheet, write_image
 
-    configuration.check_keys(config)
+    check_keys(config)
     if config.sample.every and not config.sample.prompts:
         logging.warning("no sheets of samples are drawn: config.sample.prompts is empty")
     start_processes()
-    trainee = base = None
-    if config.pretrained.folder:
-        trainee, base = load_trainee(config, make_mesh(**config.mesh.to_dict()))
-    if config.sample.prompts:
-        base.check(config.sample.prompts, seed=config.sample.seed) if base else check_samples(config)
+    mesh, prompts = make_mesh(**config.mesh.to_dict()), config.sample.prompts
+    model = build(config, mesh)
+    if prompts and model.downsample > 1:
+        raise InputError(f"sample.prompts must be (): known.downsample={model.downsample} enlarges videos only")
+    if prompts:
+        Pipeline(model, mesh).check(prompts, seed=config.sample.seed)
 
-    def draw_samples(graphdef, params, mesh, step):
-        pipeline = (
-            trained_pipeline(trainee, base, params, step)
-            if base
-            else make_pipeline(config, graphdef, params, mesh, step)
-        )
-        videos = pipeline(config.sample.prompts, seed=config.sample.seed)
-        about = {"step": step, "seed": config.sample.seed, "prompts": list(config.sample.prompts)}
+    def draw_samples(model, mesh):
+        videos = Pipeline(model, mesh)(prompts, seed=config.sample.seed)
+        metadata = {"step": model.step, "seed": config.sample.seed, "prompts": list(prompts)}
         if jax.process_index() == 0:
-            write_image(workdir / "samples" / f"{step:07}.png", contact_sheet(videos), about)
+            write_image(workdir / "samples" / f"{model.step:07}.png", contact_sheet(videos), metadata)
 
-    state = train(config, workdir, draw_samples if config.sample.prompts else None, trainee)
-    sheets = ", sheets of samples in samples/" if config.sample.every and config.sample.prompts else ""
+    state = train(config, workdir, draw_samples if prompts else None, model)
+    sheets = ", sheets of samples in samples/" if config.sample.every and prompts else ""
     print(f"{workdir}: {int(state.step)} steps done. Metrics in metrics.jsonl{sheets}.")
-    what = '--prompt "…"' if config.pretrained.folder or config.model.text.length else "--num 4"
-    what = what if config.known.downsample == 1 else "--video small.mp4"
-    print(f"Sample from it: python experiments/sample.py --run {workdir} {what}")
+    flag = '--prompt "…"' if model.text is not None else "--num 4"
+    flag = flag if model.downsample == 1 else "--video small.mp4"
+    print(f"Sample from it: python experiments/sample.py --run {workdir} {flag}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Video diffusion in JAX: train, sample and evaluate factorised space-time networks on any mesh."""
+"""Video diffusion in JAX: train, sample and evaluate space-time networks on any mesh."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+_PUBLIC = {"load": "build", "Pipeline": "generation.pipeline"}
 
 
 def __getattr__(name: str):
     # On first use: importing the package stays quick, and sets up no device.
-    if name == "load":
-        from vdm_jax.generation.published import load
+    if name in _PUBLIC:
+        import importlib
 
-        return load
+        return getattr(importlib.import_module(f"vdm_jax.{_PUBLIC[name]}"), name)
     raise AttributeError(f"module 'vdm_jax' has no attribute {name!r}")

@@ -69,8 +69,9 @@ def restore_ema(folder: str | Path, ema: PyTree) -> tuple[int, Params]:
 def restore_latest(folder: str | Path, parts: dict[str, PyTree]) -> dict[str, Any] | None:
     """Returns the parts of the newest checkpoint that can be read, and its "step"; None where there is no checkpoint.
 
-    `parts` gives shapes, dtypes and shardings. The mesh may differ from the one that was saved from: every array is read
-    straight into its new shards. A damaged checkpoint is passed over for the one before it, with a line that says so.
+    `parts` gives shapes, dtypes and shardings. The mesh may differ from the one that was saved from: every array is
+    read straight into its new shards. A damaged checkpoint is passed over for the one before it, with a line that says
+    so.
 
     Raises:
         InputError: there are checkpoints, but none that can be read.

@@ -50,8 +50,8 @@ def default_config() -> ml_collections.ConfigDict:
         num_workers=0,
         prefetch=4,
     )
-    # Each part is new, dict(kind=..., arguments), or out of a folder, dict(folder=..., arguments of its loader). A network
-    # out of a published folder brings its own process and prediction.
+    # Each part is new, dict(kind=..., arguments), or out of a folder, dict(folder=..., arguments of its loader). A
+    # network out of a published folder brings its own process and prediction.
     config.model = dict(
         dtype="float32",  # of the computation; "bfloat16" on accelerators
         network=dict(kind="unet"),  # * models.unet.UNet; build.NETWORKS has all kinds

@@ -16,7 +16,7 @@ from vdm_jax.parallel.sharding import path_name
 from vdm_jax.typing import Array, Float, Key, Params, PyTree
 
 TIME_SLOTS = r"^network/.*(time_conv|time_attention|stem_attention)/"
-ATTENTION = r"^network/.*attention\d?/([qkv]|qkv|text_kv|out)/kernel$"
+ATTENTION = r"^network/.*(attention\d?|cross)/([qkv]|qkv|text_kv|out)/kernel$"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

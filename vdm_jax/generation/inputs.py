@@ -17,14 +17,14 @@ LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 def read_image(path: FilePath, size: tuple[int, int], channels: int) -> Float[np.ndarray, "H W C"]:
-    """A picture, its middle cut to the proportions of `size` and brought to it. Raises InputError for another file."""
+    """Reads a picture: its middle is cut to the proportions of `size` and resized. Raises InputError for another file."""
     return _fitted(_read_picture(path)[None], path, size, channels)[0]
 
 
 def read_clip(
     path: FilePath, size: tuple[int, int], channels: int
 ) -> tuple[Float[np.ndarray, "L H W C"], float, tuple[int, int]]:
-    """All frames of a video, fitted likewise; its frames per second; its rows and columns before.
+    """Reads a video: frames, cut and resized like a picture; frames per second; original rows and columns.
 
     Raises:
         InputError: another file.
@@ -36,7 +36,9 @@ def read_clip(
 
 
 def read_mask(path: FilePath, size: tuple[int, int], pixels: tuple[int, int]) -> Bool[np.ndarray, "L H W 1"]:
-    """Where a picture (one mask for all frames) or a video (one for each) is white, fitted as its video of `pixels`.
+    """Reads a mask, true where a picture (one mask for all frames) or a video (one for each) is white.
+
+    It is cut and resized like its video, which has `pixels` rows and columns.
 
     Raises:
         InputError: another file, or of other rows and columns than the video.
@@ -57,7 +59,7 @@ def _read_picture(path: FilePath) -> UInt8[np.ndarray, "H W 3"]:
         raise InputError(f"{path} is a video, where a picture is needed")
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))  # upright, as cameras note it
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))  # upright, as the camera recorded
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"{path} cannot be read as a picture ({getattr(error, 'strerror', None) or error})") from error
 
@@ -67,7 +69,7 @@ def _fitted(
 ) -> Float[np.ndarray, "L H W C"]:
     if frames.shape[1:3] != size:
         log.info(
-            "%s: %d×%d pixels; the middle part with the proportions of %d×%d is brought to that size",
+            "%s: %d×%d pixels; the middle part is cut to the proportions of %d×%d and resized",
             path, *frames.shape[1:3], *size,
         )  # fmt: skip
     video = np.stack([fit(frame, size, (0.5, 0.5)) for frame in frames]).astype(np.float32) / 127.5 - 1

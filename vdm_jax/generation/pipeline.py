@@ -99,7 +99,13 @@ class Pipeline:
         draw = _compile(
             model.static,
             self.mesh,
-            dataclasses.replace(settings, guidance=0.0, reconstruction=0.0, known_noise=0.0),
+            # Known frames stand at the time of their noise level, which is part of the program.
+            dataclasses.replace(
+                settings,
+                guidance=0.0,
+                reconstruction=0.0,
+                known_noise=settings.known_noise if settings.respect == "times" else 0.0,
+            ),
             guides,
             coarse,
         )

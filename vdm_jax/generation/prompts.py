@@ -1,4 +1,4 @@
-"""Prompts that change in the course of a video: "0: a seven going up | 8: a seven going left"."""
+"""Prompts that change during a video: "0: a seven going up | 8: a seven going left"."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from vdm_jax.typing import Float
 
 
 def read_travel(prompt: str) -> dict[int, str]:
-    """What is asked for from which frame on; a plain prompt holds from frame 0.
+    """Returns {frame: text from that frame on}; a plain prompt holds from frame 0.
 
     Raises:
         InputError: a part that does not begin with its frame, or frames that do not rise from 0.
@@ -27,7 +27,7 @@ def read_travel(prompt: str) -> dict[int, str]:
 
 
 def prompts_at(prompts: Sequence[str], frame: int) -> list[str]:
-    """What each prompt asks for at a frame."""
+    """Returns the text of each prompt at a frame."""
     travels = [read_travel(prompt) for prompt in prompts]
     return [travel[max(start for start in travel if start <= frame)] for travel in travels]
 
@@ -35,10 +35,10 @@ def prompts_at(prompts: Sequence[str], frame: int) -> list[str]:
 def texts_and_shares(
     prompts: Sequence[str], frame: int, frames: int
 ) -> tuple[list[str], Float[np.ndarray, "B T K"] | None]:
-    """K texts for each prompt, one after the other, and the share of each in `frames` frames from `frame` on.
+    """Returns K texts for each prompt, one after the other, and the share of each in `frames` frames from `frame` on.
 
-    Between its frames one text passes linearly into the next; the last holds to the end. A prompt of fewer than K
-    texts has empty ones, without a share. Where no prompt changes (K = 1) there are no shares.
+    Between its frames one text passes linearly into the next; the last holds to the end. A prompt of fewer than K texts
+    is filled up with empty texts of share 0. If no prompt changes (K = 1), the shares are None.
     """
     travels = [read_travel(prompt) for prompt in prompts]
     most = max(map(len, travels), default=1)
@@ -53,7 +53,7 @@ def texts_and_shares(
 
 
 def check_travel(prompts: Sequence[str], frames: Sequence[int]) -> None:
-    """Raises InputError where a prompt changes at a frame that is none of these: a range, or those of windows."""
+    """Raises InputError for a prompt that changes at a frame not among `frames`: all, or the starts of windows."""
     there = f"the windows draw from frames {', '.join(map(str, sorted(frames)))} on (--context and --frames set them)"
     if isinstance(frames, range):
         there = f"the video has frames 0 to {frames[-1]}"

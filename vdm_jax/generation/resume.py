@@ -1,6 +1,6 @@
-"""What is being drawn, in a file that memory maps: a long video needs the host memory of a window, and can go on later.
+"""Drawing that can be interrupted: the videos lie in a memory-mapped file, so that a long video needs little memory.
 
-`x.npy` holds the videos, `x.json` beside it which drawing they are of and the last window that is done.
+`x.npy` holds the videos; `x.json` next to it identifies the drawing and counts the complete windows.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from vdm_jax.typing import Float
 
 
 def fingerprint(*parts: Any) -> str:
-    """A digest of everything that a drawing depends on: arrays by their bytes, other things by their words."""
+    """Returns a digest of everything that a drawing depends on: arrays by their bytes, the rest by its repr."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else repr(part).encode())
@@ -24,12 +24,12 @@ def fingerprint(*parts: Any) -> str:
 
 
 def open_partial(path: Path, of: str, shape: tuple[int, ...]) -> tuple[Float[np.ndarray, "B L H W C"], int]:
-    """The videos of the drawing `of`, and how many of its windows are done.
+    """Returns the videos of the drawing `of`, and how many of its windows are complete.
 
-    A file that is missing, damaged or of another drawing gives way to a new one, of which nothing is done.
+    A file that is missing, damaged or of another drawing is replaced by a new one without complete windows.
 
     Raises:
-        InputError: there cannot be such a file, or it cannot be read.
+        InputError: the file cannot be written, or cannot be read.
     """
     try:
         note = json.loads(path.with_suffix(".json").read_text())
@@ -49,12 +49,12 @@ def open_partial(path: Path, of: str, shape: tuple[int, ...]) -> tuple[Float[np.
 
 
 def save_partial(path: Path, of: str, done: int, videos: np.memmap) -> None:
-    """Notes that `done` windows are drawn; what they hold is on disk before that is said."""
+    """Records that `done` windows are complete, once their content is on disk."""
     videos.flush()
     write_text(path.with_suffix(".json"), json.dumps({"of": of, "done": done, "bytes": path.stat().st_size}))
 
 
 def remove_partial(path: Path) -> None:
-    """Deletes the file and its note; who has the videos open keeps them."""
+    """Deletes both files; a process that has the videos open keeps them."""
     for suffix in (".json", ".npy"):
         path.with_suffix(suffix).unlink(missing_ok=True)

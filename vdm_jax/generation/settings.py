@@ -81,7 +81,6 @@ class Settings:
         if not 0 <= self.known_noise < 1:
             raise InputError(f"known_noise={self.known_noise} must be at least 0 and below 1")
 
-
     def changed(self, changes: Mapping[str, Any]) -> "Settings":
         """Returns the settings with changes. Raises InputError for an unknown setting."""
         if "grid" in changes:  # the options belong to the other grid
@@ -103,8 +102,8 @@ class Settings:
             )
         if self.respect == "concat" and model.tell != "channels":
             raise InputError(
-                "respect='concat' needs a run whose network takes known pixels as channels (config.known.mixture); this "
-                "one takes replace or reconstruct"
+                "respect='concat' needs a run whose network takes known pixels as channels (config.known.mixture); "
+                "this one takes replace or reconstruct"
             )
         if not model.time_per_frame and (self.respect == "times" or self.pyramid):
             setting = "respect='times'" if self.respect == "times" else f"pyramid={self.pyramid}"
@@ -115,9 +114,7 @@ class Settings:
         if self.pyramid and (self.solver != "ddim" or self.strength != 1 or self.free_init != 1):
             raise InputError(f"pyramid={self.pyramid} needs solver='ddim', strength=1 and free_init=1")
         if coarse > 1 and model.codec.channels is not None:
-            raise InputError(
-                f"enlarging a video by {coarse} needs a network that draws pixels; this one draws latents"
-            )
+            raise InputError(f"enlarging a video by {coarse} needs a network that draws pixels; this one draws latents")
         if self.respect != "reconstruct" and coarse != model.downsample:
             raise InputError(
                 f"respect={self.respect!r} cannot enlarge a video by {coarse}: this run was trained for "
@@ -148,9 +145,7 @@ def check_sampling(settings: Settings, model: Model, prompts: Sequence[str]) -> 
     return np.stack([model.tokenize(prompt) for prompt in prompts])
 
 
-def grid_of(
-    settings: Settings, process: Process, frames: int
-) -> Float[Array, "points"] | Float[Array, "points T"]:
+def grid_of(settings: Settings, process: Process, frames: int) -> Float[Array, "points"] | Float[Array, "points T"]:
     """Returns the times to sample at: the grid below the strength, with the strength itself as the first time.
 
     With a pyramid each of the `frames` has its own column of times.

@@ -83,19 +83,19 @@ class Attention(nnx.Module):
             self.implementation = choose_implementation(implementation, dtype=dtype, head_size=head_size)
 
         def linear(width, size, name):
-            return nnx.Linear(width, size, use_bias=name in biased, **common)
+            return nnx.Linear(width, size, use_bias=name in tuple(biased), **common)
 
         if fused and self.context == "only":
-            self.text_kv = linear(text_width, 2 * inner, None)
-            self.q = linear(width, inner, None)
+            self.text_kv = linear(text_width, 2 * inner, "fused")
+            self.q = linear(width, inner, "fused")
         elif fused:
-            self.qkv = linear(width, 3 * inner, None)
+            self.qkv = linear(width, 3 * inner, "fused")
         else:
             source = text_width if self.context == "only" else width
             self.q, self.k, self.v = linear(width, inner, "q"), linear(source, inner, "k"), linear(source, inner, "v")
         self.out = nnx.Linear(inner, width, **common | (dict(kernel_init=zeros) if zero else {}))
         if self.context == "joint":
-            self.text_kv = linear(text_width, 2 * inner, None)
+            self.text_kv = linear(text_width, 2 * inner, "fused")
         if position == "relative":
             self.bias = nnx.Param(0.5 * jax.random.normal(rngs.params(), (2 * max_distance + 1, heads), jnp.float32))
         if qk_norm:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.errors import InputError
+from vdm_jax.models.layout import Layout
 from vdm_jax.typing import Array, Float, Int, PyTree
 
 BATCH = ("data", "fsdp")
@@ -19,9 +20,9 @@ BATCH = ("data", "fsdp")
 # heads of an attention and the middle of a block (Shoeybi et al. 2019, section 3): the first matrix is cut by columns,
 # the last by rows, so a block needs one sum at its end.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"(qkv|context_kv|cross_q|up|modulation|/[qkv])/kernel$", P("fsdp", "tensor")),
+    (r"(qkv|text_kv|up|modulation|/[qkv])/kernel$", P("fsdp", "tensor")),
     (r"(modulation|up)/bias$", P("tensor")),
-    (r"/(out|cross_out|down)/kernel$", P("tensor", "fsdp")),
+    (r"/(out|down)/kernel$", P("tensor", "fsdp")),
     (r"conv1/kernel$", P(None, None, "fsdp", "tensor")),
     (r"space_conv/(conv1/bias|norm2/(scale|bias))$", P("tensor")),
     (r"conv2/kernel$", P(None, None, "tensor", "fsdp")),
@@ -132,7 +133,7 @@ def full_batches(count: int, batch_size: int, mesh: Mesh) -> Iterator[tuple[int,
 
 
 @dataclasses.dataclass(frozen=True)
-class ActivationLayout:
+class ActivationLayout(Layout):
     """Places activations on a mesh: the batch over `data` and `fsdp`; frames, rows or heads over `context`.
 
     Slots that mix pixels ("space") have frames over `context`, slots that mix frames ("time") have rows, and attention

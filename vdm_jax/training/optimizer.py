@@ -98,6 +98,6 @@ def _matrices(params: PyTree) -> PyTree:
 
 
 def ema_decay(step: Array, decay: float | int) -> Scalar:
-    """Returns the decay after `step` updates, with the warm-up of TensorFlow's EMA: min(decay, (1 + step)/(10 + step))."""
+    """Returns the decay after `step` updates, min(decay, (1 + step) / (10 + step)): the warm-up of TensorFlow's EMA."""
     step = jnp.asarray(step, jnp.float32)
     return jnp.minimum(decay, (1 + step) / (10 + step))

@@ -39,9 +39,9 @@ def plan_state(
 ) -> tuple[TrainState, Callable[[], TrainState]]:
     """Returns the state as shapes with their shardings, and the function that computes it.
 
-    A step can so be compiled before the state exists. `params` are shapes; `make_params(*arrays)` computes them straight
-    into their shards, like the optimizer's moments: no device ever holds a whole copy, and all meshes get the same
-    values.
+    A step can so be compiled before the state exists. `params` are shapes; `make_params(*arrays)` computes them
+    straight into their shards, like the optimizer's moments: no device ever holds a whole copy, and all meshes get the
+    same values.
     """
 
     def begin(params: PyTree) -> TrainState:
