@@ -34,8 +34,8 @@ def guided(
       all branches, with the batch [b₀, b₁, …] along the first axis. A single branch is not copied.
     - `weights`: one less than branches. A weight is a number, or a ramp of one number per frame (z is B T …).
     - `interval`: outside these times all weights are 1, which leaves the last branch (Kynkäänniemi et al. 2024).
-    - `rescale` φ: brings the standard deviation of the result part of the way back to that of the last branch (Lin et
-      al. 2023, eq. 15-16).
+    - `rescale` φ: brings the standard deviation of the result part of the way back to the standard deviation of the
+      last branch (Lin et al. 2023, eq. 15-16).
     """
     check_prediction(prediction)
     if not 0 <= rescale <= 1:

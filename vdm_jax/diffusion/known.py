@@ -221,7 +221,7 @@ def replaced(denoise: Denoise, known: Known, process: Process, keys: Key[Array, 
 
     def denoise_replaced(z: Float[Array, "B *shape"], t: Float[Array, "B *T"]):
         alpha, sigma = (per_sample(value, z) for value in process.alpha_sigma(t))
-        # The bits of the time number the calls: solvers do not. The times of frames move one by one, so all bits count.
+        # Solvers do not number their calls, but the bits of the time do: of all frames, as they may move one by one.
         bits = jax.lax.bitcast_convert_type(t[0].astype(jnp.float32), jnp.int32).reshape(-1)
         moment = bits[0] - (bits - bits[0]).sum(dtype=jnp.int32)
         noise = process_noise(process, keys, KNOWN, z.shape[1:], z.dtype, moment)
