@@ -7,7 +7,7 @@ import pytest
 from ml_collections.config_flags import config_path
 
 from vdm_jax.command import _unknown_key
-from vdm_jax.removed import REMOVED, removed_key
+from vdm_jax.released import REMOVED, removed_key
 
 
 @pytest.fixture

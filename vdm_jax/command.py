@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vdm_jax.errors import InputError
-from vdm_jax.removed import removed_key
+from vdm_jax.released import removed_key
 
 
 def run(main: Callable[[], None]) -> None:

@@ -1,7 +1,20 @@
-"""Runs of version 0.1.0 in the terms of this version: the only place that knows the older keys and names."""
+"""Keys and names of version 0.1.0 in the terms of this version: the only place that knows them."""
 
 import re
 from typing import Any
+
+# Config keys of version 0.1.0, and the keys that replaced them.
+REMOVED = {
+    "pretrained.folder": "model.network.folder",
+    "pretrained.motion_adapter": "model.network.motion_adapter",
+    "pretrained.new_motion": "model.network.new_motion",
+    "pretrained.train": "train.parts",
+    "pretrained.rank": "train.rank",
+    "pretrained.unet": "model.network",
+    "pretrained": "model.network",
+    "model.unet": "model.network",
+    "data.caption_dropout": "objective.null_probability",
+}
 
 # Parts of parameter paths, now and then, in the order in which they are replaced.
 _PATHS = (
@@ -53,3 +66,11 @@ def released_path(path: str, *, own: bool) -> str:
     if own:
         path = re.sub(r"^unet/time/(first|second)/", lambda m: f"unet/time_{'in' if m[1] == 'first' else 'out'}/", path)
     return path
+
+
+def removed_key(key: str) -> str | None:
+    """Returns a line that names the replacement of a removed key, or of a key in a removed group; None for others."""
+    for old, new in REMOVED.items():
+        if key == old or key.startswith(f"{old}."):
+            return f"config.{key} was removed: use config.{new}{key.removeprefix(old)}"
+    return None
