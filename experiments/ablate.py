@@ -48,8 +48,8 @@ def main() -> None:
         jax.config.update("jax_platforms", "cpu")  # the devices are for the jobs
         logging.getLogger().setLevel(logging.WARNING)  # and so is what they have to say
 
-    from vdm_jax.evaluation import ablation_jobs as jobs
-    from vdm_jax.evaluation.ablation import make_plan, shard
+    from vdm_jax.studies import jobs
+    from vdm_jax.studies.study import make_plan, shard
 
     out, runs = Path(OUT.value), Path(RUNS.value)
     plan = make_plan(read_study(), runs, out)
@@ -67,7 +67,7 @@ def main() -> None:
 
 def read_study():
     """The study with the flags' changes."""
-    from vdm_jax.evaluation.ablation import change_base, load_study
+    from vdm_jax.studies.study import change_base, load_study
 
     study = load_study(STUDY.value)
     changes = {}
@@ -105,8 +105,8 @@ def this_command(*more: str) -> list[str]:
 
 def do_job(plan, job: str, timed: Path) -> None:
     """A job of the plan; "time-" and a run's name takes a few steps of it and notes how long one is."""
-    from vdm_jax.evaluation.ablation_run import FLOORS, work
-    from vdm_jax.evaluation.ablation_time import time_step
+    from vdm_jax.studies.duration import time_step
+    from vdm_jax.studies.run import FLOORS, work
 
     name = job.removeprefix("time-")
     runs = {r.name: r for run in plan.runs.values() for r in (run, run.begins_with) if r is not None}
@@ -120,9 +120,9 @@ def do_job(plan, job: str, timed: Path) -> None:
 
 def dry_run(plan, ours, timed: Path, logs: Path) -> None:
     """Prints what there is to do, and how long it takes."""
-    from vdm_jax.evaluation import ablation_jobs as jobs
-    from vdm_jax.evaluation.ablation_results import read_result
-    from vdm_jax.evaluation.ablation_time import seconds_left, step_of, untimed
+    from vdm_jax.studies import jobs
+    from vdm_jax.studies.duration import seconds_left, step_of, untimed
+    from vdm_jax.studies.results import read_result
 
     study = plan.study
     print(f"{study.name}: {study.claim} ({study.source})")
@@ -154,10 +154,10 @@ def carry_out(plan, ours, timed: Path, out: Path) -> None:
     """Does what is left to do, and writes the report."""
     from tqdm import tqdm
 
-    from vdm_jax.evaluation import ablation_jobs as jobs
-    from vdm_jax.evaluation.ablation_report import markdown, read_found, write_report
-    from vdm_jax.evaluation.ablation_results import read_result
-    from vdm_jax.evaluation.ablation_run import FLOORS
+    from vdm_jax.studies import jobs
+    from vdm_jax.studies.report import markdown, read_found, write_report
+    from vdm_jax.studies.results import read_result
+    from vdm_jax.studies.run import FLOORS
 
     given = re.sub(r" --?shard[= ]\S+", "", shlex.join(["python", *sys.argv]))
     names = [run.name for run in ours if any(read_result(c) is None for c in plan.cells if c.run is run)]

@@ -72,7 +72,7 @@ def main() -> None:
     from tqdm import tqdm
 
     from vdm_jax.evaluation import metrics as table
-    from vdm_jax.evaluation.keeping import check_mode, mask_of
+    from vdm_jax.evaluation.known import check_mode, mask_of
     from vdm_jax.evaluation.score import floors, score
     from vdm_jax.files import write_text
 
@@ -126,7 +126,7 @@ def main() -> None:
 def load():
     """What draws, and the real clips."""
     from vdm_jax.configuration import read_config
-    from vdm_jax.evaluation.real import other_data, real_data
+    from vdm_jax.evaluation.reference import other_data, real_data
     from vdm_jax.generation import pipeline
     from vdm_jax.generation.published import load_published
 

@@ -13,7 +13,7 @@ from absl import flags
 
 from vdm_jax import command
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.human import QUESTION, SCALES
+from vdm_jax.pages.human import QUESTION, SCALES
 
 SETS = flags.DEFINE_multi_string("set", [], "make: <name>=<folder> of videos by sample.py; two or more.")
 NUM = flags.DEFINE_integer("num", 50, "make: pairs to judge.", lower_bound=1)
@@ -33,8 +33,8 @@ def make() -> None:
     """Writes the page and the key."""
     from tqdm import tqdm
 
-    from vdm_jax.evaluation.human import make_study
     from vdm_jax.files import write_text
+    from vdm_jax.pages.human import make_study
 
     sets = {}
     for given in SETS.value:
@@ -71,8 +71,8 @@ def _scale(given: str) -> tuple[str, str]:
 
 def aggregate() -> None:
     """Prints what the answers say, and writes it."""
-    from vdm_jax.evaluation import human
     from vdm_jax.files import write_text
+    from vdm_jax.pages import human
 
     if not ANSWERS.value:
         raise InputError("--answers=<file>,… is needed: what the page of the study has saved")

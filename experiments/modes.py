@@ -35,8 +35,8 @@ def main() -> None:
     from vdm_jax.configuration import read_config
     from vdm_jax.data import moving_digits
     from vdm_jax.diffusion.known import Known
-    from vdm_jax.evaluation.keeping import MODES, digit_kept, mask_of, new_frames, place_kept, without_a_network
-    from vdm_jax.evaluation.moving_digits import load_or_train_judge
+    from vdm_jax.evaluation.judge import load_or_train_judge
+    from vdm_jax.evaluation.known import MODES, digit_kept, mask_of, new_frames, place_kept, without_a_network
     from vdm_jax.generation.pipeline import load
 
     run = Path(RUN.value)

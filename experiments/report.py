@@ -22,8 +22,8 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from vdm_jax.evaluation.report import make_report
     from vdm_jax.files import write_text
+    from vdm_jax.pages.run_report import make_report
 
     run = Path(RUN.value)
     out = Path(OUT.value) if OUT.value else run / "report.html"

@@ -12,7 +12,7 @@ as in the paper; it has not been run.
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.evaluation.ablation import Study, load_config
+from vdm_jax.studies.study import Study, load_config
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = (

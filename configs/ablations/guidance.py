@@ -11,7 +11,7 @@ the names of the classes, and has not been run.
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.evaluation.ablation import Study, load_config, sweep
+from vdm_jax.studies.study import Study, load_config, sweep
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = (

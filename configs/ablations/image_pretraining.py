@@ -12,7 +12,7 @@ has, too. On digits the stem takes one frame at a time, and the batch is half of
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.evaluation.ablation import Study, load_config
+from vdm_jax.studies.study import Study, load_config
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = "A video network that begins as an image network needs fewer videos, and less training on them."

@@ -12,7 +12,7 @@ digits the stem takes one frame at a time, and the batch is half of the demo's. 
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.evaluation.ablation import Study, load_config
+from vdm_jax.studies.study import Study, load_config
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = "Images beside the videos make samples better: FVD 202.28, 68.11, 57.84 with 0, 4, 8 of them."

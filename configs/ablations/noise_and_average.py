@@ -11,7 +11,7 @@ correlation of 0.5 is PYoCo's α = 1. `ucf101` has not been run.
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.evaluation.ablation import Study, load_config
+from vdm_jax.studies.study import Study, load_config
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = (

@@ -11,7 +11,7 @@ noise. `ucf101` begins with the paper's row (ε, uniform times, no shift), and h
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.evaluation.ablation import Study, load_config, sweep
+from vdm_jax.studies.study import Study, load_config, sweep
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = (

@@ -11,7 +11,7 @@ network twice a step: 4 steps of it cost what 7 of the others do. `ucf101` has n
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.evaluation.ablation import Study, load_config, sweep
+from vdm_jax.studies.study import Study, load_config, sweep
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = "Second-order solvers need fewer steps than DDIM, and ancestral sampling needs more."

@@ -12,7 +12,7 @@ tiny = run_path(str(ROOT / "tests" / "tiny_config.py"))
 
 STUDY = """
 from runpy import run_path
-from vdm_jax.evaluation.ablation import Study
+from vdm_jax.studies.study import Study
 
 def get_study():
     base = run_path({config!r})["get_config"]()

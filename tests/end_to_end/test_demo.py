@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vdm_jax.data.moving_digits import prepare
-from vdm_jax.evaluation import moving_digits as ev
+from vdm_jax.evaluation import judge as ev
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"""

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from vdm_jax import configuration
-from vdm_jax.evaluation.ablation import Study, make_plan
-from vdm_jax.evaluation.ablation_report import read_found, write_report
-from vdm_jax.evaluation.ablation_results import Result, write_result
 from vdm_jax.evaluation.confidence import Interval
+from vdm_jax.studies.report import read_found, write_report
+from vdm_jax.studies.results import Result, write_result
+from vdm_jax.studies.study import Study, make_plan
 from vdm_jax.video import write_image, write_video
 
 selenium = pytest.importorskip("selenium", reason="needs selenium (the dev extra)")

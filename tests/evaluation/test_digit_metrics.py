@@ -10,7 +10,7 @@ from vdm_jax.data import moving_digits as data
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import digit_metrics as metrics
 from vdm_jax.evaluation.frechet import frechet_distance
-from vdm_jax.evaluation.moving_digits import Recipe, Verdict, floors, frozen, train_judge
+from vdm_jax.evaluation.judge import Recipe, Verdict, floors, frozen, train_judge
 
 
 @pytest.fixture(scope="module")

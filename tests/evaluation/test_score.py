@@ -24,12 +24,13 @@ from vdm_jax import configuration
 from vdm_jax.data import moving_digits as digits
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation import digit_metrics, features, metrics, real, temporal
-from vdm_jax.evaluation import moving_digits as ev
+from vdm_jax.evaluation import digit_metrics, features, metrics, temporal
+from vdm_jax.evaluation import judge as ev
+from vdm_jax.evaluation import reference as reference_clips
 from vdm_jax.evaluation.confidence import bootstrap, bootstrap_mean, wilson
 from vdm_jax.evaluation.frechet import frechet_distance, unbiased_frechet_distance
 from vdm_jax.evaluation.metrics import EXTRACTORS, METRICS, OF_KNOWN, check_metrics, default_metrics, load_networks
-from vdm_jax.evaluation.real import Clips, RealData, other_data, read_clips, real_data
+from vdm_jax.evaluation.reference import Clips, RealData, other_data, read_clips, real_data
 from vdm_jax.evaluation.score import floors, score
 from vdm_jax.generation.pipeline import Pipeline, make_pipeline
 from vdm_jax.parallel.mesh import make_mesh
@@ -360,10 +361,10 @@ def test_held_out_clips_are_those_of_a_held_out_split(tmp_path):
 
 
 def test_a_split_that_was_trained_on_is_not_held_out(monkeypatch):
-    monkeypatch.setattr(real, "make_source", lambda name, split, **how: [{"split": split}])
-    monkeypatch.setattr(real, "splits_of", lambda *place, **how: ["train", "test", "validation"])
+    monkeypatch.setattr(reference_clips, "make_source", lambda name, split, **how: [{"split": split}])
+    monkeypatch.setattr(reference_clips, "splits_of", lambda *place, **how: ["train", "test", "validation"])
     for split, held_out in {"train": "test", "train+test": "validation", "train+test[:50%]": "validation"}.items():
-        found = real._real_data("ucf101", data_dir="x", split=split)
+        found = reference_clips._real_data("ucf101", data_dir="x", split=split)
         assert [found.held_out[0]["split"], found.reference[0]["split"]] == [held_out, split]
 
 

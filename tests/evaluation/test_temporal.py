@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from vdm_jax.data import moving_digits as data
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import temporal
-from vdm_jax.evaluation.moving_digits import floors
+from vdm_jax.evaluation.judge import floors
 
 rng = np.random.default_rng(0)
 

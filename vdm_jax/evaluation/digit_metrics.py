@@ -12,7 +12,7 @@ import numpy as np
 
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.frechet import frechet_distance
-from vdm_jax.evaluation.moving_digits import Verdict, Videos, centroids
+from vdm_jax.evaluation.judge import Verdict, Videos, centroids
 from vdm_jax.typing import Array, Float, Int
 
 Rows = Float[Array | np.ndarray, "_ ..."]

@@ -20,8 +20,8 @@ from vdm_jax.errors import InputError
 from vdm_jax.evaluation import features, temporal
 from vdm_jax.evaluation.confidence import Interval, bootstrap, bootstrap_mean, wilson
 from vdm_jax.evaluation.frechet import frechet_distance, unbiased_frechet_distance
-from vdm_jax.evaluation.keeping import MODES, digit_kept, place_kept
-from vdm_jax.evaluation.real import Clips, RealData, read_all
+from vdm_jax.evaluation.known import MODES, digit_kept, place_kept
+from vdm_jax.evaluation.reference import Clips, RealData, read_all
 from vdm_jax.pretrained import clip_pair, i3d, lpips, videomae
 from vdm_jax.typing import Float
 
@@ -45,7 +45,7 @@ def _judged(clips: Clips, judge: Any) -> Rows:
 
 
 def _jerk(clips: Clips) -> Rows:
-    from vdm_jax.evaluation.moving_digits import jerk
+    from vdm_jax.evaluation.judge import jerk
 
     return {"jerk": np.asarray(jerk(clips.videos))}
 

@@ -19,7 +19,7 @@ import numpy as np
 from vdm_jax.diffusion.known import Known
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import Interval
-from vdm_jax.evaluation.keeping import MODES, mask_of, new_frames, without_a_network
+from vdm_jax.evaluation.known import MODES, mask_of, new_frames, without_a_network
 from vdm_jax.evaluation.metrics import (
     BESIDE,
     EXTRACTORS,
@@ -31,7 +31,7 @@ from vdm_jax.evaluation.metrics import (
     in_range,
     load_networks,
 )
-from vdm_jax.evaluation.real import Clips, Progress, RealData, read_clips, silent
+from vdm_jax.evaluation.reference import Clips, Progress, RealData, read_clips, silent
 from vdm_jax.files import whole_file
 from vdm_jax.generation.partial import fingerprint
 from vdm_jax.generation.pipeline import Pipeline
@@ -62,7 +62,7 @@ def score(
             a call with other metrics draws nothing again. It may be deleted at any time.
         networks: of `load_networks`, so as not to load them at every call.
         progress: is given the batches and a word for what is done with them.
-        known: a mode of `keeping.MODES`: so much of each held-out clip is given, and its caption where the mode has it.
+        known: a mode of `known.MODES`: so much of each held-out clip is given, and its caption where the mode has it.
         settings: fields of `Settings`, such as guidance and steps.
 
     Raises:
@@ -116,10 +116,10 @@ def floors(
 ) -> dict[str, dict[str, Interval]]:
     """What the metrics say of real held-out clips ("real"), of these "shuffled" in time, and "frozen".
 
-    Where a part of the clips is `known`, there is "no network" instead of the last two: `keeping.without_a_network`.
+    Where a part of the clips is `known`, there is "no network" instead of the last two: `known.without_a_network`.
     Arguments as of `score`, whose figures are to be read beside these.
     """
-    from vdm_jax.evaluation.moving_digits import frozen, shuffle_frames  # imports TFDS
+    from vdm_jax.evaluation.judge import frozen, shuffle_frames  # imports TFDS
 
     job = _job(data, metrics, num, seed, batch_size, folder, networks, progress, known)
     real = read_clips(data, num, seed)

@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation import human
 from vdm_jax.evaluation.confidence import wilson
+from vdm_jax.pages import human
 from vdm_jax.video import read_metadata, read_video, write_video
 
 SETS = ("aster", "borage", "clover")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from vdm_jax.configuration import read_config
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.ablation import Plan, Run
-from vdm_jax.evaluation.ablation_run import FLOORS
-from vdm_jax.evaluation.ablation_time import seconds_left, step_of
-from vdm_jax.evaluation.run_hash import run_hash, training_of
+from vdm_jax.studies.duration import seconds_left, step_of
+from vdm_jax.studies.run import FLOORS
+from vdm_jax.studies.run_hash import run_hash, training_of
+from vdm_jax.studies.study import Plan, Run
 
 log = logging.getLogger(__name__)
 

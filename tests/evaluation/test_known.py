@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.keeping import MODES, digit_kept, mask_of, new_frames, place_kept, without_a_network
+from vdm_jax.evaluation.known import MODES, digit_kept, mask_of, new_frames, place_kept, without_a_network
 
 SHAPE = (8, 16, 16, 1)
 

@@ -8,11 +8,11 @@ from runpy import run_path
 import numpy as np
 import pytest
 
-from vdm_jax.evaluation import ablation_time
-from vdm_jax.evaluation.ablation import Study, make_plan
-from vdm_jax.evaluation.ablation_results import Result, write_result
-from vdm_jax.evaluation.ablation_time import pace, seconds_left, step_of, training_seconds, untimed
 from vdm_jax.files import write_text
+from vdm_jax.studies import duration
+from vdm_jax.studies.duration import pace, seconds_left, step_of, training_seconds, untimed
+from vdm_jax.studies.results import Result, write_result
+from vdm_jax.studies.study import Study, make_plan
 
 tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
 
@@ -92,9 +92,9 @@ def test_steps_are_timed_in_a_folder_of_their_own_and_noted_for_all_like_them(pl
         assert config.objective == eps.config.objective
         log(dataclasses.replace(eps, folder=folder), (1, 1.0, 20.0), *((i, 4.0, 2.0) for i in range(2, 7)))
 
-    monkeypatch.setattr(ablation_time, "train", train)
+    monkeypatch.setattr(duration, "train", train)
     (tmp_path / "pace.json").write_text(json.dumps({first.recipe: [30.0, 2.0]}))
-    ablation_time.time_step(eps, tmp_path / "pace.json")
+    duration.time_step(eps, tmp_path / "pace.json")
     assert json.loads((tmp_path / "pace.json").read_text()) == {first.recipe: [30, 2], eps.recipe: [20, 2]}
     assert untimed(plan, tmp_path / "pace.json") == []
     assert not eps.folder.exists()

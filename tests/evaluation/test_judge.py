@@ -8,7 +8,7 @@ import pytest
 
 from vdm_jax.data import moving_digits as data
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation import moving_digits as ev
+from vdm_jax.evaluation import judge as ev
 
 BRIEF = ev.Recipe(steps=120, batch=64)
 

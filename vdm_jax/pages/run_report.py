@@ -15,10 +15,10 @@ import numpy as np
 import vdm_jax
 from vdm_jax.configuration import default_config, read_config
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.chart import Line, line_chart
 from vdm_jax.evaluation.confidence import Interval
-from vdm_jax.evaluation.page import Spread, document, embed_video, image_figure, number, table, video_figure
-from vdm_jax.evaluation.samples import find_samples
+from vdm_jax.pages.chart import Line, line_chart
+from vdm_jax.pages.page import Spread, document, embed_video, image_figure, number, table, video_figure
+from vdm_jax.pages.samples import find_samples
 from vdm_jax.video import read_metadata
 
 LINEAR = ("learning_rate", "videos_per_second", "seconds")  # other metrics have logarithmic axes

@@ -18,8 +18,8 @@ import numpy as np
 
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import Interval, bootstrap_mean, wilson
-from vdm_jax.evaluation.page import document, embed_video, json_island
-from vdm_jax.evaluation.samples import find_samples
+from vdm_jax.pages.page import document, embed_video, json_island
+from vdm_jax.pages.samples import find_samples
 from vdm_jax.typing import Float, Int
 from vdm_jax.video import FilePath
 

@@ -7,9 +7,9 @@ from importlib import resources
 
 import numpy as np
 
-from vdm_jax.evaluation.chart import COLOURS, axis
 from vdm_jax.evaluation.confidence import Interval
-from vdm_jax.evaluation.page import Spread, number
+from vdm_jax.pages.chart import COLOURS, axis
+from vdm_jax.pages.page import Spread, number
 
 WIDTH, LABELS, LETTER, ROW = 480, 190, 6, 22  # of a chart; of the names at its left and a letter; a line's height
 TOP, BOTTOM, RIGHT = 26, 26, 12

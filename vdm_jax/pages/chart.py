@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 from jaxtyping import Num
 
-from vdm_jax.evaluation.page import number
+from vdm_jax.pages.page import number
 from vdm_jax.typing import Float
 
 WIDTH, HEIGHT = 480, 220

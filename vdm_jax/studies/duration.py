@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vdm_jax.evaluation.ablation import Cell, Plan, Run
-from vdm_jax.evaluation.ablation_results import read_result
 from vdm_jax.files import write_text
+from vdm_jax.studies.results import read_result
+from vdm_jax.studies.study import Cell, Plan, Run
 from vdm_jax.training.loop import train
 
 TIMED = 6  # steps of a measurement

@@ -59,7 +59,7 @@ def real_data(config: Any) -> RealData:
     if config.data.name != "moving_digits":
         return data
     from vdm_jax.data.moving_digits import prepare  # imports TFDS: a second that folders do without
-    from vdm_jax.evaluation.moving_digits import load_or_train_judge
+    from vdm_jax.evaluation.judge import load_or_train_judge
 
     builder = prepare(config.data.data_dir, *([config.data.builder_config] if config.data.builder_config else []))
     file = Path(config.data.data_dir) / f"judge-{builder.builder_config.name}.npz"

@@ -12,11 +12,11 @@ from runpy import run_path
 import numpy as np
 import pytest
 
-from vdm_jax.evaluation.ablation import Study, make_plan, sweep
-from vdm_jax.evaluation.ablation_report import markdown, read_found, rows_of, summarise, write_report
-from vdm_jax.evaluation.ablation_results import Result, read_result, write_result
 from vdm_jax.evaluation.confidence import Interval
-from vdm_jax.evaluation.page import Spread
+from vdm_jax.pages.page import Spread
+from vdm_jax.studies.report import markdown, read_found, rows_of, summarise, write_report
+from vdm_jax.studies.results import Result, read_result, write_result
+from vdm_jax.studies.study import Study, make_plan, sweep
 
 tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
 VIDEOS = np.random.default_rng(0).uniform(-1, 1, (2, 4, 8, 8, 3)).astype(np.float32)

@@ -16,16 +16,16 @@ import numpy as np
 
 from vdm_jax.configuration import read_config
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.ablation import Cell, Plan, Run
-from vdm_jax.evaluation.ablation_results import Result, read_result, write_result
-from vdm_jax.evaluation.ablation_time import training_seconds
 from vdm_jax.evaluation.metrics import Network, load_networks
-from vdm_jax.evaluation.real import RealData, read_clips, real_data
-from vdm_jax.evaluation.run_hash import run_hash
+from vdm_jax.evaluation.reference import RealData, read_clips, real_data
 from vdm_jax.evaluation.score import floors, score
 from vdm_jax.files import write_text
 from vdm_jax.generation.pipeline import Pipeline, load
 from vdm_jax.parallel.machine import about_machine
+from vdm_jax.studies.duration import training_seconds
+from vdm_jax.studies.results import Result, read_result, write_result
+from vdm_jax.studies.run_hash import run_hash
+from vdm_jax.studies.study import Cell, Plan, Run
 from vdm_jax.training.loop import train
 
 log = logging.getLogger(__name__)

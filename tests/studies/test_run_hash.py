@@ -6,7 +6,7 @@ import pytest
 
 from vdm_jax import configuration
 from vdm_jax.configuration import default_config
-from vdm_jax.evaluation.run_hash import run_hash, training_of
+from vdm_jax.studies.run_hash import run_hash, training_of
 
 
 def config_with(**changes):

@@ -22,10 +22,10 @@ from flax import nnx
 
 from vdm_jax import configuration
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.keeping import mask_of
+from vdm_jax.evaluation.known import mask_of
 from vdm_jax.evaluation.metrics import PROTOCOL, check_metrics, check_weights, hash_of
-from vdm_jax.evaluation.run_hash import INIT_FROM, run_hash
 from vdm_jax.generation.settings import Settings, check_sampling, settings_of
+from vdm_jax.studies.run_hash import INIT_FROM, run_hash
 from vdm_jax.training.trainee import in_common
 
 SAMPLE = "sample."  # changes of these keys are settings of the sampler: they leave the run as it is
@@ -42,7 +42,7 @@ class Study:
             "sample.guidance" and the like are fields of `Settings`: arms that differ in these alone share their runs.
             "init_from" is a dict of changes, too: of a run that is trained first, and that this one begins with.
         metrics: of `score.METRICS`.
-        known: a mode of `keeping.MODES`, "" for clips that are drawn on their captions alone.
+        known: a mode of `known.MODES`, "" for clips that are drawn on their captions alone.
         along: the key that curves are drawn along; "": arms are drawn side by side.
         weights: files of the networks that metrics look with, as of `metrics.load_networks`.
         devices: that a run is trained on, out of those of a machine; 0 for all of them.

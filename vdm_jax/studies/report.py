@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.evaluation.ablation import SAMPLE, Cell, Plan, Study, changed, value_at
-from vdm_jax.evaluation.ablation_results import Result, read_result
 from vdm_jax.evaluation.confidence import Interval
-from vdm_jax.evaluation.error_bars import Estimate, along, side_by_side, stacked
 from vdm_jax.evaluation.metrics import METRICS
-from vdm_jax.evaluation.page import Spread, document, embed_video, number, table, video
 from vdm_jax.files import write_text
+from vdm_jax.pages.error_bars import Estimate, along, side_by_side, stacked
+from vdm_jax.pages.page import Spread, document, embed_video, number, table, video
+from vdm_jax.studies.results import Result, read_result
+from vdm_jax.studies.study import SAMPLE, Cell, Plan, Study, changed, value_at
 
 COST = {  # name: of a result's cost, and in which unit
     "parameters, M": ("parameters", 1e6),

@@ -17,12 +17,12 @@ import pytest
 
 from vdm_jax import configuration
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation import ablation_run
-from vdm_jax.evaluation.ablation import Study, make_plan
-from vdm_jax.evaluation.ablation_results import read_result
-from vdm_jax.evaluation.ablation_run import FLOORS, locked, trained, work
 from vdm_jax.generation.pipeline import load
 from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.studies import run as study_run
+from vdm_jax.studies.results import read_result
+from vdm_jax.studies.run import FLOORS, locked, trained, work
+from vdm_jax.studies.study import Study, make_plan
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.state import plan_state
 from vdm_jax.training.trainee import from_scratch
@@ -56,8 +56,8 @@ def one_device():
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     trainings.clear()
-    monkeypatch.setattr(ablation_run, "train", train)
-    monkeypatch.setattr(ablation_run, "load", lambda folder: load(folder, mesh=one_device()))
+    monkeypatch.setattr(study_run, "train", train)
+    monkeypatch.setattr(study_run, "load", lambda folder: load(folder, mesh=one_device()))
 
 
 def plan_in(folder, arms, **changes):
@@ -80,7 +80,7 @@ def plan(tmp_path):
 
 
 def test_a_job_goes_on_where_it_was_interrupted_and_does_nothing_twice(plan, monkeypatch):
-    (run,), score, asked = plan.runs.values(), ablation_run.score, []
+    (run,), score, asked = plan.runs.values(), study_run.score, []
 
     def interrupted(*args, steps, **settings):
         asked.append(steps)
@@ -88,7 +88,7 @@ def test_a_job_goes_on_where_it_was_interrupted_and_does_nothing_twice(plan, mon
             raise KeyboardInterrupt
         return score(*args, steps=steps, **settings)
 
-    monkeypatch.setattr(ablation_run, "score", interrupted)
+    monkeypatch.setattr(study_run, "score", interrupted)
     with pytest.raises(KeyboardInterrupt):
         work(plan, run.name)
     assert [read_result(cell) is not None for cell in plan.cells] == [True, False]
@@ -115,25 +115,25 @@ def test_a_job_goes_on_where_it_was_interrupted_and_does_nothing_twice(plan, mon
     work(plan, run.name)
     assert read_result(plan.cells[1]).scores == before.scores
     assert (asked, trainings) == ([1, 2, 2, 2], [run.folder])
-    monkeypatch.setattr(ablation_run, "load", fail)
+    monkeypatch.setattr(study_run, "load", fail)
     work(plan, run.name)
 
 
 def test_the_cost_of_a_drawing_is_that_of_all_its_sittings(plan, monkeypatch):
-    (run,), score = plan.runs.values(), ablation_run.score
+    (run,), score = plan.runs.values(), study_run.score
 
     def killed(*args, progress, **settings):
         for _ in progress([1, 2], "drawing"):
             time.sleep(0.1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ablation_run, "score", killed)
+    monkeypatch.setattr(study_run, "score", killed)
     with pytest.raises(KeyboardInterrupt):
         work(plan, run.name)
     spent = plan.cells[0].file.with_suffix("") / "seconds.txt"
     assert float(spent.read_text()) >= 0.2
     spent.write_text("1000\n")
-    monkeypatch.setattr(ablation_run, "score", score)
+    monkeypatch.setattr(study_run, "score", score)
     work(plan, run.name)
     costs = [read_result(cell).cost["drawing_seconds"] for cell in plan.cells]
     assert costs[0] > 1000 > costs[1]
@@ -145,7 +145,7 @@ def test_floors_are_those_of_the_held_out_clips(plan, monkeypatch):
     assert result.scores.keys() == {"real", "shuffled", "frozen"}
     assert result.scores["frozen"]["flicker"].value == 0 < result.scores["real"]["flicker"].value
     assert len(np.load(plan.floors.file.with_suffix(".npy"))) == len(result.prompts) == 5
-    monkeypatch.setattr(ablation_run, "floors", fail)
+    monkeypatch.setattr(study_run, "floors", fail)
     work(plan, FLOORS)
 
 
@@ -194,7 +194,7 @@ def test_a_run_that_another_process_holds_is_waited_for(plan, monkeypatch):
             said.append(text % arguments)
             other.stdin.close()
 
-        monkeypatch.setattr(ablation_run.log, "info", let_go)
+        monkeypatch.setattr(study_run.log, "info", let_go)
         late = threading.Timer(60, other.kill)  # where nothing is said, or nothing waited for
         late.start()
         with locked(run):

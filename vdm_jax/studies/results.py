@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 
-from vdm_jax.evaluation.ablation import Cell
 from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.files import whole_file, write_text
+from vdm_jax.studies.study import Cell
 from vdm_jax.video import to_uint8
 
 log = logging.getLogger(__name__)

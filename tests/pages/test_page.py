@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation import chart, page, samples
 from vdm_jax.evaluation.confidence import Interval
+from vdm_jax.pages import chart, page, samples
 from vdm_jax.video import read_metadata, read_video, write_video
 
 NOISE = np.random.default_rng(0).integers(256, size=(5, 8, 8, 3)).astype(np.uint8)

@@ -13,9 +13,9 @@ import pytest
 
 from vdm_jax import configuration
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.ablation import Study, make_plan
-from vdm_jax.evaluation.ablation_jobs import Place, adopt, carry_out, hours, places, progress_line
-from vdm_jax.evaluation.ablation_results import Result, write_result
+from vdm_jax.studies.jobs import Place, adopt, carry_out, hours, places, progress_line
+from vdm_jax.studies.results import Result, write_result
+from vdm_jax.studies.study import Study, make_plan
 
 tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
 

@@ -8,9 +8,9 @@ from runpy import run_path
 import pytest
 
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.ablation import Study, change_base, changed, load_study, make_plan, shard, sweep
 from vdm_jax.evaluation.metrics import hash_of
-from vdm_jax.evaluation.run_hash import run_hash
+from vdm_jax.studies.run_hash import run_hash
+from vdm_jax.studies.study import Study, change_base, changed, load_study, make_plan, shard, sweep
 
 ROOT = Path(__file__).parents[2]
 tiny = run_path(str(ROOT / "tests" / "tiny_config.py"))

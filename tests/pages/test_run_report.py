@@ -13,7 +13,7 @@ from PIL import Image
 
 from vdm_jax import configuration
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.report import make_report
+from vdm_jax.pages.run_report import make_report
 from vdm_jax.video import read_video, write_image, write_video
 
 tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
