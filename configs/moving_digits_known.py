@@ -1,7 +1,7 @@
 """The moving digits of `moving_digits.py`, and a network that is told what is known of the video: one for every mode.
 
     python experiments/train.py --config=configs/moving_digits_known.py --workdir=runs/known
-    python experiments/modes.py --run=runs/known --num=32 --seeds=0,1,2 --reconstruction=
+    python experiments/ablate.py --study=configs/ablations/modes.py:known --out=studies/modes-known --adopt=runs/known
     python experiments/sample.py --run=runs/known --video=in.mp4 --extend=8
 
 About 10 minutes on 2 CPU cores. On held-out clips (November 2026, one training seed) it keeps the digit in 96 to 97 %

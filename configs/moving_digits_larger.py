@@ -1,7 +1,7 @@
 """Super-resolution: moving digits of 16×16 pixels, drawn at 32×32.
 
     python experiments/train.py --config=configs/moving_digits_larger.py --workdir=runs/larger
-    python experiments/modes.py --run=runs/larger --num=32 --seeds=0,1,2
+    python experiments/evaluate.py --run=runs/larger --num=32 --known="super-resolution by 2"
     python experiments/sample.py --run=runs/larger --video=small.mp4
     python experiments/sample.py --cascade=runs/moving_digits,runs/larger --prompt="a seven going up"
 

@@ -47,6 +47,7 @@ KNOWN = flags.DEFINE_string("known", "", "How much of each held-out clip is give
 RESPECT = flags.DEFINE_string(
     "respect", None, "With --known: replace, reconstruct or concat (default: the run's config)."
 )
+STRENGTH = flags.DEFINE_float("strength", None, "With --known='video to video': the time to noise the clips to.")
 OUT = flags.DEFINE_string(
     "out", None, "Folder of evaluation.json (default: the run, or evaluations/<model>-<adapter>)."
 )
@@ -60,7 +61,7 @@ def main() -> None:
         raise InputError("--run=runs/<name> is needed, or in its place --pretrained=<folder>")
     if PRETRAINED.value and not REAL.value:
         raise InputError("--pretrained needs --real=<folder of videos, or TFDS name>: what to compare with")
-    for flag, other in ((ADAPTER, PRETRAINED), (DTYPE, PRETRAINED), (RESPECT, KNOWN)):
+    for flag, other in ((ADAPTER, PRETRAINED), (DTYPE, PRETRAINED), (RESPECT, KNOWN), (STRENGTH, KNOWN)):
         if flag.value and not other.value:
             raise InputError(f"--{flag.name}={flag.value} needs --{other.name}")
     try:
@@ -72,12 +73,13 @@ def main() -> None:
     from tqdm import tqdm
 
     from vdm_jax.evaluation import metrics as table
-    from vdm_jax.evaluation.known import check_mode, mask_of
+    from vdm_jax.evaluation.known import MODES, check_mode, check_strength, mask_of
     from vdm_jax.evaluation.score import floors, score
     from vdm_jax.files import write_text
 
     if KNOWN.value:  # all that can be said before anything is loaded
         check_mode(KNOWN.value)
+        check_strength(KNOWN.value, 1.0 if STRENGTH.value is None else STRENGTH.value)
     if METRICS.value is not None:
         table.check_metrics(METRICS.value, KNOWN.value)
     pipeline, data = load()
@@ -92,10 +94,11 @@ def main() -> None:
         weights = weights if pipeline.takes_guidance and not KNOWN.value else [1.0]
     if weights != [1.0] and not pipeline.takes_guidance:
         raise InputError(f"--guidance={','.join(GUIDANCE.value)} needs a model that takes text")
-    changes = {"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID, "respect": RESPECT}
+    changes = {"steps": STEPS, "solver": SOLVER, "eta": ETA, "grid": GRID, "respect": RESPECT, "strength": STRENGTH}
     changes = {name: flag.value for name, flag in changes.items() if flag.value is not None}
+    factor = MODES[KNOWN.value].factor if KNOWN.value else 1
     for weight in weights:
-        settings, _ = pipeline.check([""], seed=SEED.value, guidance=weight, **changes)
+        settings, _ = pipeline.check([""], seed=SEED.value, coarse=factor, guidance=weight, **changes)
 
     model = RUN.value or PRETRAINED.value
     published = "-".join(Path(part).name for part in (PRETRAINED.value, ADAPTER.value) if part)
@@ -106,6 +109,7 @@ def main() -> None:
     about |= {"dtype": DTYPE.value or "float32"} if PRETRAINED.value else {}
     about |= {name: getattr(settings, name) for name in ("steps", "solver", "eta", "grid")}
     about |= {"known": KNOWN.value, "respect": settings.respect} if KNOWN.value else {}
+    about |= {"strength": settings.strength} if settings.strength < 1 else {}
     about |= {name: network.digest for name, network in networks.items()}
     how = {"num": NUM.value, "seed": SEED.value, "batch_size": BATCH.value, "networks": networks}
     how |= {"known": KNOWN.value, "folder": out / "evaluation"}

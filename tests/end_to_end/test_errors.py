@@ -274,8 +274,6 @@ CASES = {
         ["experiments/human_eval.py", "aggregate", "--answers={file}", "--key={foreign}/config.json"],
         "config.json is not the key of a study",
     ),
-    "modes of another data set": (["experiments/modes.py", "--run={run}"], "was trained on folder"),
-    "modes of nothing": (["experiments/modes.py"], "--run=runs/<name> is needed"),
     "evaluation of nothing": (["experiments/evaluate.py"], "--run=runs/<name> is needed, or in its place"),
 }
 

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.known import MODES, digit_kept, mask_of, new_frames, place_kept, without_a_network
+from vdm_jax.evaluation.known import (
+    MODES,
+    check_strength,
+    digit_kept,
+    known_of,
+    mask_of,
+    new_frames,
+    place_kept,
+    without_a_network,
+)
 
 SHAPE = (8, 16, 16, 1)
 
@@ -28,6 +37,8 @@ def test_modes_know_what_they_are_called_by():
         "every second frame": {0, 2, 4, 6},
         "inpainting, left half": set(),
         "outpainting, a border of an eighth": set(),
+        "video to video": set(),
+        "super-resolution by 2": set(),
     }
     assert mask_of("inpainting, left half", SHAPE)[0, 3, 5, :, 0].tolist() == [False] * 8 + [True] * 8
     border = mask_of("outpainting, a border of an eighth", SHAPE)[0, 3, :, :, 0]
@@ -42,11 +53,35 @@ def test_modes_know_what_they_are_called_by():
 
 def test_without_a_network_the_nearest_known_frame_stays_or_the_rest_is_black():
     clip = a_dot(range(8), 3)
-    held = without_a_network(clip, mask_of("first and last frame", SHAPE))
+    held = without_a_network(clip, "first and last frame")
     np.testing.assert_array_equal(held[0].argmax(1)[:, 3, 0], [0, 0, 0, 0, 7, 7, 7, 7])
-    half = without_a_network(clip, mask_of("inpainting, left half", SHAPE))
+    half = without_a_network(clip, "inpainting, left half")
     assert (half == -1).all()
-    np.testing.assert_array_equal(without_a_network(a_dot(4, 9), mask_of("inpainting, left half", SHAPE)), a_dot(4, 9))
+    np.testing.assert_array_equal(without_a_network(a_dot(4, 9), "inpainting, left half"), a_dot(4, 9))
+
+
+def test_super_resolution_gives_the_means_of_squares_and_interpolates_them_without_a_network():
+    clip = a_dot(range(8), 3)
+    given = known_of("super-resolution by 2", clip)
+    assert given["coarse"] == 2
+    assert given["known"].mask.all()
+    expected = np.full((16, 16), -1.0)
+    expected[4:6, 2:4] = -0.5  # one white pixel of four
+    np.testing.assert_allclose(given["known"].video[0, 5, :, :, 0], expected)
+    gradient = np.broadcast_to(np.linspace(-0.8, 0.8, 16, dtype=np.float32)[:, None, None], (1, 2, 16, 16, 1))
+    guess = without_a_network(gradient, "super-resolution by 2")
+    np.testing.assert_allclose(guess[:, :, 4:-4], gradient[:, :, 4:-4], atol=1e-5)
+    with pytest.raises(InputError, match="needs rows and columns that 2 divides, not 15×16"):
+        mask_of("super-resolution by 2", (8, 15, 16, 1))
+
+
+def test_only_video_to_video_begins_with_the_clip():
+    check_strength("video to video", 0.6)
+    check_strength("every second frame", 1.0)
+    with pytest.raises(InputError, match="strength=1 must be below 1 where known='video to video'"):
+        check_strength("video to video", 1.0)
+    with pytest.raises(InputError, match=r"strength=0\.6 must be 1 where known='every second frame'"):
+        check_strength("every second frame", 0.6)
 
 
 def test_distance_is_over_new_frames_alone():

@@ -295,6 +295,36 @@ def test_what_is_drawn_beside_what_is_known_is_compared_with_the_clip(pipeline, 
     near(score(copier(pipeline, real), data, names, **how), found["real"])
 
 
+def test_without_a_network_a_digit_is_as_far_off_as_it_has_moved(data):
+    """A digit moves by a pixel a frame: 1, 2, 3 and 4 pixels from the last known of eight."""
+    for known, distance in {"extension, half known": 2.5, "image to video, with the caption": 4}.items():
+        found = floors(data, ["position_error"], num=4, known=known)["no network"]
+        assert found["position_error"].value == pytest.approx(distance, abs=0.01)
+
+
+def test_super_resolution_and_video_to_video_are_drawn_from_the_clips(pipeline, data):
+    how = {"num": 6, "batch_size": 4}
+    config = configuration.default_config()
+    config.sample.steps, config.objective.prediction = 1, "x"
+    config.model.unet = {"channels": 8, "multipliers": (1,), "blocks": 0, "head_size": 8, "patch": 4}
+    config.known.update(mixture={"everything": 1.0}, downsample=2)
+    graphdef, params = nnx.split(configuration.make_model(config, nnx.Rngs(0)))
+    larger = make_pipeline(config, graphdef, nnx.to_pure_dict(params), pipeline.mesh, 3)
+    drawn = score(larger, data, ["psnr"], known="super-resolution by 2", **how)
+    cubic = floors(data, ["psnr"], known="super-resolution by 2", **how)["no network"]
+    assert drawn["psnr"].value < 15 < cubic["psnr"].value < 25
+    with pytest.raises(InputError, match="cannot enlarge a video by 2"):
+        score(pipeline, data, ["psnr"], known="super-resolution by 2", **how)
+
+    near_clips, far = (
+        score(pipeline, data, ["psnr"], known="video to video", strength=strength, **how)["psnr"].value
+        for strength in (0.01, 0.9)
+    )
+    assert near_clips > far
+    with pytest.raises(InputError, match="strength=1 must be below 1 where known='video to video'"):
+        score(pipeline, data, ["psnr"], known="video to video", **how)
+
+
 def test_names_are_checked():
     assert check_metrics(["warping", "jerk", "jerk"]) == ("warping", "occluded", "jerk")
     with pytest.raises(InputError, match="metric 'fdv' is unknown; did you mean fvd\\? known are digit, direction"):

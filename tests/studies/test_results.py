@@ -191,6 +191,21 @@ def test_lines_along_a_number_keep_apart_where_names_do_not(tmp_path):
     assert [key.firstChild.data for key in svg.getElementsByTagName("tspan")] == ["ddim 4", "heun 4"]
 
 
+def test_floors_of_several_modes_stand_below_each_other_and_no_line_is_that_of_real_clips(tmp_path):
+    modes = ("first and last frame", "every second frame")
+    plan = plan_in(tmp_path, {mode: {"known": mode} for mode in modes}, seeds=(0,))
+    for cell in plan.cells:
+        write_result(cell, result_of(0.1), VIDEOS)
+    scores = {f"real, {mode}": result_of(0.05).scores[""] for mode in modes}
+    write_result(plan.floors, Result(scores, {}, {}, "1 × cpu", ["a <b>", "c"]), VIDEOS)
+    found = read_found(plan)
+    assert [row["arm"] for row in rows_of(found)] == [*modes, *(f"(real, {mode})" for mode in modes)]
+    assert "4 videos for each arm and seed, each arm in its mode." in markdown(found, "x")
+    write_report(found, tmp_path / "out", "x", iter)
+    assert 'class="real"' not in (tmp_path / "out" / "plot.svg").read_text()
+    assert "dashed line" not in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_figures_of_two_networks_of_a_kind_are_told_apart(plan):
     assert "of one kind" not in markdown(read_found(plan), "x")
     write_result(plan.cells[0], dataclasses.replace(result_of(0.3), networks={"judge": "def"}), VIDEOS)

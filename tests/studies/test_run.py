@@ -149,6 +149,25 @@ def test_floors_are_those_of_the_held_out_clips(plan, monkeypatch):
     work(plan, FLOORS)
 
 
+def test_arms_are_drawn_in_their_modes_and_floors_measured_in_each(tmp_path):
+    tiny["write_videos"](tmp_path / "videos")
+    arms = {
+        "first": {"known": "image to video, with the caption"},
+        "noised": {"known": "video to video", "sample.strength": 0.5},
+    }
+    plan = plan_in(tmp_path, arms, metrics=("psnr",))
+    (run,) = plan.runs.values()
+    work(plan, run.name)
+    work(plan, FLOORS)
+    first, noised = (np.load(cell.file.with_suffix(".npy")) for cell in plan.cells)
+    real = np.load(plan.floors.file.with_suffix(".npy"))
+    np.testing.assert_array_equal(first[:, 0], real[:, 0])
+    assert (first[:, 1:] != real[:, 1:]).any()
+    assert (noised[:, 0] != real[:, 0]).any()
+    modes = [", image to video, with the caption", ", video to video"]
+    assert list(read_result(plan.floors).scores) == [f"{row}{mode}" for mode in modes for row in ("real", "no network")]
+
+
 def test_a_folder_of_another_training_is_not_drawn_from(plan):
     (run,) = plan.runs.values()
     config = run.config.copy_and_resolve_references()

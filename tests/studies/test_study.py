@@ -90,6 +90,21 @@ def test_floors_of_a_folder_are_of_that_folder():
     assert floors("ucf101", "a") == floors("ucf101", "b")
 
 
+def test_arms_in_several_modes_share_their_run_and_have_floors_for_every_mode():
+    arms = {
+        "here": {"known": "first and last frame"},
+        "there": {},
+        "noised": {"known": "video to video", "sample.strength": 0.5},
+    }
+    plan = plan_of(arms, seeds=(0,), metrics=("psnr",), known="every second frame")
+    assert plan.modes == ("first and last frame", "every second frame", "video to video")
+    assert [cell.about["known"] for cell in plan.cells] == list(plan.modes)
+    assert len(plan.runs) == 1
+    alone = plan_of({"there": {}}, seeds=(0,), metrics=("psnr",), known="every second frame")
+    assert alone.cells[0].file == plan.cells[1].file
+    assert alone.floors.file != plan.floors.file
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
 def test_shards_cover_every_run_exactly_once_and_every_cell_with_it(parts):
     plan = plan_of(sweep({"v": {}, "ε": {"objective.prediction": "eps"}}, "sample.steps", {"2": 2, "3": 3}))
@@ -174,6 +189,18 @@ def test_a_sweep_names_what_it_adds():
         ({"a": {}}, {"known": "half"}, "known='half' must be one of: extension, half known"),
         ({"a": {"stepz": 3}}, {}, "arm 'a': stepz=3 cannot be set"),
         ({"a": {"objective": 3}}, {}, "arm 'a': objective=3 cannot be set"),
+        ({"a": {"known": "half"}}, {}, "arm 'a': known='half' must be one of: extension, half known"),
+        ({"a": {}}, {"known": "video to video"}, "arm 'a': strength=1 must be below 1"),
+        (
+            {"a": {"known": "super-resolution by 2"}},
+            {},
+            "arm 'a': known='super-resolution by 2' needs known.downsample=2",
+        ),
+        (
+            {"a": {"known": "first and last frame"}, "b": {}},
+            {"metrics": ("psnr",)},
+            "arm 'b': psnr compares with what is",
+        ),
         ({"a": {}}, {"num": 1}, "num=1 must be at least 2"),
         ({"a": {}}, {"along": "sample.steps"}, "arm 'a': sample.steps=None must be a number"),
         ({"a": {"steps": 0}}, {}, "arm 'a': config.steps=0 must be at least 1"),
@@ -224,7 +251,8 @@ def test_bad_files(tmp_path):
         load_study(str(tmp_path / "none.py"))
 
 
-SCALES = [(path, scale) for path in READY for scale in ("", "bair" if path.stem == "extension" else "ucf101")]
+OTHER_SCALES = {"extension": ("bair",), "modes": ("known", "larger")}
+SCALES = [(path, scale) for path in READY for scale in ("", *OTHER_SCALES.get(path.stem, ("ucf101",)))]
 SCALES += [(path, "small") for path in READY if path.stem == "time_layers"]
 
 
@@ -253,8 +281,10 @@ def test_ready_studies_share_their_runs():
     demo = run_hash(run_path(str(ROOT / "configs" / "moving_digits.py"))["get_config"]())
     told = run_hash(run_path(str(ROOT / "configs" / "moving_digits_known.py"))["get_config"]())
     with_demo = {name for name, plan in plans.items() if demo in plan.runs}
-    assert with_demo == {"extension", "guidance", "noise_and_average", "prediction", "sampler"}
+    assert with_demo == {"extension", "guidance", "modes", "noise_and_average", "prediction", "sampler"}
     assert told in plans["extension"].runs
+    assert list(plans["modes"].runs) == [demo]
+    assert list(ready(ROOT / "configs" / "ablations" / "modes.py", "known")[1].runs) == [told]
     assert list(plans["guidance"].runs) == list(plans["sampler"].runs) == [demo]
     both = plans["joint_training"].runs.keys() & plans["image_pretraining"].runs.keys()
     assert len(both) == 2  # from scratch, and from scratch for as long as eight images cost

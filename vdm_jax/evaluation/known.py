@@ -1,10 +1,13 @@
-"""How well what is known of a clip is kept: of held-out clips a part is known, the rest is drawn and compared."""
+"""Modes of generation on held-out clips: a part of each clip is known, the rest is drawn and compared."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from einops import reduce, repeat
 
+from vdm_jax.diffusion.known import Known
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Bool, Float, Int
 
@@ -12,12 +15,18 @@ Videos = Float[np.ndarray, "B T H W C"]
 
 
 class Mode(NamedTuple):
-    """What is known of frame t, row y and column x, of so many each; and whether the caption is told, too."""
+    """`known(t, y, x, frames, rows, columns)` says whether the pixel of frame t, row y and column x is known."""
 
     known: Callable[..., np.ndarray]
-    captioned: bool = False
+    captioned: bool = False  # whether the caption is given, too
+    factor: int = 1  # above 1, the clip is given with fewer rows and columns by this factor: super-resolution
 
 
+def _nothing(t: np.ndarray, *_) -> np.ndarray:
+    return t < 0
+
+
+VIDEO_TO_VIDEO = "video to video"  # sampling begins with the noised clip; no pixel is known for certain
 MODES = {
     "extension, half known": Mode(lambda t, y, x, frames, rows, columns: t < frames // 2),
     "extension backward, half known": Mode(lambda t, y, x, frames, rows, columns: t >= frames - frames // 2),
@@ -30,6 +39,8 @@ MODES = {
             (abs(y + 0.5 - rows / 2) < rows * 3 / 8) & (abs(x + 0.5 - columns / 2) < columns * 3 / 8)
         )
     ),
+    VIDEO_TO_VIDEO: Mode(_nothing),
+    "super-resolution by 2": Mode(_nothing, factor=2),
 }
 
 
@@ -39,10 +50,22 @@ def check_mode(mode: str) -> None:
         raise InputError(f"known={mode!r} must be one of: {'; '.join(MODES)}")
 
 
+def check_strength(mode: str, strength: float | int) -> None:
+    """Raises InputError where a clip would not be noised, or where one would be that must be drawn from noise alone."""
+    if (mode == VIDEO_TO_VIDEO) != (strength < 1):
+        right = "below 1" if mode == VIDEO_TO_VIDEO else "1"
+        raise InputError(f"strength={strength:g} must be {right} where known={mode!r}")
+
+
 def mask_of(mode: str, shape: Sequence[int]) -> Bool[np.ndarray, "1 T H W 1"]:
-    """What a mode knows of clips of a shape (frames, rows, columns, …). Raises InputError for an unknown mode."""
+    """The pixels that a mode keeps of clips of a shape (frames, rows, columns, …).
+
+    Raises InputError for an unknown mode, and for a size that super-resolution cannot divide.
+    """
     check_mode(mode)
     frames, rows, columns = shape[:3]
+    if rows % (factor := MODES[mode].factor) or columns % factor:
+        raise InputError(f"known={mode!r} needs rows and columns that {factor} divides, not {rows}×{columns}")
     t, y, x = np.ogrid[:frames, :rows, :columns]
     return np.broadcast_to(MODES[mode].known(t, y, x, frames, rows, columns), (frames, rows, columns))[None, ..., None]
 
@@ -52,8 +75,28 @@ def new_frames(mask: Bool[np.ndarray, "1 T H W 1"]) -> tuple[int, ...]:
     return tuple(np.flatnonzero(~mask[0].all((1, 2, 3))).tolist())
 
 
-def without_a_network(real: Videos, mask: Bool[np.ndarray, "1 T H W 1"]) -> Videos:
-    """The nearest frame that is wholly known in the place of every other; where there is none, black for the rest."""
+def known_of(mode: str, real: Videos) -> dict[str, Any]:
+    """The arguments of `Pipeline.batches` that give it what a mode knows of real clips."""
+    mask, factor = mask_of(mode, real.shape[1:]), MODES[mode].factor
+    if factor == 1:
+        return {"known": Known(real, mask)}
+    repeated = repeat(_small(real, factor), "b t h w c -> b t (h i) (w j) c", i=factor, j=factor)
+    return {"known": Known(repeated, np.ones((1, 1, 1, 1, 1), bool)), "coarse": factor}
+
+
+def _small(videos: Videos, factor: int) -> Float[np.ndarray, "B T h w C"]:
+    return reduce(videos, "b t (h i) (w j) c -> b t h w c", "mean", i=factor, j=factor)
+
+
+def without_a_network(real: Videos, mode: str) -> Videos:
+    """The clips with what is not known replaced by a guess that needs no network.
+
+    Every frame becomes the nearest frame that is known as a whole. Without such a frame, unknown pixels are black.
+    Super-resolution has cubic interpolation.
+    """
+    mask, factor = mask_of(mode, real.shape[1:]), MODES[mode].factor
+    if factor > 1:
+        return np.clip(jax.image.resize(_small(real, factor), real.shape, "cubic"), -1, 1)
     whole = np.flatnonzero(mask[0].all((1, 2, 3)))
     if not len(whole):
         return np.where(mask, real, np.float32(-1))

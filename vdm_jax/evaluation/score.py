@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vdm_jax.diffusion.known import Known
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import Interval
-from vdm_jax.evaluation.known import MODES, mask_of, new_frames, without_a_network
+from vdm_jax.evaluation.known import MODES, check_strength, known_of, mask_of, new_frames, without_a_network
 from vdm_jax.evaluation.metrics import (
     BESIDE,
     EXTRACTORS,
@@ -76,7 +75,10 @@ def score(
     pipeline = dataclasses.replace(pipeline, text_per_frame=False)  # what looks like a travelling prompt is a caption
     told = pipeline.takes_text and (not known or MODES[known].captioned)
     texts = real.captions if told else [""] * num
-    chosen, _ = pipeline.check(texts, seed=seed, batch_size=batch_size, **settings)
+    factor = MODES[known].factor if known else 1
+    chosen, _ = pipeline.check(texts, seed=seed, batch_size=batch_size, coarse=factor, **settings)
+    if known:
+        check_strength(known, chosen.strength)
     arrays = jax.tree.leaves((pipeline.params, pipeline.codec.params if pipeline.codec else ()))
     weights = [hashlib.sha256(np.asarray(x.addressable_data(0)).tobytes()) for x in arrays]
     about = (*(x.hexdigest() for x in weights), pipeline.about, chosen, seed)
@@ -84,9 +86,7 @@ def score(
 
     def draw(first: int, count: int) -> Rows:
         rows = first + np.resize(np.arange(count), job.size)  # the last batch is a full one, too: one compilation
-        given = {}
-        if known:
-            given["known"] = Known(in_range(real.videos[rows]), mask_of(known, pipeline.shape))
+        given = known_of(known, in_range(real.videos[rows])) if known else {}
         prompts = [texts[row] for row in rows]
         videos = pipeline(prompts, seed=seed, batch_size=job.size, first=first, **given, **settings)
         return {"videos": videos[:count]}
@@ -125,8 +125,7 @@ def floors(
     real = read_clips(data, num, seed)
     changed = {"real": lambda x: x, "shuffled": lambda x: shuffle_frames(x, jax.random.key(0)), "frozen": frozen}
     if known:
-        mask = mask_of(known, real.videos.shape[1:])
-        changed = {"real": changed["real"], "no network": lambda x: without_a_network(in_range(x), mask)}
+        changed = {"real": changed["real"], "no network": lambda x: without_a_network(in_range(x), known)}
     found = {}
     for name, change in changed.items():
         clips = Clips(np.asarray(change(real.videos)), real.captions)

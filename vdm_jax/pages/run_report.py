@@ -17,7 +17,7 @@ from vdm_jax.configuration import default_config, read_config
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.pages.chart import Line, line_chart
-from vdm_jax.pages.page import Spread, document, embed_video, image_figure, number, table, video_figure
+from vdm_jax.pages.page import document, embed_video, image_figure, number, table, video_figure
 from vdm_jax.pages.samples import find_samples
 from vdm_jax.video import read_metadata
 
@@ -156,55 +156,29 @@ def _scores(run: Path) -> str:
     parts = []
     if not (run / "evaluation.json").exists():
         parts.append(_missing("No evaluation.json: python experiments/evaluate.py --run … measures samples."))
-    for path in (*sorted(run.glob("evaluation*.json"), key=lambda path: path.stem), *run.glob("modes.json")):
+    for path in sorted(run.glob("evaluation*.json"), key=lambda path: path.stem):
         try:
             scores = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
             raise InputError(f"{path} cannot be read ({error})") from error
-        plain = {k: v for k, v in scores.items() if not isinstance(v, dict) and not _is_rows(v)}
-        tables = [table(list(map(_row, v))) for v in scores.values() if _is_rows(v)]
-        named = {k: _row(v) for k, v in scores.items() if isinstance(v, dict)}
-        if any(isinstance(cell, Interval) for row in named.values() for cell in row.values()):
-            metrics = dict.fromkeys(metric for row in named.values() for metric in row)
-            rows = [{"": metric, **{k: row.get(metric) for k, row in named.items()}} for metric in metrics]
-            tables.insert(0, table(rows, across=True))
-        elif named:
-            tables.insert(0, table([{"": k, **row} for k, row in named.items()]))
-        about = ", ".join(f"{k} {v}" for k, v in plain.items())
-        parts.append(f'<h3>{escape(path.name)}</h3>\n<p class="muted">{escape(about)}</p>\n{"".join(tables)}')
-        if any("] <svg" in t for t in tables):
+        settings = ", ".join(f"{k} {v}" for k, v in scores.items() if not isinstance(v, dict))
+        columns = {k: {name: _cell(x) for name, x in v.items()} for k, v in scores.items() if isinstance(v, dict)}
+        metrics = dict.fromkeys(metric for column in columns.values() for metric in column)
+        rows = [{"": metric, **{k: column.get(metric) for k, column in columns.items()}} for metric in metrics]
+        scores_table = table(rows, across=True) if rows else ""
+        parts.append(f'<h3>{escape(path.name)}</h3>\n<p class="muted">{escape(settings)}</p>\n{scores_table}')
+        if "] <svg" in scores_table:
             parts.append('<p class="muted">In brackets: 95 % intervals over the clips, drawn beside.</p>')
-        if any("±" in t for t in tables):
-            parts.append('<p class="muted">± is a standard deviation over the repeats in the file.</p>')
     return "\n".join(parts)
 
 
-def _is_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
-
-
-def _row(score: Mapping[str, Any]) -> dict[str, Any]:
-    """The cells of one row; repeats over seeds, a list of numbers or of scores, become their mean and spread."""
-    cells = {}
-    for name, value in score.items():
-        if isinstance(value, dict) and value.keys() >= {"value", "low", "high"} and _are_numbers(value.values()):
-            cells[name] = Interval(*(float(value[key]) for key in ("value", "low", "high")))
-        elif _is_rows(value) and all(row.keys() == value[0].keys() and _are_numbers(row.values()) for row in value):
-            cells |= {key: _mean([repeat[key] for repeat in value]) for key in value[0]}
-        elif isinstance(value, list) and _are_numbers(value):
-            cells[name] = _mean(value)
-        else:
-            cells[name] = value if isinstance(value, str | int | float | None) else json.dumps(value)
-    return cells
-
-
-def _are_numbers(values: Iterable) -> bool:
-    values = list(values)
-    return bool(values) and all(isinstance(v, int | float) for v in values)
-
-
-def _mean(values: list[float | int]) -> Spread:
-    return Spread(float(np.mean(values)), float(np.std(values)))
+def _cell(score: Any) -> Any:
+    """A score of evaluation.json as a cell of a table."""
+    if isinstance(score, dict) and score.keys() >= {"value", "low", "high"}:
+        ends = [score[key] for key in ("value", "low", "high")]
+        if all(isinstance(x, int | float) for x in ends):
+            return Interval(*map(float, ends))
+    return score if isinstance(score, str | int | float | None) else json.dumps(score)
 
 
 # --------------------------------------------------------------------------------------- config and machine

@@ -109,7 +109,8 @@ def _notes(found: Found) -> list[str]:
     """What a reader must know of the figures."""
     study, results = found.plan.study, [r for cells in found.cells.values() for r in cells.values()]
     drawn = f"{study.num} videos for each arm and seed"
-    notes = [f"{drawn}, {'with ' + study.known if study.known else 'on captions of held-out clips'}."]
+    modes = {mode: f"with {mode}" if mode else "on captions of held-out clips" for mode in found.plan.modes}
+    notes = [f"{drawn}, {next(iter(modes.values())) if len(modes) == 1 else 'each arm in its mode'}."]
     if any(len(cells) > 1 for cells in found.cells.values()):
         notes.append("± is the standard deviation over seeds of training and drawing together.")
     if any(len(cells) == 1 for cells in found.cells.values()):
@@ -156,14 +157,20 @@ def charts_of(found: Found) -> list[str]:
                 estimates[arm] = Estimate(error, single)
         if not estimates:
             continue
-        real = found.floors.scores["real"][metric].value if found.floors else None
-        real = None if metric == "psnr" else real  # as of equal frames, 100 dB: the arms would share a corner
+        real = None
+        if _real(found) and metric != "psnr":  # psnr is 100 dB for equal frames: the arms would share a corner
+            real = _real(found)[metric].value
         if found.plan.study.along:
             lines = _lines(found.plan.study, estimates)
             charts.append(along(_titled(metric), lines, found.plan.study.along.removeprefix(SAMPLE), real))
         else:
             charts.append(side_by_side(_titled(metric), estimates, real))
     return charts
+
+
+def _real(found: Found) -> dict[str, Interval]:
+    """The figures of real clips; none where each mode has its own."""
+    return found.floors.scores.get("real", {}) if found.floors else {}
 
 
 def _lines(study: Study, estimates: Mapping[str, Estimate]) -> dict[str, dict[float, Estimate]]:
@@ -217,7 +224,8 @@ def _legend(found: Found) -> str:
     bars = "Large dots are means, bars a standard deviation over seeds, small dots the seeds"
     one = "bars are 95 % intervals of the seed that there is"
     several = any(len(cells) > 1 for cells in found.cells.values())
-    return f"{bars if several else one[0].upper() + one[1:]}; the dashed line is that of real clips."
+    real = "; the dashed line is that of real clips" if _real(found) else ""
+    return f"{bars if several else one[0].upper() + one[1:]}{real}."
 
 
 def _videos(found: Found, progress: Callable[[Iterable], Iterable]) -> str:

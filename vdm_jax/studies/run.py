@@ -94,7 +94,8 @@ def _measure(plan: Plan, cell: Cell, pipeline: Pipeline, data: RealData, network
             write_text(spent, f"{before + time.perf_counter() - start}\n")
 
     # What is drawn is kept meanwhile: an interrupted drawing goes on.
-    how = {"num": study.num, "seed": cell.seed, "batch_size": study.batch_size, "known": study.known, "folder": drawn}
+    how = {"num": study.num, "seed": cell.seed, "batch_size": study.batch_size, "folder": drawn}
+    how["known"] = cell.about["known"]
     scores = score(pipeline, data, metrics, networks=networks, progress=timed, **how, **cell.settings)
     cost = {
         "parameters": sum(x.size for x in jax.tree.leaves(pipeline.params)),
@@ -117,8 +118,10 @@ def _measure_floors(plan: Plan) -> None:
     study, seed, metrics = plan.study, plan.floors.seed, plan.floors.about["metrics"]
     data = real_data(study.base)
     networks, clips = load_networks(metrics, data, study.weights), read_clips(data, study.num, seed)
-    how = {"num": study.num, "seed": seed, "batch_size": study.batch_size, "known": study.known}
-    scores = floors(data, metrics, networks=networks, **how)
+    how, scores = {"num": study.num, "seed": seed, "batch_size": study.batch_size, "networks": networks}, {}
+    for mode in plan.modes:
+        for name, figures in floors(data, metrics, known=mode, **how).items():
+            scores[name if len(plan.modes) == 1 else f"{name}, {mode}".removesuffix(", ")] = figures
     write_result(plan.floors, _result(scores, {}, networks, clips.captions), clips.videos[:SHOWN])
 
 

@@ -22,13 +22,14 @@ from flax import nnx
 
 from vdm_jax import configuration
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.known import mask_of
+from vdm_jax.evaluation.known import MODES, check_strength, mask_of
 from vdm_jax.evaluation.metrics import PROTOCOL, check_metrics, check_weights, hash_of
 from vdm_jax.generation.settings import Settings, check_sampling, settings_of
 from vdm_jax.studies.run_hash import INIT_FROM, run_hash
 from vdm_jax.training.trainee import in_common
 
 SAMPLE = "sample."  # changes of these keys are settings of the sampler: they leave the run as it is
+KNOWN = "known"  # a change of this key is a mode of `evaluation.known.MODES`: it leaves the run as it is, too
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +40,8 @@ class Study:
         claim: what is said to be so, and `source`, who said it where.
         base: the config that every arm begins with.
         arms: by name, the changes of keys such as "objective.prediction". A function is given the base's value.
-            "sample.guidance" and the like are fields of `Settings`: arms that differ in these alone share their runs.
+            "sample.guidance" and the like are fields of `Settings`, and "known" is a mode in the place of the study's:
+            arms that differ in these alone share their runs.
             "init_from" is a dict of changes, too: of a run that is trained first, and that this one begins with.
         metrics: of `score.METRICS`.
         known: a mode of `known.MODES`, "" for clips that are drawn on their captions alone.
@@ -102,12 +104,14 @@ def load_study(where: str) -> Study:
 
 
 def changed(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """A copy of a config with dotted keys changed; those of the sampler and what it begins with are passed over.
+    """A copy of a config with dotted keys changed; keys that are not the config's are passed over (`sample.*`, `known`
+    and `init_from`).
 
     Raises:
         InputError: no such key, or a value of another type.
     """
-    return _set(config, {k: v for k, v in changes.items() if not k.startswith(SAMPLE) and k != INIT_FROM})
+    ours = {k: v for k, v in changes.items() if not k.startswith(SAMPLE) and k not in (INIT_FROM, KNOWN)}
+    return _set(config, ours)
 
 
 def change_base(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -194,6 +198,11 @@ class Plan:
         """Every training, once."""
         return {cell.run.name: cell.run for cell in self.cells}
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Every mode that an arm is drawn in, once; "" is drawing on captions alone."""
+        return tuple(dict.fromkeys(cell.about["known"] for cell in self.cells))
+
 
 def make_plan(study: Study, runs: Path, out: Path) -> Plan:
     """All that is to be trained below `runs` and measured into `out`; trains and draws nothing.
@@ -213,18 +222,18 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
     for seed in study.seeds:
         if not 0 <= seed < 2**32:
             raise InputError(f"seed {seed} must be at least 0 and below 2**32")
-    metrics, cells, trained = check_metrics(study.metrics, study.known), [], {}
-    check_weights(metrics, study.weights)
-    if study.known:
-        mask_of(study.known, (study.base.data.frames, study.base.data.height, study.base.data.width))
-    common = {"metrics": metrics, "num": study.num, "known": study.known, "protocol": PROTOCOL}
-    if study.weights:
-        common["weights"] = {name: hash_of(Path(path)) for name, path in sorted(study.weights.items())}
+    cells, trained = [], {}
+    known = {arm: changes.get(KNOWN, study.known) for arm, changes in study.arms.items()}
     for arm in study.arms:
         try:
-            _check_arm(study, arm)
+            metrics = check_metrics(study.metrics, known[arm])
+            _check_arm(study, arm, known[arm])
         except InputError as error:
             raise InputError(f"arm {arm!r}: {error}") from error
+    check_weights(metrics, study.weights)
+    common = {"metrics": metrics, "num": study.num, "protocol": PROTOCOL}
+    if study.weights:
+        common["weights"] = {name: hash_of(Path(path)) for name, path in sorted(study.weights.items())}
     data = configuration.flatten(json.loads(study.base.to_json())["data"])
     # What is measured with: of a folder the place says which videos, of a data set with a name it is a matter of the
     # machine.
@@ -234,11 +243,12 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
             run = _run_of(study.base, changes, seed, runs)
             run = trained.setdefault(run.name, run)
             settings = dataclasses.asdict(_settings_of(run.config, _sampling(changes)))
-            about = {"arm": arm, "seed": seed, "run": run.name, "settings": settings} | common
+            about = {"arm": arm, "seed": seed, "run": run.name, "settings": settings, "known": known[arm]} | common
             if any(key.startswith("data.") for key in changes):  # else the run's name says it
                 about["data"] = data
             cells.append(Cell(arm, seed, run, settings, about, _result_file(out, about)))
-    about = {"arm": "floors", "seed": study.seeds[0], "data": data} | common
+    modes = "; ".join(dict.fromkeys(known.values()))
+    about = {"arm": "floors", "seed": study.seeds[0], "data": data, "known": modes} | common
     return Plan(study, tuple(cells), Cell("floors", study.seeds[0], None, {}, about, _result_file(out, about)))
 
 
@@ -259,14 +269,15 @@ def _run_of(base: ml_collections.ConfigDict, changes: Mapping[str, Any], seed: i
     return Run(config, name, runs / name, before)
 
 
-def _check_arm(study: Study, arm: str) -> None:
+def _check_arm(study: Study, arm: str, known: str) -> None:
     """Makes the shapes of an arm's networks and the table of its sampler, for their checks alone."""
     changes = study.arms[arm]
     config, model = _check_training(study.base, changes)
     if INIT_FROM in changes:
         _, before = _check_training(study.base, changes[INIT_FROM])
         in_common(*(nnx.to_pure_dict(nnx.split(network)[1]) for network in (model, before)), INIT_FROM)
-    check_sampling(_settings_of(config, _sampling(changes)), configuration.process_of(config), [""], model.tokenize)
+    settings = _settings_of(config, _sampling(changes))
+    check_sampling(settings, configuration.process_of(config), [""], model.tokenize)
     shape, asked = (
         tuple(c.data[name] for name in ("frames", "height", "width", "channels")) for c in (config, study.base)
     )
@@ -274,6 +285,12 @@ def _check_arm(study: Study, arm: str) -> None:
         raise InputError(
             f"frames, height, width, channels={shape} must be those of the base {asked}: one measure for all"
         )
+    if not known:
+        return
+    mask_of(known, shape)
+    check_strength(known, settings.strength)
+    if settings.respect != "reconstruct" and (factor := MODES[known].factor) != config.known.downsample:
+        raise InputError(f"known={known!r} needs known.downsample={factor}, not {config.known.downsample}")
 
 
 def _check_training(base, changes) -> tuple[ml_collections.ConfigDict, nnx.Module]:
