@@ -227,12 +227,12 @@ CASES = {
     ),
     "metric of another data set": (
         [*EVALUATE, "--metrics=digit"],
-        "digit is of moving digits, one in a clip; the data is",
+        "digit needs moving digits, one in a clip; the data is",
     ),
     "metric without weights": ([*EVALUATE, "--metrics=fvd"], "fvd needs weights, --i3d=<path>: i3d_torchscript.pt ("),
     "metric of what is known, where nothing is": (
         [*EVALUATE, "--metrics=ssim"],
-        "ssim compares with what is known of a clip: known must be one of extension, half known;",
+        "ssim compares drawn clips with true clips: known must be one of extension, half known;",
     ),
     "unknown mode": ([*EVALUATE, "--known=half"], "known='half' must be one of: extension, half known;"),
     "weights that are not there": (
@@ -241,7 +241,7 @@ CASES = {
     ),
     "fewer real clips than asked": (
         [*EVALUATE, "--metrics=flicker", "--num=6"],
-        "num=6 needs 12 real clips, half of them to compare the others with",
+        "num=6 needs 12 real clips, half of them as the reference",
     ),
     "real clips that are not there": (
         [*EVALUATE, "--metrics=flicker", "--real={none}"],

@@ -1,4 +1,4 @@
-"""What is known of clips, what is made of it without a network, and how what was drawn is compared with the truth."""
+"""Modes: their masks, their floors without a network, and the comparison of drawn clips with the truth."""
 
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ SHAPE = (8, 16, 16, 1)
 
 
 def a_dot(rows, columns):
-    """A clip of a white pixel, at a row and column in each frame."""
+    """A clip of a white pixel. `rows` and `columns`: its position in each frame."""
     video = np.full((1, 8, 16, 16, 1), -1, np.float32)
     video[0, range(8), rows, columns] = 1
     return video
@@ -71,7 +71,7 @@ def test_super_resolution_gives_the_means_of_squares_and_interpolates_them_witho
     gradient = np.broadcast_to(np.linspace(-0.8, 0.8, 16, dtype=np.float32)[:, None, None], (1, 2, 16, 16, 1))
     guess = without_a_network(gradient, "super-resolution by 2")
     np.testing.assert_allclose(guess[:, :, 4:-4], gradient[:, :, 4:-4], atol=1e-5)
-    with pytest.raises(InputError, match="needs rows and columns that 2 divides, not 15×16"):
+    with pytest.raises(InputError, match="rows and columns, 15×16, must be multiples of 2"):
         mask_of("super-resolution by 2", (8, 15, 16, 1))
 
 

@@ -1,4 +1,4 @@
-"""Scores by name: what a score of known clips must be, that nothing is drawn twice, and what is refused."""
+"""Scores: known clips have known scores, nothing is drawn twice, and bad input is refused."""
 
 import collections
 import dataclasses
@@ -42,7 +42,7 @@ OF_DIGITS = [name for name, metric in METRICS.items() if metric.extractor not in
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Few resamples: these intervals have tests of their own."""
+    """Few resamples: intervals are tested in test_confidence.py."""
     monkeypatch.setattr(metrics, "bootstrap", lambda *rows, resamples=3: bootstrap(*rows, resamples=3))
 
 
@@ -82,7 +82,7 @@ def pipeline():
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Copier(Pipeline):
-    """Draws the given clips, by their numbers."""
+    """Returns the given clips, by their numbers."""
 
     clips: np.ndarray | None = None
 
@@ -146,18 +146,22 @@ def test_figures_are_those_of_the_functions_that_they_are_named_for(data, source
         np.stack([row["video"] for row in of]).astype(np.float32) / 127.5 - 1
         for of in (rows, reference, sources[0][:200])
     )
-    labels = [np.concatenate([row[key] for row in rows]) for key in ("digit", "direction")]
-    shares = ev.caption_accuracy(judge, real, *labels)
+    digits, directions = (np.concatenate([row[key] for row in rows]) for key in ("digit", "direction"))
     seen, expected = judge(real), judge(training)
-    assert found["digit"] == wilson(np.arange(NUM) < round(NUM * shares["digit"]))
-    assert found["direction"].value == pytest.approx(shares["direction"])
-    assert found["both"].value == pytest.approx(shares["both"])
-    assert found["digits_fvd"].value == pytest.approx(digit_metrics.digits_fvd(expected, seen), rel=1e-3)
-    assert found["digits_fid"].value == pytest.approx(digit_metrics.digits_fid(expected, seen), rel=1e-3)
+    digit, direction = seen.digit.argmax(1) == digits, seen.direction.argmax(1) == directions
+    assert found["digit"] == wilson(np.asarray(digit))
+    assert found["direction"].value == pytest.approx(float(direction.mean()))
+    assert found["both"].value == pytest.approx(float((digit & direction).mean()))
+    for name, (a, b) in {
+        "digits_fvd": (expected.features, seen.features),
+        "digits_fid": (np.asarray(expected.frames).reshape(-1, 64), np.asarray(seen.frames).reshape(-1, 64)),
+    }.items():
+        assert found[name].value == pytest.approx(frechet_distance(a, b), rel=1e-3)
     infinite = unbiased_frechet_distance(expected.features, seen.features).distance
     assert found["digits_fvd_infinite"].value == pytest.approx(infinite, rel=1e-2)
-    assert found["novelty"].value == pytest.approx(digit_metrics.novelty(real, every, real).mean())
-    assert found["jerk"].value == pytest.approx(shares["jerk"], abs=1e-5)
+    distances = digit_metrics.nearest(real, every)[0]
+    assert found["novelty"].value == pytest.approx(digit_metrics.rank(distances, distances).mean())
+    assert found["jerk"].value == pytest.approx(float(ev.jerk(real).mean()), abs=1e-5)
     for name, metric in {"flicker": temporal.flicker, "warping": temporal.warping_error}.items():
         assert found[name] == bootstrap_mean(metric(real))
 
@@ -170,7 +174,7 @@ def test_the_interval_of_a_mean_rank_is_of_both_sets(monkeypatch):
 
 @pytest.fixture
 def drawings(monkeypatch):
-    """Counts the batches that are drawn; "stop" draws so many more, and is then interrupted."""
+    """Counts the batches that are drawn; "stop": number of batches after which drawing is interrupted."""
     counted, draw = collections.Counter(), Pipeline.__call__
 
     def counting(self, *arguments, **settings):
@@ -253,8 +257,9 @@ def test_published_networks_give_their_metrics(networks):
     assert len({network.digest for network in loaded.values()}) == 2
     found = floors(data, names[-4:], num=4, networks=loaded)["real"]
     real, reference = read_clips(data, 4), read_clips(data, 4, which="reference")
-    score_of = features.clip_score(loaded["clip"].model, real.videos, real.captions)
-    assert found["clip"].value == pytest.approx(score_of.mean(), abs=1e-5)
+    frames = features.clip_image_features(loaded["clip"].model, real.videos)
+    words = features.clip_text_features(loaded["clip"].model, real.captions)
+    assert found["clip"].value == pytest.approx(features.cosines(frames, words).mean(), abs=1e-5)
     distances = {}
     for name, see in {"videomae": features.videomae_features, "clip_fid": features.clip_image_features}.items():
         network = loaded["clip" if name == "clip_fid" else name].model
@@ -296,7 +301,7 @@ def test_what_is_drawn_beside_what_is_known_is_compared_with_the_clip(pipeline, 
 
 
 def test_without_a_network_a_digit_is_as_far_off_as_it_has_moved(data):
-    """A digit moves by a pixel a frame: 1, 2, 3 and 4 pixels from the last known of eight."""
+    """A digit moves by a pixel a frame: 1, 2, 3 and 4 pixels from the last known frame of eight."""
     for known, distance in {"extension, half known": 2.5, "image to video, with the caption": 4}.items():
         found = floors(data, ["position_error"], num=4, known=known)["no network"]
         assert found["position_error"].value == pytest.approx(distance, abs=0.01)
@@ -331,7 +336,7 @@ def test_names_are_checked():
         check_metrics(["jerk", "fdv"])
     with pytest.raises(InputError, match="metric 'psychedelic' is unknown; known are"):
         check_metrics(["psychedelic"])
-    with pytest.raises(InputError, match="ssim compares with what is known of a clip: known must be one of extension"):
+    with pytest.raises(InputError, match="ssim compares drawn clips with true clips: known must be one of extension"):
         check_metrics(["ssim"])
     with pytest.raises(InputError, match="must name some of digit"):
         check_metrics([])
@@ -349,14 +354,14 @@ def test_missing_weights_are_said_with_where_they_are_published(name, data):
 def test_what_cannot_be_measured_is_refused(pipeline, data, sources, tmp_path):
     other = dataclasses.replace(data, judge=None, name="videos, test", memory={})
     for name in ("digit", "novelty"):
-        with pytest.raises(InputError, match=f"{name} is of moving digits, one in a clip; the data is videos, test"):
+        with pytest.raises(InputError, match=f"{name} needs moving digits, one in a clip; the data is videos, test"):
             score(pipeline, other, [name], num=4)
-    with pytest.raises(InputError, match="num=298 needs 298 real clips; digits: there are 297"):
+    with pytest.raises(InputError, match="num=298 needs 298 real clips; digits has 297"):
         score(pipeline, data, ["flicker"], num=298)
-    with pytest.raises(InputError, match="num=201 needs 201 real clips; digits: there are 200"):
+    with pytest.raises(InputError, match="num=201 needs 201 real clips; digits has 200"):
         score(pipeline, data, ["digits_fvd"], num=201)
     one = dataclasses.replace(data, reference=data.held_out, memory={})
-    with pytest.raises(InputError, match="num=149 needs 298 real clips, half of them to compare the others with"):
+    with pytest.raises(InputError, match="num=149 needs 298 real clips, half of them as the reference"):
         floors(one, ["flicker"], num=149)
     large = dataclasses.replace(pipeline, shape=(8, 32, 32, 1))
     with pytest.raises(InputError, match=r"digits: real clips are 8×16×16×1 \(T×H×W×C\), generated ones 8×32×32×1"):

@@ -1,8 +1,8 @@
-"""The judge of moving digits: which digit does a clip show, and which way does it move?
+"""The judge of moving digits: a classifier that reads the digit and the direction of a clip.
 
-A classifier of 73,000 parameters, trained in seconds on real clips of the train split only, reads digit and
-direction off generated clips; the features below its answers serve Fréchet distances. Beside it stand
-measurements without a network (centroids, jerk) and the floors to print beside a score (shuffled, frozen).
+It has 73,000 parameters and is trained in seconds, on real clips of the train split only. Its features serve Fréchet
+distances. This file also has measurements without a network (centroids, jerk) and the clips that give a score its
+floors (shuffled, frozen).
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ import json
 import logging
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,50 +30,50 @@ from vdm_jax.typing import Array, Float, Int, Key, Params, PyTree, Scalar, UInt8
 
 log = logging.getLogger(__name__)
 
-Clips = Float[Array | np.ndarray, "B T H W C"]  # in [-1, 1], as everywhere
-Videos = Clips | UInt8[Array | np.ndarray, "B T H W C"]  # or as they are in the data set
+Clips = Float[Array | np.ndarray, "B T H W C"]  # in [-1, 1]
+Videos = Clips | UInt8[Array | np.ndarray, "B T H W C"]  # bytes, as in the data set
 Labels = Int[Array | np.ndarray, "B"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How the judge is trained; it sees noisy, blurred and dim clips too, as generated ones may be."""
+    """How the judge is trained. Clips are made noisy, blurred and dim at random, as generated clips may be."""
 
     steps: int = 350
     batch: int = 128
-    clips: int = 6000  # read from the train split
+    clips: int = 6000  # number read from the train split
     learning_rate: float = 6e-3
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
-    noise: float = 0.15  # up to this standard deviation, where black is 0 and white 1
-    gain: float = 0.2  # brightness up to this much more or less
-    blur: float = 0.5  # up to this share of each pixel comes from its four neighbours
+    noise: float = 0.15  # largest standard deviation; black is 0 and white 1
+    gain: float = 0.2  # largest relative change of brightness
+    blur: float = 0.5  # largest share of a pixel that comes from its four neighbours
     version: int = 1  # of the network and the loss below
 
 
 class Verdict(NamedTuple):
-    """What the judge says of each clip."""
+    """The output of the judge for each clip."""
 
     digit: Float[Array, "B 10"]  # probabilities
     direction: Float[Array, "B M"]  # probabilities, in the order of MOTIONS
-    frame_digit: Float[Array, "B T 10"]  # probabilities by single frames
+    frame_digit: Float[Array, "B T 10"]  # probabilities from single frames
     frames: Float[Array, "B T 64"]  # features of single frames: blind to motion
-    features: Float[Array, "B 96"]  # features of the clip: the frames' mean, and the motion's
+    features: Float[Array, "B 96"]  # features of the clip: the mean over frames, then the features of motion
 
 
 class Network(nnx.Module):
-    """One branch looks at single frames for the digit, the other at all frames in order for the direction."""
+    """A branch for the digit sees single frames; a branch for the direction sees all frames in order."""
 
     def __init__(self, frames: int, channels: int, *, rngs: nnx.Rngs):
         conv = functools.partial(nnx.Conv, kernel_size=(3, 3), rngs=rngs)
-        look = conv(channels, 16), conv(16, 32, strides=2), conv(32, 64, strides=2), conv(64, 64)
-        self.look = nnx.List(look)
+        layers = conv(channels, 16), conv(16, 32, strides=2), conv(32, 64, strides=2), conv(64, 64)
+        self.look = nnx.List(layers)
         self.track = nnx.List([conv(frames * channels, 32), conv(32, 32, strides=2)])
         self.digit = nnx.Linear(64, 10, rngs=rngs)
         self.direction = nnx.Linear(32, len(MOTIONS), rngs=rngs)
 
     def appearance(self, videos: Float[Array, "B T H W C"]) -> Float[Array, "B T 64"]:
-        """The strongest response anywhere in each frame."""
+        """The maximum over the pixels of each frame."""
         x = _shrink(videos, 16)
         b, t, *image = x.shape
         x = x.reshape(b * t, *image)
@@ -82,7 +82,7 @@ class Network(nnx.Module):
         return x.max((1, 2)).reshape(b, t, -1)
 
     def motion(self, videos: Float[Array, "B T H W C"]) -> Float[Array, "B 32"]:
-        """The mean response over space, with the frames as channels so that their order counts."""
+        """The mean over pixels. Frames are channels, so that their order counts."""
         x = jnp.moveaxis(_shrink(videos, 8), 1, 3)
         x = x.reshape(*x.shape[:3], -1)
         for layer in self.track:
@@ -91,7 +91,7 @@ class Network(nnx.Module):
 
 
 def _shrink(videos: Float[Array, "B T H W C"], size: int) -> Float[Array, "B T h w C"]:
-    """Average pooling by the whole factor that brings the smaller side nearest above `size`."""
+    """Average pooling by the largest whole factor that leaves the smaller side at least `size` pixels."""
     b, t, h, w, c = videos.shape
     f = max(1, min(h, w) // size)
     x = videos[:, :, : h // f * f, : w // f * f]
@@ -100,18 +100,18 @@ def _shrink(videos: Float[Array, "B T H W C"], size: int) -> Float[Array, "B T h
 
 @functools.cache
 def _structure(frames: int, channels: int) -> tuple[nnx.GraphDef, PyTree]:
-    """The network's graph, and its parameters' shapes."""
+    """The graph of the network, and the shapes of its parameters."""
     return nnx.split(nnx.eval_shape(lambda: Network(frames, channels, rngs=nnx.Rngs(0))), nnx.Param)
 
 
 def _brightness(videos: Videos) -> Float[Array, "B T H W C"]:
-    """Black 0, white 1."""
+    """Pixels from 0 (black) to 1 (white)."""
     scale, shift = (255, 0) if videos.dtype == np.uint8 else (2, 1)
     return ((jnp.asarray(videos, jnp.float32) + shift) / scale).clip(0, 1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _look(graph: nnx.GraphDef, params: Params, videos: Float[Array, "B T H W C"]) -> Verdict:
+def _classify(graph: nnx.GraphDef, params: Params, videos: Float[Array, "B T H W C"]) -> Verdict:
     network = nnx.merge(graph, params)
     with jax.default_matmul_precision("highest"):  # else TPUs and GPUs round to 8 or 10 bits
         frames, motion = network.appearance(videos), network.motion(videos)
@@ -122,25 +122,25 @@ def _look(graph: nnx.GraphDef, params: Params, videos: Float[Array, "B T H W C"]
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """A trained judge of clips of one shape; `recipe` is the hash of how it came to be."""
+    """A trained judge for clips of one shape."""
 
     params: Params
     shape: tuple[int, ...]  # T H W C
-    recipe: str
+    recipe: str  # hash of the recipe, the seed and the data
 
     def __call__(self, videos: Videos) -> Verdict:
         """Digit, direction and features of every clip. Raises InputError for clips of another shape."""
         if videos.shape[1:] != self.shape:
             raise InputError(f"videos={videos.shape[1:]} must be {self.shape}, the judge's T H W C")
         graph, _ = _structure(self.shape[0], self.shape[-1])
-        batch, count = 128, len(videos)  # batches of one size and type: it compiles once
+        batch, count = 128, len(videos)  # all batches have one shape and type: a single compilation
         videos = np.pad(np.asarray(_brightness(videos)), [(0, -count % batch)] + [(0, 0)] * 4)
-        parts = [_look(graph, self.params, videos[i : i + batch]) for i in range(0, count, batch)]
+        parts = [_classify(graph, self.params, videos[i : i + batch]) for i in range(0, count, batch)]
         return jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *parts)
 
     @property
     def digest(self) -> str:
-        """A hash of the parameters, to publish beside every score."""
+        """A hash of the parameters, to publish with every score."""
         leaves = [np.asarray(x, np.float32).tobytes() for x in jax.tree.leaves(self.params)]
         return hashlib.sha256(b"".join(leaves)).hexdigest()[:12]
 
@@ -148,9 +148,9 @@ class Judge:
 def train_judge(
     videos: Videos, digits: Labels, directions: Labels, *, seed: int = 0, recipe: Recipe = Recipe()
 ) -> Judge:
-    """A judge trained on real clips, with classes 0..9 and indices into `MOTIONS`.
+    """Trains a judge on real clips; the labels are digits 0..9 and indices into `MOTIONS`.
 
-    All random numbers are NumPy's: compiling JAX's would take longer than the training.
+    All random numbers come from NumPy: compiling JAX's generators would take longer than the training.
     """
     videos, digits, directions = (np.asarray(x) for x in (videos, digits, directions))
     rng = np.random.default_rng(seed)
@@ -168,8 +168,8 @@ def train_judge(
         return optax.softmax_cross_entropy(logits, targets).mean()
 
     def loss(params: Params, batch: dict) -> Scalar:
-        network, clips = nnx.merge(graph, params), _spoil(batch)
-        # One frame of each clip: many handwritings in a batch teach more than many frames of a few.
+        network, clips = nnx.merge(graph, params), _augmented(batch)
+        # One frame of each clip: a batch of many handwritings teaches more than many frames of few handwritings.
         single = jnp.take_along_axis(clips, batch["frame"], axis=1)
         digit = network.digit(network.appearance(single)[:, 0])
         direction = network.direction(network.motion(clips))
@@ -188,7 +188,7 @@ def train_judge(
 
 
 def _batches(videos, digits, directions, recipe: Recipe, rng: np.random.Generator) -> Iterator[dict]:
-    """Random clips, with the random numbers that `_spoil` needs."""
+    """Yields random clips with the random numbers that `_augmented` needs."""
     size = recipe.batch
     bank = rng.standard_normal((4 * size, *videos.shape[1:]), np.float32)  # noise is reused: drawing is slow
     epochs = size * recipe.steps // len(videos) + 1
@@ -210,8 +210,8 @@ def _batches(videos, digits, directions, recipe: Recipe, rng: np.random.Generato
         }
 
 
-def _spoil(batch: dict) -> Float[Array, "B T H W C"]:
-    """Clips with their brightness changed, blurred and noisy."""
+def _augmented(batch: dict) -> Float[Array, "B T H W C"]:
+    """The clips with changed brightness, blur and noise."""
     x = _brightness(batch["clips"]) * batch["gain"]
     neighbours = sum(jnp.roll(x, by, axis) for by in (-1, 1) for axis in (2, 3)) / 4
     x = x + batch["blur"] * (neighbours - x)
@@ -223,10 +223,10 @@ def _hash(recipe: Recipe, *origin) -> str:
 
 
 def load_or_train_judge(path: str | Path, builder: MovingDigits, *, seed: int = 0, recipe: Recipe = Recipe()) -> Judge:
-    """The judge of a prepared data set, from the file at `path` or else trained and saved there.
+    """The judge of a prepared data set: read from the file at `path`, or trained and saved there.
 
-    A file that is damaged or made by another recipe, seed or data set is replaced, and the log says so.
-    Raises InputError for the two-digit variant: the judge names one digit.
+    A file that is damaged, or of another recipe, seed or data set, is replaced with a warning.
+    Raises InputError for the data set with two digits in a clip: the judge reads one digit.
     """
     path, name = Path(path), builder.info.full_name
     if builder.builder_config.digits != 1:
@@ -237,7 +237,7 @@ def load_or_train_judge(path: str | Path, builder: MovingDigits, *, seed: int = 
         try:
             return Judge(_load(path, origin, shape), shape, origin)
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            log.warning("%s is not the judge asked for (%s): training it again", path, error)
+            log.warning("%s does not hold the wanted judge (%s): training it again", path, error)
     start, source = time.perf_counter(), builder.as_data_source(split="train")
     rows = [source[i] for i in range(min(recipe.clips, len(source)))]  # TFDS has shuffled them
     videos = np.stack([row["video"] for row in rows])
@@ -247,20 +247,20 @@ def load_or_train_judge(path: str | Path, builder: MovingDigits, *, seed: int = 
     log.info("trained the judge of %s in %.0f s", name, time.perf_counter() - start)
     try:
         _save(path, judge)
-    except InputError as error:  # the judge is worth more than its copy
-        log.warning("%s: the judge is not kept", error)
+    except InputError as error:  # the judge can be used without its file
+        log.warning("%s: the judge is not saved", error)
     return judge
 
 
 def _save(path: Path, judge: Judge) -> None:
-    """Writes the judge, as `_load` reads it."""
+    """Writes a file that `_load` reads."""
     arrays = {keystr(key): np.asarray(leaf) for key, leaf in tree_leaves_with_path(judge.params)}
     with whole_file(path) as part:
         np.savez(part, recipe=np.array(judge.recipe), **arrays)
 
 
 def _load(path: Path, origin: str, shape: tuple[int, ...]) -> Params:
-    """The parameters in a file. Raises ValueError or KeyError where they are not the ones wanted."""
+    """The parameters in a file. Raises ValueError or KeyError for a file of another recipe or network."""
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         if str(file["recipe"]) != origin:
             raise ValueError(f"recipe {file['recipe']}, not {origin}")
@@ -268,17 +268,8 @@ def _load(path: Path, origin: str, shape: tuple[int, ...]) -> Params:
         return tree_map_with_path(lambda key, _: jnp.asarray(file[keystr(key)]), shapes)
 
 
-def caption_accuracy(judge: Judge, videos: Videos, digits: Labels, directions: Labels) -> dict[str, float]:
-    """Shares of clips with the `digit` and the `direction` asked for, and with `both`; their mean `jerk`."""
-    verdict = judge(videos)
-    digit = np.argmax(verdict.digit, axis=1) == np.asarray(digits)
-    direction = np.argmax(verdict.direction, axis=1) == np.asarray(directions)
-    shares = {"digit": digit, "direction": direction, "both": digit & direction, "jerk": jerk(videos)}
-    return {name: float(np.mean(values)) for name, values in shares.items()}
-
-
 def centroids(videos: Videos) -> Float[Array, "B T 2"]:
-    """Row and column of every frame's centre of brightness, in pixels; an all-black frame's is its middle."""
+    """Row and column of the centre of brightness of every frame, in pixels; the middle for a black frame."""
     weight = _brightness(videos).sum(-1)
     h, w = weight.shape[-2:]
     total = weight.sum((2, 3))
@@ -288,7 +279,7 @@ def centroids(videos: Videos) -> Float[Array, "B T 2"]:
 
 
 def jerk(videos: Videos) -> Float[Array, "B"]:
-    """Mean length of the centroid's second difference in px/frame². Raises InputError below three frames."""
+    """Mean length of the second difference of the centroid, px/frame². Raises InputError below three frames."""
     if videos.shape[1] < 3:
         raise InputError(f"frames={videos.shape[1]} must be at least 3 to have a second difference")
     second = jnp.diff(centroids(videos), n=2, axis=1)
@@ -296,20 +287,11 @@ def jerk(videos: Videos) -> Float[Array, "B"]:
 
 
 def shuffle_frames(videos: Videos, key: Key[Array, ""]) -> Array:
-    """Every clip's frames in a random order of its own: content without motion, a floor for scores."""
+    """Puts the frames of each clip in a random order: content without motion, a floor for scores."""
     order = jnp.argsort(jax.random.uniform(key, videos.shape[:2]), axis=1)
     return jnp.take_along_axis(jnp.asarray(videos), order[..., None, None, None], axis=1)
 
 
 def frozen(videos: Videos) -> Array:
-    """Every clip's first frame, held: a floor for scores."""
+    """Repeats the first frame of each clip: a floor for scores."""
     return jnp.broadcast_to(jnp.asarray(videos)[:, :1], videos.shape)
-
-
-def floors(metric: Callable[[Clips], Any], videos: Clips, key: Key[Array, ""]) -> dict[str, Any]:
-    """A metric of real clips, of the same with their frames shuffled, and frozen: what a score must be read beside.
-
-    A metric of two sets needs the other one fixed: `lambda clips: digits_fvd(judge(training), judge(clips))`.
-    """
-    changed = {"real": videos, "shuffled": shuffle_frames(videos, key), "frozen": frozen(videos)}
-    return {name: metric(clips) for name, clips in changed.items()}

@@ -51,32 +51,32 @@ def check_mode(mode: str) -> None:
 
 
 def check_strength(mode: str, strength: float | int) -> None:
-    """Raises InputError where a clip would not be noised, or where one would be that must be drawn from noise alone."""
+    """Raises InputError unless `strength` is below 1 for video to video, and 1 for all other modes."""
     if (mode == VIDEO_TO_VIDEO) != (strength < 1):
         right = "below 1" if mode == VIDEO_TO_VIDEO else "1"
         raise InputError(f"strength={strength:g} must be {right} where known={mode!r}")
 
 
 def mask_of(mode: str, shape: Sequence[int]) -> Bool[np.ndarray, "1 T H W 1"]:
-    """The pixels that a mode keeps of clips of a shape (frames, rows, columns, …).
+    """The pixels of a clip of a shape (frames, rows, columns, …) that are known and stay as they are.
 
     Raises InputError for an unknown mode, and for a size that super-resolution cannot divide.
     """
     check_mode(mode)
     frames, rows, columns = shape[:3]
     if rows % (factor := MODES[mode].factor) or columns % factor:
-        raise InputError(f"known={mode!r} needs rows and columns that {factor} divides, not {rows}×{columns}")
+        raise InputError(f"known={mode!r}: rows and columns, {rows}×{columns}, must be multiples of {factor}")
     t, y, x = np.ogrid[:frames, :rows, :columns]
     return np.broadcast_to(MODES[mode].known(t, y, x, frames, rows, columns), (frames, rows, columns))[None, ..., None]
 
 
 def new_frames(mask: Bool[np.ndarray, "1 T H W 1"]) -> tuple[int, ...]:
-    """The frames of which something is to be drawn."""
+    """The frames that have unknown pixels."""
     return tuple(np.flatnonzero(~mask[0].all((1, 2, 3))).tolist())
 
 
 def known_of(mode: str, real: Videos) -> dict[str, Any]:
-    """The arguments of `Pipeline.batches` that give it what a mode knows of real clips."""
+    """The arguments of `Pipeline.batches` for what a mode knows of real clips."""
     mask, factor = mask_of(mode, real.shape[1:]), MODES[mode].factor
     if factor == 1:
         return {"known": Known(real, mask)}
@@ -89,10 +89,10 @@ def _small(videos: Videos, factor: int) -> Float[np.ndarray, "B T h w C"]:
 
 
 def without_a_network(real: Videos, mode: str) -> Videos:
-    """The clips with what is not known replaced by a guess that needs no network.
+    """A guess of the clips from what is known, for the floors.
 
     Every frame becomes the nearest frame that is known as a whole. Without such a frame, unknown pixels are black.
-    Super-resolution has cubic interpolation.
+    Super-resolution is cubic interpolation.
     """
     mask, factor = mask_of(mode, real.shape[1:]), MODES[mode].factor
     if factor > 1:
@@ -104,17 +104,20 @@ def without_a_network(real: Videos, mode: str) -> Videos:
 
 
 def place_kept(videos: Videos, real: Videos, new: Sequence[int]) -> dict[str, np.ndarray]:
-    """Of each clip, over its new frames: the distance of the centroid from the real one's in pixels; is it ≤ 1?"""
+    """Compares positions over the new frames of each clip.
+
+    Returns the mean distance of the centroid from the centroid of the real clip in pixels, and whether it is at most 1.
+    """
     from vdm_jax.evaluation.digit_metrics import position_error  # imports TFDS
 
-    far = position_error(videos, real, new)
-    return {"position_error": far, "within_pixel": far <= 1}
+    distance = position_error(videos, real, new)
+    return {"position_error": distance, "within_pixel": distance <= 1}
 
 
 def digit_kept(judge: Any, videos: Videos, digits: Int[np.ndarray, "B"], new: Sequence[int]) -> Bool[np.ndarray, "B"]:
-    """Whether the judge of moving digits reads the true digit off the new frames alone.
+    """Whether the judge of moving digits reads the true digit from the new frames alone.
 
-    Its look at the digit is blind to the order of frames: those that are new, again and again, fill its clip.
+    The judge needs a whole clip and reads the digit without regard to the order of frames: the new frames are repeated.
     """
-    seen = videos[:, np.resize(new, videos.shape[1])]
-    return np.asarray(judge(seen).digit).argmax(-1) == digits
+    repeated = videos[:, np.resize(new, videos.shape[1])]
+    return np.asarray(judge(repeated).digit).argmax(-1) == digits
