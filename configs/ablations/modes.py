@@ -1,4 +1,4 @@
-"""Every mode of generation, and every way to respect the known part of a video: docs/modes.md discusses the results.
+"""Every mode of generation with every way to respect the known part of a video; docs/modes.md discusses the results.
 
     python experiments/ablate.py --study configs/ablations/modes.py --out studies/modes
     python experiments/ablate.py --study configs/ablations/modes.py:known --out studies/modes-known
@@ -6,7 +6,7 @@
 
 `digits` draws from runs of `configs/moving_digits.py`, which were trained without masks. `known` draws from runs of
 `configs/moving_digits_known.py`, which were trained with masks. `larger` draws from runs of
-`configs/moving_digits_larger.py`: super-resolution from 16×16 to 32×32 pixels, beside cubic interpolation.
+`configs/moving_digits_larger.py`: super-resolution from 16×16 to 32×32 pixels; the floor is cubic interpolation.
 """
 
 from pathlib import Path
@@ -17,10 +17,12 @@ from vdm_jax.studies.study import Study, load_config
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = (
-    "Reconstruction guidance respects the known part better than replacement in every mode. A network that was trained "
-    "with masks respects it at least as well, at the cost of replacement."
+    "In every mode, reconstruction guidance continues the known part better than replacement. A network that was "
+    "trained with masks continues it at least as well, at the cost of replacement."
 )
-SOURCE = "the first: Ho et al. 2022, arXiv 2204.03458, for extension; all else is this project's own question"
+SOURCE = (
+    "Ho et al. 2022, arXiv 2204.03458, for extension; other modes and masks in training are this project's question"
+)
 
 REPLACE, CONCAT = {"sample.respect": "replace"}, {"sample.respect": "concat"}
 
@@ -37,7 +39,7 @@ def get_study(scale: Literal["digits", "known", "larger"] = "digits") -> Study:
     if scale == "digits":
         weights = {w: {"sample.respect": "reconstruct", "sample.reconstruction": float(w)} for w in (1, 3, 10)}
         ways = {"replace": REPLACE} | {f"reconstruct, w = {w}": change for w, change in weights.items()}
-    modes = [mode for mode, about in MODES.items() if mode != VIDEO_TO_VIDEO and about.factor == 1]
+    modes = [name for name, mode in MODES.items() if name != VIDEO_TO_VIDEO and mode.factor == 1]
     arms = {f"{mode}: {way}": {"known": mode} | change for mode in modes for way, change in ways.items()}
     arms[f"{VIDEO_TO_VIDEO}, strength 0.6"] = {"known": VIDEO_TO_VIDEO, "sample.strength": 0.6} | REPLACE
     return Study(arms=arms, metrics=("digit_kept", "position_error", "within_pixel"), **kwargs)

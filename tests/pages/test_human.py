@@ -1,4 +1,4 @@
-"""A blind study, and the mathematics of its answers."""
+"""A blind study, and the statistics of its answers."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ LEVEL = {"aster": 40, "borage": 120, "clover": 200}  # of brightness: by this th
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """Ten videos of each set, written as sample.py does; the last two are of the third set only."""
+    """Eight videos in each set, ten in the third, written as sample.py writes them."""
     root = tmp_path_factory.mktemp("sets")
     for name in SETS:
         for number in range(10 if name == "clover" else 8):
@@ -110,8 +110,8 @@ def test_sets_that_cannot_be_compared_are_one_line(sets, tmp_path):
     write_video(tmp_path / "strange" / "0.gif", video, 8, {"prompt": "another", "number": 0})
     cases = {
         "two sets of videos or more, not 1": {"a": sets["aster"]},
-        "no format in common": {"a": sets["clover"], "b": tmp_path / "encoded"},
-        "no prompt with the same number in common": {"a": sets["aster"], "b": tmp_path / "strange"},
+        "must have a common format": {"a": sets["clover"], "b": tmp_path / "encoded"},
+        "have no videos with the same prompt and number": {"a": sets["aster"], "b": tmp_path / "strange"},
     }
     for message, given in cases.items():
         with pytest.raises(InputError, match=message):
@@ -171,7 +171,7 @@ def test_kappa_of_two_raters_is_cohens():
 
 
 def test_kappa_of_more_raters_is_fleiss():
-    """14 raters, 10 items, 5 categories: the worked example that is used everywhere, 0.210."""
+    """14 raters, 10 items, 5 categories: the common textbook example, 0.210."""
     counts = [[0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
               [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7]]  # fmt: skip
     labels = np.stack([np.repeat(range(5), row) for row in counts], axis=1)
@@ -210,10 +210,10 @@ def test_damaged_and_foreign_answers_are_one_line(tmp_path):
         r"cut.json cannot be read \(": [tmp_path / "cut.json"],
         r"bytes.json cannot be read \(": [tmp_path / "bytes.json"],
         r"list.json holds no answers": [tmp_path / "list.json"],
-        r"beef.json answers study beef, and the key is of f00d": [saved(tmp_path / "beef.json", study="beef")],
+        r"beef.json answers study beef, but the key is of study f00d": [saved(tmp_path / "beef.json", study="beef")],
         r"again.json and .*good.json are of the same rater": [good, saved(tmp_path / "again.json", p1=given())],
-        r"pair 'q' is not of this study": [saved(tmp_path / "q.json", q=given())],
-        r"preference='up' of pair p0 must be of left": [saved(tmp_path / "up.json", p0=given("up"))],
+        r"pair 'q' is not in this study": [saved(tmp_path / "q.json", q=given())],
+        r"preference='up' of pair p0 must be one of left": [saved(tmp_path / "up.json", p0=given("up"))],
         r"motion=6 of pair p0, left, must be 1 to 5": [saved(tmp_path / "six.json", p0=given(left=6))],
         r"motion='3' of pair p0, right, must be": [saved(tmp_path / "text.json", p0=given(right="3"))],
         r"no pair is judged yet in .*empty.json": [saved(tmp_path / "empty.json")],

@@ -63,7 +63,7 @@ def test_a_picture_that_cannot_be_read_is_one_line(tmp_path):
 
 
 def drawn(figure, what="line0"):
-    """The points of the first line."""
+    """The points of the first path of a class."""
     path = re.search(f'class="{what}" d="M(.*?)[hZ]', figure)[1]
     return np.array([[float(v) for v in point.split()] for point in path.split("L")])
 

@@ -1,4 +1,4 @@
-"""The page of a run: what is in the folder is on it, what is missing is said."""
+"""The page of a run shows the files of the folder, and names what is missing."""
 
 import base64
 import io
@@ -99,7 +99,7 @@ def test_what_the_folder_holds_is_on_the_page(report):
         "guidance 3.0, seed 7",
         "clip 2",
         "digit – 0.995 [0.9, 1] 0.72 [0.5, 0.8] warping – – 0.5 [0.25, 0.75]",
-        "In brackets: 95 % intervals",
+        "In brackets, and as bars: 95 % intervals",
         "cell [1, 2]",
         "empty holds no videos",
         "(3, 4)",

@@ -1,4 +1,4 @@
-"""The time that is left, as worked by hand: from what runs and results say, else from what is like them."""
+"""Estimated durations, checked by hand: from runs, results and timed steps, or from similar runs."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
 
 @pytest.fixture
 def plan(tmp_path):
-    """20 steps of 8 videos; two recipes, and two ways to draw from the first."""
+    """20 steps of 8 videos; two recipes, and two arms that draw from the first."""
     arms = {"v": {}, "guided": {"sample.guidance": 3.0}, "eps": {"objective.prediction": "eps", "steps": 40}}
     base = tiny["get_config"]()
     base.sample.guidance, base.sample.steps = 1.0, 10
@@ -28,7 +28,7 @@ def plan(tmp_path):
 
 
 def log(run, *lines):
-    """Steps, videos a second, and seconds."""
+    """Writes metrics.jsonl; each line has the step, videos per second, and seconds."""
     names = ("step", "videos_per_second", "seconds")
     text = "".join(json.dumps(dict(zip(names, line, strict=True))) + "\n" for line in lines)
     write_text(run.folder / "metrics.jsonl", text)

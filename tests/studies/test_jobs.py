@@ -1,4 +1,4 @@
-"""Jobs in processes: as many at a time as there are places, failures that stop no other, and what stops all."""
+"""Jobs in processes: places, failures that stop no other job, interrupts, adopted runs, and the progress line."""
 
 import os
 import signal
@@ -71,7 +71,7 @@ def test_jobs_run_in_their_places_and_one_that_fails_stops_no_other(tmp_path, sc
     assert "step 1" in (tmp_path / "logs" / "bad.log").read_text()
     assert carry_out([], script, tmp_path / "logs", [Place()]) == {}
     failed = carry_out(["killed"], script, tmp_path / "logs", [Place()])
-    assert failed["killed"].startswith("it was ended by SIGKILL: by hand, or for want of memory")
+    assert failed["killed"].startswith("ended by SIGKILL: by hand, or for lack of memory")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system binds no process to cores")
@@ -145,7 +145,7 @@ def test_a_run_that_was_trained_elsewhere_is_adopted_and_left_as_it_is(tmp_path)
 def test_what_cannot_be_adopted(tmp_path):
     plan, config = plan_in(tmp_path), tiny["get_config"]()
     config.ema = 0.5
-    with pytest.raises(InputError, match=r"no run of this study is trained so; the nearest has ema=0.9, not 0.5$"):
+    with pytest.raises(InputError, match=r"no run of this study has its training; the nearest has ema=0.9, not 0.5$"):
         adopt(finished_run(tmp_path / "mine", config), plan)
     configuration.write_config(tmp_path / "begun", tiny["get_config"]())
     with pytest.raises(InputError, match=r"begun: it must be trained to step 20 first"):
@@ -165,9 +165,7 @@ def test_the_progress_says_what_is_done_what_is_left_and_what_goes_on(tmp_path):
     plan = plan_in(tmp_path)
     v, eps, *_ = plan.runs.values()
     jobs, timed = ["floors", v.name, eps.name], tmp_path / "pace.json"
-    assert (
-        progress_line(plan, jobs, ["floors"], timed, 1) == "0/2 results  time left not known yet  measuring real clips"
-    )
+    assert progress_line(plan, jobs, ["floors"], timed, 1) == "0/2 results  time left unknown  measuring real clips"
     v.folder.mkdir(parents=True)
     line = '{"step": 8, "videos_per_second": 8.0, "seconds": 4.0}\n'
     (v.folder / "metrics.jsonl").write_text(line + line)

@@ -1,4 +1,4 @@
-"""Results and reports of a study: whole or set aside, aggregated as by hand, as table, plot and page."""
+"""Results and reports of a study: files, aggregation checked by hand, table, plot and page."""
 
 import csv
 import dataclasses
@@ -14,7 +14,7 @@ import pytest
 
 from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.pages.page import Spread
-from vdm_jax.studies.report import markdown, read_found, rows_of, summarise, write_report
+from vdm_jax.studies.report import markdown, read_findings, rows_of, summarise, write_report
 from vdm_jax.studies.results import Result, read_result, write_result
 from vdm_jax.studies.study import Study, make_plan, sweep
 
@@ -39,7 +39,7 @@ def plan_in(folder, arms, **changes):
 
 @pytest.fixture
 def plan(tmp_path):
-    """Two arms and three seeds: one arm is done, of the other one seed; and the floors."""
+    """Two arms with three seeds: results of all seeds of the first arm, of one seed of the second, and the floors."""
     plan = plan_in(tmp_path, {"v": {}, "ε | w": {"objective.prediction": "eps", "steps": lambda steps: 3 * steps}})
     for cell, value in zip([*plan.cells[::2], plan.cells[1]], (0.2, 0.5, 0.2, 0.7), strict=True):
         write_result(cell, result_of(value, training_seconds=60 * value), VIDEOS)
@@ -65,12 +65,12 @@ def test_a_damaged_result_is_set_aside_in_one_line_and_the_others_stay(plan, cap
     assert read_result(bad) is None
     (line,) = caplog.messages
     assert f"{bad.file} is damaged (" in line
-    assert line.endswith(f"): now {bad.file.stem}.damaged, and measured again")
+    assert line.endswith(f"): renamed to {bad.file.stem}.damaged and measured again")
     assert not bad.file.exists()
     assert bad.file.with_suffix(".damaged").read_text() == damage
     assert read_result(bad) is None
     assert len(caplog.messages) == 1
-    assert read_found(plan).count == 3
+    assert read_findings(plan).count == 3
 
 
 def test_seeds_are_summarised_as_by_hand():
@@ -87,7 +87,7 @@ def test_seeds_are_summarised_as_by_hand():
 
 
 def test_rows_have_what_there_is_and_the_cost_beside(plan):
-    one, two, real = rows_of(read_found(plan))
+    one, two, real = rows_of(read_findings(plan))
     assert (one["arm"], one["seeds"]) == ("v", "0, 1, 2")
     assert (one["flicker ↓"].value, one["flicker ↓"].deviation) == pytest.approx((0.3, 0.03**0.5))
     assert one["jerk ↓"] is None
@@ -97,19 +97,19 @@ def test_rows_have_what_there_is_and_the_cost_beside(plan):
 
 
 def test_tables_say_the_same_and_what_is_missing(plan):
-    text = markdown(read_found(plan), "python experiments/ablate.py --study x")
+    text = markdown(read_findings(plan), "python experiments/ablate.py --study x")
     lines = text.splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
     assert table[0].startswith("| arm | seeds | flicker ↓ | jerk ↓ |")
     assert table[2] == "| v | 0, 1, 2 | 0.3 ± 0.17 | – | 3 | 0.3 | 2 |"
     assert table[3].startswith("| ε \\| w | 0 | 0.7 [0.6, 0.9] | – |")
-    assert "4 of 6 results are there so far." in text
+    assert "4 of 6 results exist so far." in text
     assert "± is the standard deviation over seeds" in text
     assert "One is <better> than the other. (somebody 2020)" in lines
     assert "python experiments/ablate.py --study x" in lines
 
-    write_report(read_found(plan), plan.floors.file.parents[1], "x")
+    write_report(read_findings(plan), plan.floors.file.parents[1], "x")
     with (plan.floors.file.parents[1] / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["arm"], row["seed"]) for row in rows] == [("v", "0"), ("ε | w", "0"), ("v", "1"), ("v", "2")]
@@ -121,7 +121,7 @@ def test_tables_say_the_same_and_what_is_missing(plan):
 
 def test_the_plot_is_a_file_of_its_own_with_an_error_bar_for_every_arm(plan):
     out = plan.floors.file.parents[1]
-    write_report(read_found(plan), out, "x")
+    write_report(read_findings(plan), out, "x")
     svg = xml.dom.minidom.parse(str(out / "plot.svg"))
     (chart,) = svg.documentElement.getElementsByTagName("svg")  # jerk has nothing to draw
     assert "flicker ↓: v 0.3 ± 0.17; ε | w 0.7 [0.6, 0.9]" in chart.getAttribute("aria-label")
@@ -142,7 +142,7 @@ def test_along_a_number_arms_that_differ_in_nothing_else_are_one_curve(tmp_path)
     plan = plan_in(tmp_path, arms, along="sample.steps", seeds=(0, 1))
     for i, cell in enumerate(plan.cells):
         write_result(cell, result_of(0.1 * i), VIDEOS)
-    write_report(read_found(plan), tmp_path / "out", "x")
+    write_report(read_findings(plan), tmp_path / "out", "x")
     svg = xml.dom.minidom.parse(str(tmp_path / "out" / "plot.svg"))
     (chart,) = svg.documentElement.getElementsByTagName("svg")
     texts = [
@@ -165,7 +165,7 @@ def test_one_line_alone_needs_no_name(tmp_path):
     plan = plan_in(tmp_path, sweep({"": {}}, "sample.steps", {f"w = {n}": n for n in (4, 8)}), along="sample.steps")
     for cell in plan.cells:
         write_result(cell, result_of(0.1), VIDEOS)
-    write_report(read_found(plan), tmp_path / "out", "x")
+    write_report(read_findings(plan), tmp_path / "out", "x")
     svg = xml.dom.minidom.parse(str(tmp_path / "out" / "plot.svg"))
     assert not svg.getElementsByTagName("tspan")
     assert "flicker ↓ by steps: 0.1 ± 0 at 4; 0.1 ± 0 at 8" in svg.documentElement.toxml()
@@ -175,7 +175,7 @@ def test_long_names_are_not_cut_off(tmp_path):
     name = "attention over space and time at once"
     plan = plan_in(tmp_path, {name: {}}, seeds=(0,))
     write_result(plan.cells[0], result_of(0.1), VIDEOS)
-    write_report(read_found(plan), tmp_path / "out", "x")
+    write_report(read_findings(plan), tmp_path / "out", "x")
     svg = xml.dom.minidom.parse(str(tmp_path / "out" / "plot.svg"))
     (end,) = (t.getAttribute("x") for t in svg.getElementsByTagName("text") if t.firstChild.data == name)
     assert float(end) > 5.7 * len(name)  # as wide as it is drawn
@@ -186,7 +186,7 @@ def test_lines_along_a_number_keep_apart_where_names_do_not(tmp_path):
     plan = plan_in(tmp_path, arms, along="sample.steps", seeds=(0,))
     for cell in plan.cells:
         write_result(cell, result_of(0.1), VIDEOS)
-    write_report(read_found(plan), tmp_path / "out", "x")
+    write_report(read_findings(plan), tmp_path / "out", "x")
     svg = xml.dom.minidom.parse(str(tmp_path / "out" / "plot.svg"))
     assert [key.firstChild.data for key in svg.getElementsByTagName("tspan")] == ["ddim 4", "heun 4"]
 
@@ -198,7 +198,7 @@ def test_floors_of_several_modes_stand_below_each_other_and_no_line_is_that_of_r
         write_result(cell, result_of(0.1), VIDEOS)
     scores = {f"real, {mode}": result_of(0.05).scores[""] for mode in modes}
     write_result(plan.floors, Result(scores, {}, {}, "1 × cpu", ["a <b>", "c"]), VIDEOS)
-    found = read_found(plan)
+    found = read_findings(plan)
     assert [row["arm"] for row in rows_of(found)] == [*modes, *(f"(real, {mode})" for mode in modes)]
     assert "4 videos for each arm and seed, each arm in its mode." in markdown(found, "x")
     write_report(found, tmp_path / "out", "x", iter)
@@ -207,14 +207,14 @@ def test_floors_of_several_modes_stand_below_each_other_and_no_line_is_that_of_r
 
 
 def test_figures_of_two_networks_of_a_kind_are_told_apart(plan):
-    assert "of one kind" not in markdown(read_found(plan), "x")
+    assert "different networks" not in markdown(read_findings(plan), "x")
     write_result(plan.cells[0], dataclasses.replace(result_of(0.3), networks={"judge": "def"}), VIDEOS)
-    assert "distances by different networks do not compare" in markdown(read_found(plan), "x")
+    assert "by different networks of a kind: their distances cannot be compared" in markdown(read_findings(plan), "x")
 
 
 def test_the_page_is_one_file_with_the_videos_of_every_arm_beside_each_other(plan):
     out, seen = plan.floors.file.parents[1], []
-    write_report(read_found(plan), out, "python x", lambda rows: seen.extend(rows) or seen)
+    write_report(read_findings(plan), out, "python x", lambda rows: seen.extend(rows) or seen)
     text = (out / "report.html").read_text()
     assert [name for name, *_ in seen] == ["real clips", "v", "ε | w"]
     assert text.count("<video ") == 6
@@ -229,7 +229,7 @@ def test_the_page_says_what_a_run_begins_with(tmp_path):
     before = {"steps": 7, "batch_size": lambda size: 4 * size}
     plan = plan_in(tmp_path, {"a": {"init_from": before}}, seeds=(0,))
     write_result(plan.cells[0], result_of(0.1), VIDEOS)
-    write_report(read_found(plan), tmp_path / "out", "x", iter)
+    write_report(read_findings(plan), tmp_path / "out", "x", iter)
     text = (tmp_path / "out" / "report.html").read_text()
     assert f"steps: 7, batch_size: {4 * tiny['get_config']().batch_size}" in text
     assert "function" not in text.split("Arms")[1].split("The base config")[0]
@@ -238,16 +238,16 @@ def test_the_page_says_what_a_run_begins_with(tmp_path):
 def test_results_that_came_without_their_videos_are_on_the_page_as_well(plan):
     plan.cells[0].file.with_suffix(".npy").unlink()
     out = plan.floors.file.parents[1]
-    write_report(read_found(plan), out, "python x", iter)
+    write_report(read_findings(plan), out, "python x", iter)
     text = (out / "report.html").read_text()
     assert text.count("<video ") == 4
-    assert '<th scope="row">v</th><td colspan="2" class="missing">Its videos are not here.</td>' in text
+    assert '<th scope="row">v</th><td colspan="2" class="missing">Its videos are missing.</td>' in text
 
 
 def test_a_study_that_has_only_begun_has_a_report_as_well(tmp_path):
     plan = plan_in(tmp_path, {"v": {}})
-    write_report(read_found(plan), tmp_path / "out", "x", iter)
-    assert "0 of 3 results are there so far." in (tmp_path / "out" / "table.md").read_text()
+    write_report(read_findings(plan), tmp_path / "out", "x", iter)
+    assert "0 of 3 results exist so far." in (tmp_path / "out" / "table.md").read_text()
     assert "No videos yet." in (tmp_path / "out" / "report.html").read_text()
     assert not (tmp_path / "out" / "plot.svg").exists()
 

@@ -1,6 +1,6 @@
-"""A job in its process: trains once, measures what is missing, and loses nothing when it is interrupted.
+"""A job in its process: it trains once, measures what is missing, and loses nothing when it is interrupted.
 
-Training itself is replaced by writing what it leaves behind; tests/end_to_end/test_ablate.py has the whole.
+Training is replaced by a function that writes the files of a finished run; tests/end_to_end/test_ablate.py trains.
 """
 
 import subprocess
@@ -37,7 +37,7 @@ LOG = (
 
 
 def train(config, folder):
-    """Leaves what a finished training does; all parameters are zero."""
+    """Writes the files of a finished training; all parameters are zero."""
     trainings.append(folder)
     configuration.write_config(folder, config)
     tx, _ = configuration.optimizer_of(config)

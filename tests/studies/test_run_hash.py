@@ -1,4 +1,4 @@
-"""Trainings that are the same have one name, and others have another."""
+"""Equal trainings have equal names, different trainings have different names."""
 
 from pathlib import Path
 

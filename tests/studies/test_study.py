@@ -1,4 +1,4 @@
-"""Studies and their plans: what is trained once, what is shared, what is whose share, and what is refused."""
+"""Studies and their plans: shared runs, names of results, shards, and bad studies."""
 
 import dataclasses
 import functools
@@ -98,7 +98,7 @@ def test_arms_in_several_modes_share_their_run_and_have_floors_for_every_mode():
     }
     plan = plan_of(arms, seeds=(0,), metrics=("psnr",), known="every second frame")
     assert plan.modes == ("first and last frame", "every second frame", "video to video")
-    assert [cell.about["known"] for cell in plan.cells] == list(plan.modes)
+    assert [cell.inputs["known"] for cell in plan.cells] == list(plan.modes)
     assert len(plan.runs) == 1
     alone = plan_of({"there": {}}, seeds=(0,), metrics=("psnr",), known="every second frame")
     assert alone.cells[0].file == plan.cells[1].file
@@ -157,8 +157,8 @@ def test_the_base_of_a_study_is_changed_with_its_sampler():
     assert (base.sample.steps, base.ema) == (3, 0.5)
     assert tiny["get_config"]().sample.steps != 3
     for key, words in {
-        "seed": "but by --seeds",
-        "init_from": "but by an arm",
+        "seed": "must be set by --seeds",
+        "init_from": "must be set by an arm",
         "stepz": "stepz=3 cannot be set",
     }.items():
         with pytest.raises(InputError, match=words):
@@ -209,7 +209,7 @@ def test_a_sweep_names_what_it_adds():
         ({"a": {"sample.stepz": 3}}, {}, "arm 'a': sample.*: "),
         ({"a": {"sample.solver": "rk4"}}, {}, "arm 'a': solver 'rk4' is unknown"),
         ({"a": {"sample.respect": "concat"}}, {}, "arm 'a': sample.respect='concat' needs known.mixture"),
-        ({"a": {"data.frames": 6}}, {}, "must be those of the base"),
+        ({"a": {"data.frames": 6}}, {}, "must equal the base's"),
         ({"a": {"data.joint_images": 1}}, {}, "arm 'a': joint_images=1 needs patch_time=1"),
         ({"a": {"process.frame_correlation": 1.0}}, {}, "frame_correlation=1.0 must be at least 0 and below 1"),
     ],
@@ -247,7 +247,7 @@ def test_bad_files(tmp_path):
         (tmp_path / "x.py").write_text(text)
         with pytest.raises(InputError, match=message):
             load_study(str(tmp_path / "x.py"))
-    with pytest.raises(InputError, match=r"none.py is not there; there are .*x\.py"):
+    with pytest.raises(InputError, match=r"none.py does not exist; there are .*x\.py"):
         load_study(str(tmp_path / "none.py"))
 
 
@@ -258,7 +258,7 @@ SCALES += [(path, "small") for path in READY if path.stem == "time_layers"]
 
 @functools.cache
 def ready(path, scale):
-    """(study, plan of its first seed); networks are traced once for all tests."""
+    """The study and the plan of its first seed. Cached: networks are traced once for all tests."""
     study = load_study(f"{path}:{scale}" if scale else str(path))
     first = dataclasses.replace(study, seeds=(0,), weights={"i3d": str(path)} if "fvd" in study.metrics else {})
     return study, make_plan(first, Path("runs"), Path("out"))

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, in the colours of the page around them."""
+"""Line charts as inline SVG, in the colours of the page."""
 
 import dataclasses
 import json
@@ -15,14 +15,14 @@ from vdm_jax.typing import Float
 WIDTH, HEIGHT = 480, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 8, 26  # margins
 COLOURS = 6  # .line0 … .line5 of page.css
-MOST = 400  # points of a line; of longer ones the mean of neighbours is drawn, in the band of their extremes
+MOST = 400  # points of a line; a longer line is drawn as means of neighbours, with a band from minimum to maximum
 
 Values = Sequence[float | int] | Num[np.ndarray, "N"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A named series; `low` and `high` are the edges of a band around it, such as an error."""
+    """A named series; `low` and `high` are the edges of a band around it, such as an interval."""
 
     name: str
     x: Values
@@ -32,17 +32,17 @@ class Line:
 
 
 def line_chart(title: str, lines: Sequence[Line], *, log: bool = False, x_label: str = "step") -> str:
-    """A figure of one or several lines; `log` gives a logarithmic axis, and leaves out what is not positive.
+    """A figure of lines. Values that are not finite are left out; with a logarithmic axis (`log`), so are values ≤ 0.
 
-    Under the pointer, or by the arrow keys, the caption shows the nearest values. What is not finite is left out.
+    The caption shows the values nearest to the pointer; the arrow keys move through the values.
     """
     series = {line.name: _thinned(_points(line, log)) for line in lines}
     series = {name: points for name, points in series.items() if points.size}
     if not series:
         return f"<figure><figcaption>{escape(title)}: nothing to draw</figcaption></figure>"
-    every = np.concatenate(list(series.values()), axis=1)
-    x_of, x_ticks = axis(every[0], LEFT, WIDTH - RIGHT)
-    y_of, y_ticks = axis(every[1:], HEIGHT - BOTTOM, TOP, log)
+    values = np.concatenate(list(series.values()), axis=1)
+    x_of, x_ticks = axis(values[0], LEFT, WIDTH - RIGHT)
+    y_of, y_ticks = axis(values[1:], HEIGHT - BOTTOM, TOP, log)
 
     drawn = [f'<path class="grid" d="M{LEFT} {y_of(v):.1f}H{WIDTH - RIGHT}"/>' for v in y_ticks]
     drawn += [f'<text x="{LEFT - 7}" y="{y_of(v) + 4:.1f}" text-anchor="end">{v:g}</text>' for v in y_ticks]
@@ -51,34 +51,34 @@ def line_chart(title: str, lines: Sequence[Line], *, log: bool = False, x_label:
         drawn.append(f'<text x="{x_of(v):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{v:,.12g}</text>')
     hover, last, keys = [], [], []
     for i, (name, (x, y, low, high)) in enumerate(series.items()):
-        colour, who = i % COLOURS, f"{name} " if len(series) > 1 else ""
+        colour, label = i % COLOURS, f"{name} " if len(series) > 1 else ""
         if (low < high).any():
-            there, back = _path(x_of(x), y_of(high)), _path(x_of(x[::-1]), y_of(low[::-1]))
-            drawn.append(f'<path class="band{colour}" d="M{there}L{back}Z"/>')
-        drawn.append(f'<path class="line{colour}" d="M{_path(x_of(x), y_of(y))}h0"/>')  # h0: one point is a dot
+            top, bottom = _path(x_of(x), y_of(high)), _path(x_of(x[::-1]), y_of(low[::-1]))
+            drawn.append(f'<path class="band{colour}" d="M{top}L{bottom}Z"/>')
+        drawn.append(f'<path class="line{colour}" d="M{_path(x_of(x), y_of(y))}h0"/>')  # h0 makes a single point a dot
         drawn.append(f'<circle class="dot{colour}"/>')
-        said = [f"{who}{number(b)} at {x_label} {number(a)}" for a, b in zip(x.tolist(), y.tolist(), strict=True)]
-        hover.append(list(zip(x_of(x).round(1).tolist(), y_of(y).round(1).tolist(), said, strict=True)))
-        last.append(said[-1])
-        keys += [f'<span class="key{colour}">{escape(name)}</span>'] if who else []
-    about = escape(f"{title} by {x_label}; last: {'; '.join(last)}", quote=True)
+        texts = [f"{label}{number(b)} at {x_label} {number(a)}" for a, b in zip(x.tolist(), y.tolist(), strict=True)]
+        hover.append(list(zip(x_of(x).round(1).tolist(), y_of(y).round(1).tolist(), texts, strict=True)))
+        last.append(texts[-1])
+        keys += [f'<span class="key{colour}">{escape(name)}</span>'] if label else []
+    description = escape(f"{title} by {x_label}; last: {'; '.join(last)}", quote=True)
     return (
         f'<figure class="chart" data-points="{escape(json.dumps(hover), quote=True)}">'
         f"<figcaption><b>{escape(title)}</b> {' '.join(keys)} <output>{escape('; '.join(last))}</output></figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" tabindex="0" role="img" aria-label="{about}">{"".join(drawn)}</svg>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" tabindex="0" role="img" aria-label="{description}">{"".join(drawn)}</svg>'
         "</figure>"
     )
 
 
 def _points(line: Line, log: bool) -> Float[np.ndarray, "4 N"]:
-    """x, y, low and high of what can be drawn: what is finite, and positive on a logarithmic axis."""
+    """x, y, low and high of the points that are finite and, on a logarithmic axis, positive."""
     edges = (line.y if edge is None else edge for edge in (line.low, line.high))
     points = np.array([line.x, line.y, *edges], float)
     return points[:, np.isfinite(points).all(0) & ((points[1:] > 0).all(0) | (not log))]
 
 
 def _thinned(points: Float[np.ndarray, "4 N"]) -> Float[np.ndarray, "4 M"]:
-    """At most MOST points."""
+    """Reduces a line to at most MOST points."""
     if points.shape[1] <= MOST:
         return points
     parts = np.array_split(points, MOST, axis=1)
@@ -86,7 +86,7 @@ def _thinned(points: Float[np.ndarray, "4 N"]) -> Float[np.ndarray, "4 M"]:
 
 
 def axis(values: Float[np.ndarray, "..."], start: int, end: int, log: bool = False) -> tuple[Callable, Sequence[float]]:
-    """(value -> position, ticks) of an axis from `start` to `end` that just holds all values."""
+    """An axis from `start` to `end` that fits the values: the function from value to position, and the ticks."""
     low, high = float(values.min()), float(values.max())
     if low == high:
         low, high = (low / 2, high * 2) if log else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)

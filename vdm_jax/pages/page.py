@@ -1,6 +1,6 @@
-"""Pages that are one file: text, tables, pictures and videos lie in it, and nothing is fetched from anywhere.
+"""Self-contained pages: text, tables, pictures and videos are in one HTML file, and nothing is fetched.
 
-The content security policy of every page forbids the browser to load anything else.
+The content security policy of a page forbids the browser to load anything else.
 """
 
 import base64
@@ -51,7 +51,7 @@ Cell = str | int | float | None | Interval | Spread
 
 
 def document(title: str, body: str, parts: Sequence[str] = ("page.css", "page.js")) -> str:
-    """A whole page around `body`, with style sheets and scripts out of the folder web/ beside this file."""
+    """A page with the given body, and with style sheets and scripts from the folder web/."""
     sources = {name: (resources.files(__package__) / "web" / name).read_text() for name in parts}
     styles = "".join(f"<style>\n{text}</style>\n" for name, text in sources.items() if name.endswith(".css"))
     scripts = "".join(f"<script>\n{text}</script>\n" for name, text in sources.items() if name.endswith(".js"))
@@ -73,15 +73,15 @@ def document(title: str, body: str, parts: Sequence[str] = ("page.css", "page.js
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Bytes of a media type, such as image/png, as an address that holds them."""
+    """The data URI of bytes of a media type, such as image/png."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def embed_video(video: UInt8[np.ndarray, "T H W C"] | Float[np.ndarray, "T H W C"], fps: float | int) -> str:
-    """The data URI of a webm: VP9 is free, and plays in every browser of today.
+    """The data URI of the video as webm: VP9 is free, and plays in every current browser.
 
-    Small pixels are repeated to about 128 rows or columns, so that the codec, which halves the resolution of
-    colour, blurs none. Nothing of where the video comes from is in it.
+    Pixels of small videos are repeated to about 128 rows or columns: the codec halves the resolution of colour, which
+    would blur single pixels. The file has no metadata of the source.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.webm"
@@ -90,17 +90,17 @@ def embed_video(video: UInt8[np.ndarray, "T H W C"] | Float[np.ndarray, "T H W C
 
 
 def video(uri: str, caption: str) -> str:
-    """A silent video that plays again and again; the caption is for who does not see it."""
+    """A silent video in a loop; the caption is for screen readers."""
     return f'<video src="{uri}" aria-label="{escape(caption, quote=True)}" autoplay loop muted playsinline></video>'
 
 
 def video_figure(uri: str, caption: str) -> str:
-    """Such a video with its caption below it."""
+    """A silent video in a loop, with its caption below it."""
     return f"<figure>{video(uri, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def image_figure(path: FilePath, caption: str, least: int = 0) -> str:
-    """A picture file with its pixels kept sharp, enlarged to at least `least` pixels across."""
+    """A picture file with sharp pixels, enlarged to a width of at least `least` pixels."""
     try:
         content = Path(path).read_bytes()
         with Image.open(io.BytesIO(content)) as image:
@@ -113,9 +113,9 @@ def image_figure(path: FilePath, caption: str, least: int = 0) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Cell]], *, across: bool = False) -> str:
-    """Rows of named cells; the columns are in the order in which they first come.
+    """A table from rows of named cells; columns are in the order of their first appearance.
 
-    A column's intervals and spreads are drawn as error bars on one scale; `across`, it is a row's.
+    Intervals and spreads are drawn as error bars, on one scale for each column, or for each row if `across`.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
 
@@ -148,7 +148,7 @@ def _error_bar(estimate: Interval | Spread, low: float, high: float) -> str:
 
 
 def number(value: Any) -> str:
-    """A number with as many digits as one reads: 2,400 and 0.05312; a dash for None."""
+    """Formats a number: 2,400 or 0.05312; a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, float) and not value.is_integer():
@@ -157,6 +157,6 @@ def number(value: Any) -> str:
 
 
 def json_island(name: str, value: Any) -> str:
-    """Data for a page's script, under an id; no text in it can end the script element."""
+    """A script element with data for the script of a page, under an id; no text in it can end the element."""
     text = json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{text}</script>'

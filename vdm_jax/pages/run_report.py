@@ -1,4 +1,4 @@
-"""What a run folder holds, as one page: curves, samples, scores, config. Anything missing is left out, and said."""
+"""The page of a run folder: curves, samples, scores, config. The page names what is missing."""
 
 import json
 import platform
@@ -22,14 +22,14 @@ from vdm_jax.pages.samples import find_samples
 from vdm_jax.video import read_metadata
 
 LINEAR = ("learning_rate", "videos_per_second", "seconds")  # other metrics have logarithmic axes
-SHEETS = 12  # shown of the sheets drawn during training: the first, the last, and some between
+SHEETS = 12  # number of sheets from training on the page: the first, the last, and some between
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def make_report(run: Path, *, num: int = 24, progress: Callable[[Iterable], Iterable] = iter) -> str:
-    """The page of a run, with up to `num` videos of each folder in samples/.
+    """The page of a run, with at most `num` videos of each folder in samples/.
 
-    No device is set up: a run that still trains is not disturbed.
+    JAX sets up no device, so a run that is still training is not disturbed.
 
     Raises:
         InputError: the folder is not a run, or a file in it is damaged.
@@ -57,7 +57,7 @@ def _missing(text: str) -> str:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file up to one that is cut off, as the last one of a running job may be."""
+    """The lines of a .jsonl file, up to the first incomplete line: a running job may be writing the last line."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -86,9 +86,9 @@ def _summary(run: Path, config: Mapping[str, Any], metrics: list[dict[str, Any]]
         tiles["Parameters"] = f"{int(total.replace(',', '')) / 1e6:.2f} M"
     state = "" if step >= steps else f" The run is at {step / steps:.0%} of its steps."
     target, process = config["objective"]["prediction"], config["process"]["name"]
-    what = f"{data['name']}, {shape}, prediction {target}, {process} process"
+    description = f"{data['name']}, {shape}, prediction {target}, {process} process"
     return (
-        f'<h1>{escape(str(run))}</h1>\n<p class="muted">{escape(what)}.{state}</p>\n'
+        f'<h1>{escape(str(run))}</h1>\n<p class="muted">{escape(description)}.{state}</p>\n'
         f'<dl class="tiles">{"".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in tiles.items())}</dl>\n'
     )
 
@@ -105,7 +105,7 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
             notes.append(f"{name} is the same as {drawn[values]}.")
         elif len(set(values)) == 1 and len(values) > 1:
             notes.append(f"{name} is {number(values[0])} throughout.")
-        elif name != "seconds":  # what videos_per_second says, too
+        elif name != "seconds":  # the same information as videos_per_second
             drawn[values] = name
             charts.append(line_chart(name, [Line(name, steps, values)], log=name not in LINEAR))
     return f'<div class="grid charts">{"".join(charts)}</div>\n<p class="muted">{escape(" ".join(notes))}</p>'
@@ -119,30 +119,29 @@ def _sheets(folder: Path) -> str:
     if not sheets:
         return _missing("No sheets: training draws one every config.sample.every steps, of config.sample.prompts.")
     shown = sorted(set(np.linspace(0, len(sheets) - 1, min(len(sheets), SHEETS)).round().astype(int).tolist()))
-    about = read_metadata(sheets[-1][1])
-    rows = "; ".join(about.get("prompts", ()))
-    note = f"A row for each prompt, a column for each frame. Prompts: {rows}." if rows else ""
+    prompts = "; ".join(read_metadata(sheets[-1][1]).get("prompts", ()))
+    note = f"A row for each prompt, a column for each frame. Prompts: {prompts}." if prompts else ""
     if len(shown) < len(sheets):
         note += f" {len(shown)} of {len(sheets)} sheets are shown."
     figures = "".join(image_figure(sheets[i][1], f"step {sheets[i][0]:,}", least=320) for i in shown)
     return f'<p class="muted">{escape(note)}</p>\n<div class="grid sheets">{figures}</div>'
 
 
-def _samples(samples: Path, num: int, progress: Callable[[Iterable], Iterable]) -> str:
+def _samples(root: Path, num: int, progress: Callable[[Iterable], Iterable]) -> str:
     parts = []
-    for folder in sorted(path for path in samples.glob("*") if path.is_dir()):
+    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
         try:
-            found = find_samples(folder)
+            by_format = find_samples(folder)
         except InputError as error:
             parts.append(_missing(escape(f"{error}.")))
             continue
-        every = next(iter(found.values()))
-        shown = every[:num]
+        samples = next(iter(by_format.values()))
+        shown = samples[:num]
         figures = "".join(video_figure(embed_video(*s.read()), s.prompt or "no prompt") for s in progress(shown))
-        same = {k: v for k, v in every[0].settings.items() if all(s.settings.get(k) == v for s in every)}
-        note = ", ".join(f"{k} {v}" for k, v in same.items() if k not in ("run", "fps"))
-        more = f" The first {len(shown)} of {len(every)}." if len(shown) < len(every) else ""
-        parts.append(f'<h3>{escape(folder.name)}</h3>\n<p class="muted">{escape(note)}.{more}</p>')
+        common = {k: v for k, v in samples[0].settings.items() if all(s.settings.get(k) == v for s in samples)}
+        note = ", ".join(f"{k} {v}" for k, v in common.items() if k not in ("run", "fps"))
+        count = f" The first {len(shown)} of {len(samples)}." if len(shown) < len(samples) else ""
+        parts.append(f'<h3>{escape(folder.name)}</h3>\n<p class="muted">{escape(note)}.{count}</p>')
         parts.append(f'<div class="grid">{figures}</div>')
     if not any("<video" in part for part in parts):
         return _missing("No videos: python experiments/sample.py --run &lt;this run&gt; draws some.") + "".join(parts)
@@ -168,7 +167,7 @@ def _scores(run: Path) -> str:
         scores_table = table(rows, across=True) if rows else ""
         parts.append(f'<h3>{escape(path.name)}</h3>\n<p class="muted">{escape(settings)}</p>\n{scores_table}')
         if "] <svg" in scores_table:
-            parts.append('<p class="muted">In brackets: 95 % intervals over the clips, drawn beside.</p>')
+            parts.append('<p class="muted">In brackets, and as bars: 95 % intervals over the clips.</p>')
     return "\n".join(parts)
 
 
@@ -187,13 +186,13 @@ def _cell(score: Any) -> Any:
 def _config(config: Mapping[str, Any]) -> str:
     default = json.loads(default_config().to_json())
     return (
-        '<p class="muted">Bold: not as in vdm_jax/configuration.py.</p>\n'
+        '<p class="muted">Bold: differs from the default in vdm_jax/configuration.py.</p>\n'
         f"<details><summary>config.json</summary>{''.join(_tree(config, default))}</details>"
     )
 
 
 def _tree(config: Mapping[str, Any], default: Any) -> Iterator[str]:
-    """Values first, then a folded group for each nested one."""
+    """Yields the HTML of a group of the config: its values, then its nested groups."""
     default = default if isinstance(default, dict) else {}
     groups = {key: value for key, value in config.items() if isinstance(value, dict) and value}
     rows = ""
@@ -214,8 +213,8 @@ def _parameters(path: Path) -> str:
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     rows = [dict(zip(cells[0], row, strict=False)) for row in cells[1:]] if cells else []
     total = lines[-1] if lines else ""
-    cut = "Rows are left out: experiments/parameters.py prints all." if "[...]" in lines else ""
-    return f'<details><summary>{escape(total)}</summary>{table(rows)}<p class="muted">{cut}</p></details>'
+    note = "Rows are left out: experiments/parameters.py prints all." if "[...]" in lines else ""
+    return f'<details><summary>{escape(total)}</summary>{table(rows)}<p class="muted">{note}</p></details>'
 
 
 def _environment(run: Path) -> str:
@@ -231,11 +230,11 @@ def _environment(run: Path) -> str:
         for what, name in files.items()
         if (run / name).exists()
     }
-    begun = _read_lines(run / "environment.jsonl")
-    starts = [{"begun": x["time"], "at step": x["step"], "mesh": x["mesh"], "on": x["machine"]} for x in begun]
+    lines = _read_lines(run / "environment.jsonl")
+    starts = [{"begun": x["time"], "at step": x["step"], "mesh": x["mesh"], "on": x["machine"]} for x in lines]
     rows = dates | {"report made": f"{datetime.now():%Y-%m-%d %H:%M}", "on": platform.platform()} | versions
     return (
-        (table(starts) if starts else _missing("No environment.jsonl: what it was trained on is not known."))
-        + '<p class="muted">Dates are those of the files in the run; versions are those of this report.</p>\n'
+        (table(starts) if starts else _missing("No environment.jsonl: the machine of the training is unknown."))
+        + '<p class="muted">Dates: of files in the run. Versions: of the software that made this report.</p>\n'
         + table([{"": key, " ": value} for key, value in rows.items()])
     )

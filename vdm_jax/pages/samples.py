@@ -1,4 +1,4 @@
-"""The videos that experiments/sample.py has written into a folder, by prompt and number."""
+"""Finds the videos that experiments/sample.py wrote into a folder, by prompt and number."""
 
 import dataclasses
 from pathlib import Path
@@ -9,12 +9,12 @@ import numpy as np
 from vdm_jax.errors import InputError
 from vdm_jax.video import FilePath, read_metadata, read_video, to_uint8
 
-FORMATS = (".npy", ".mp4", ".webm", ".gif")  # the one that keeps most comes first
+FORMATS = (".npy", ".mp4", ".webm", ".gif")  # ordered by preference
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A video file, and what `sample.py` wrote into it."""
+    """A video file with its metadata."""
 
     path: Path
     prompt: str
@@ -32,21 +32,21 @@ class Sample:
 
 
 def find_samples(folder: FilePath) -> dict[str, list[Sample]]:
-    """The samples in a folder by format, each format in the order of the numbers; other files are left out.
+    """The samples in a folder, for each format in the order of their numbers. Other files are ignored.
 
     Raises:
-        InputError: the folder is not there, or holds no sample.
+        InputError: the folder does not exist or holds no sample.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of samples")
-    found = {}
+    by_format = {}
     for suffix in FORMATS:
         for path in sorted(folder.glob(f"[!.]*{suffix}")):
-            about = read_metadata(path)
-            if isinstance(about, dict) and isinstance(about.get("number"), int) and "prompt" in about:
-                prompt, number = str(about.pop("prompt")), about.pop("number")
-                found.setdefault(suffix, []).append(Sample(path, prompt, number, about))
-    if not found:
+            metadata = read_metadata(path)
+            if isinstance(metadata, dict) and isinstance(metadata.get("number"), int) and "prompt" in metadata:
+                prompt, number = str(metadata.pop("prompt")), metadata.pop("number")
+                by_format.setdefault(suffix, []).append(Sample(path, prompt, number, metadata))
+    if not by_format:
         raise InputError(f"{folder} holds no videos of experiments/sample.py ({', '.join(FORMATS)})")
-    return {suffix: sorted(samples, key=lambda s: s.number) for suffix, samples in found.items()}
+    return {suffix: sorted(samples, key=lambda s: s.number) for suffix, samples in by_format.items()}

@@ -1,4 +1,4 @@
-"""How long a study takes: from runs and results that there are, from steps that were timed, and from their like."""
+"""Estimates a study's duration from finished runs, timed steps and similar runs."""
 
 import contextlib
 import dataclasses
@@ -15,11 +15,11 @@ from vdm_jax.studies.study import Cell, Plan, Run
 from vdm_jax.training.loop import train
 
 TIMED = 6  # steps of a measurement
-BACKWARD = 8  # calls of the network that a gradient through one takes on CPUs
+BACKWARD = 8  # time of a gradient through the network on CPUs, in calls of the network
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl up to one that is cut off."""
+    """The lines of a run's metrics.jsonl, up to the first incomplete line."""
     lines = []
     with contextlib.suppress(OSError, ValueError):
         for line in (run.folder / "metrics.jsonl").read_text().splitlines():
@@ -28,25 +28,25 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
 
 
 def step_of(run: Run) -> int:
-    """The last step that a run has noted; all of them where it is finished."""
+    """The last logged step of a run; the number of all steps if it is finished."""
     lines = [] if run.finished else read_metrics(run)
     return run.config.steps if run.finished else lines[-1]["step"] if lines else 0
 
 
 def training_seconds(run: Run | None) -> float:
-    """All that a run took, with what it begins with."""
+    """The training time of a run, including the run that initialises it."""
     return 0.0 if run is None else sum(x["seconds"] for x in read_metrics(run)) + training_seconds(run.begins_with)
 
 
 class Pace(NamedTuple):
-    """Seconds until the first line of metrics, which are mostly those of the compilation, and of a step after it."""
+    """The speed of a training."""
 
-    start: float
-    step: float
+    start: float  # seconds until the first line of metrics, mostly compilation
+    step: float  # seconds of a later step
 
 
 def pace(run: Run) -> Pace | None:
-    """As the run's metrics say; None before the second line of them. The median: a machine may do other things, too."""
+    """The pace of a run from its metrics; None before their second line. Uses the median: the machine may be busy."""
     first, *lines = read_metrics(run) or [None]
     if not lines:
         return None
@@ -54,42 +54,41 @@ def pace(run: Run) -> Pace | None:
 
 
 def time_step(run: Run, timed: Path) -> None:
-    """Takes some steps of a run in a folder that is thrown away, and notes its pace in the file `timed`."""
+    """Trains a few steps of a run in a temporary folder, and saves its pace to the file `timed`."""
     config = run.config.copy_and_resolve_references()
     config.steps, config.log_every, config.init_from, config.optimizer.warmup = TIMED, 1, "", 0
     with tempfile.TemporaryDirectory() as folder:
         short = dataclasses.replace(run, config=config, folder=Path(folder) / "run")
         train(config, short.folder)
-        noted = _noted(timed) | {run.recipe: pace(short)}
-    write_text(timed, json.dumps(noted, indent=1) + "\n")
+        paces = _read_paces(timed) | {run.recipe: pace(short)}
+    write_text(timed, json.dumps(paces, indent=1) + "\n")
 
 
 def untimed(plan: Plan, timed: Path) -> list[Run]:
-    """A run of each recipe whose steps nobody has timed yet."""
-    known = _paces(plan, timed)
-    return list({run.recipe: run for run in _all(plan) if run.recipe not in known}.values())
+    """A run of each recipe whose steps were not timed yet."""
+    paces = _paces(plan, timed)
+    return list({run.recipe: run for run in _all_runs(plan) if run.recipe not in paces}.values())
 
 
 def seconds_left(plan: Plan, runs: Sequence[Run], timed: Path) -> dict[str, float] | None:
-    """Of each run by name, how long its training and its cells take from now on; None while nothing is known.
+    """The remaining seconds of each run, by name, for its training and its cells; None without any measurement.
 
-    A recipe that nobody has timed is taken to be as fast as the others are.
+    A recipe that was not timed is assumed to have the mean pace of the timed recipes.
     """
     paces = _paces(plan, timed)
     if not paces:
         return None
-    like = Pace(*map(statistics.mean, zip(*paces.values(), strict=True)))
-    call = (
-        _seconds_of_call(plan) or like.step / plan.study.base.batch_size / 3
-    )  # backward takes twice as long as forward
-    left, begun = {}, set()
+    mean = Pace(*map(statistics.mean, zip(*paces.values(), strict=True)))
+    # A third of a training step: backward takes twice as long as forward.
+    call = _seconds_of_call(plan) or mean.step / plan.study.base.batch_size / 3
+    left, counted = {}, set()
     for run in runs:
         cells = [cell for cell in plan.cells if cell.run is run and not cell.file.exists()]
-        todo = [run] if cells else []
-        if cells and run.begins_with is not None and run.begins_with.name not in begun:
-            begun.add(run.begins_with.name)
-            todo.append(run.begins_with)
-        training = sum(_training_left(r, paces.get(r.recipe, like)) for r in todo)
+        trainings = [run] if cells else []
+        if cells and run.begins_with is not None and run.begins_with.name not in counted:
+            counted.add(run.begins_with.name)
+            trainings.append(run.begins_with)
+        training = sum(_training_left(r, paces.get(r.recipe, mean)) for r in trainings)
         left[run.name] = float(training) + sum(call * _calls(cell) for cell in cells)
     return left
 
@@ -99,31 +98,31 @@ def _training_left(run: Run, pace: Pace) -> float:
     return (run.config.steps - step) * pace.step + (0 if step else pace.start)
 
 
-def _all(plan: Plan) -> list[Run]:
+def _all_runs(plan: Plan) -> list[Run]:
     return [r for run in plan.runs.values() for r in (run, run.begins_with) if r is not None]
 
 
-def _noted(timed: Path) -> dict[str, Pace]:
+def _read_paces(timed: Path) -> dict[str, Pace]:
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         return {recipe: Pace(*numbers) for recipe, numbers in json.loads(timed.read_text()).items()}
     return {}
 
 
 def _paces(plan: Plan, timed: Path) -> dict[str, Pace]:
-    """By recipe: as runs have it, else as it was timed."""
-    return _noted(timed) | {run.recipe: found for run in _all(plan) if (found := pace(run)) is not None}
+    """The pace of each recipe: from its runs, otherwise from timed steps."""
+    return _read_paces(timed) | {run.recipe: x for run in _all_runs(plan) if (x := pace(run)) is not None}
 
 
 def _seconds_of_call(plan: Plan) -> float | None:
-    """Of the network for one video, as far as results say."""
+    """Seconds of a call of the network for one video, from the results; None without results."""
     done = [(cell, read_result(cell)) for cell in plan.cells if cell.file.exists()]
     seconds = [result.cost["drawing_seconds"] / _calls(cell) for cell, result in done if result is not None]
     return statistics.median(seconds) if seconds else None
 
 
 def _calls(cell: Cell) -> int:
-    """Calls of the network for all videos of a cell; guidance doubles one."""
-    chosen = cell.settings
-    calls = 2 * chosen["steps"] - 1 if chosen["solver"] == "heun" else chosen["steps"]
-    through = cell.about["known"] and chosen["respect"] == "reconstruct"
-    return cell.about["num"] * calls * (2 if chosen["guidance"] != 1 else 1) * (BACKWARD if through else 1)
+    """Calls of the network for all videos of a cell. Guidance doubles their number."""
+    settings = cell.settings
+    calls = 2 * settings["steps"] - 1 if settings["solver"] == "heun" else settings["steps"]
+    with_gradient = cell.inputs["known"] and settings["respect"] == "reconstruct"
+    return cell.inputs["num"] * calls * (2 if settings["guidance"] != 1 else 1) * (BACKWARD if with_gradient else 1)

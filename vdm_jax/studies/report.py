@@ -1,4 +1,4 @@
-"""What a study found, as far as it is done: a table in Markdown and in CSV, a plot, and a page that is one file."""
+"""Reports the results of a study so far: a table in Markdown and CSV, a plot, and a self-contained page."""
 
 import csv
 import dataclasses
@@ -20,7 +20,7 @@ from vdm_jax.pages.page import Spread, document, embed_video, number, table, vid
 from vdm_jax.studies.results import Result, read_result
 from vdm_jax.studies.study import SAMPLE, Cell, Plan, Study, changed, value_at
 
-COST = {  # name: of a result's cost, and in which unit
+COST = {  # title: (key in the cost of a result, unit)
     "parameters, M": ("parameters", 1e6),
     "training, min": ("training_seconds", 60),
     "drawn and scored, s/video": ("drawing_seconds", 1),
@@ -28,29 +28,33 @@ COST = {  # name: of a result's cost, and in which unit
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """The results of a plan that there are."""
+class Findings:
+    """The results of a plan so far."""
 
     plan: Plan
     cells: dict[str, dict[int, Result]]  # by arm and seed
     floors: Result | None
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        return self.plan.floors.inputs["metrics"]
+
+    @property
     def count(self) -> int:
         return sum(map(len, self.cells.values()))
 
 
-def read_found(plan: Plan) -> Found:
-    """Reads every result that is there."""
+def read_findings(plan: Plan) -> Findings:
+    """Reads all results that exist."""
     cells = {arm: {} for arm in plan.study.arms}
     for cell in plan.cells:
         if (result := read_result(cell)) is not None:
             cells[cell.arm][cell.seed] = result
-    return Found(plan, cells, read_result(plan.floors))
+    return Findings(plan, cells, read_result(plan.floors))
 
 
 def summarise(values: Sequence[Interval]) -> Interval | Spread | None:
-    """Of a figure in several seeds: their mean and standard deviation (over n − 1); in one: its interval."""
+    """The mean and standard deviation (n − 1) over seeds; for a single seed, its interval."""
     values = [value for value in values if math.isfinite(value.value)]
     if len(values) < 2:
         return values[0] if values else None
@@ -58,19 +62,19 @@ def summarise(values: Sequence[Interval]) -> Interval | Spread | None:
     return Spread(statistics.mean(numbers), statistics.stdev(numbers))
 
 
-def rows_of(found: Found) -> list[dict[str, Any]]:
-    """A row for each arm, and below them the floors."""
-    metrics, rows = found.plan.floors.about["metrics"], []
-    for arm, results in found.cells.items():
+def rows_of(findings: Findings) -> list[dict[str, Any]]:
+    """The rows of the table: the arms, then the floors."""
+    metrics, rows = findings.metrics, []
+    for arm, results in findings.cells.items():
         row: dict[str, Any] = {"arm": arm, "seeds": ", ".join(map(str, results)) or "none yet"}
         for metric in metrics:
             row[_titled(metric)] = summarise([result.scores[""][metric] for result in results.values()])
         for name, (key, unit) in COST.items():
-            spent = [result.cost[key] / unit for result in results.values()]
-            per = found.plan.study.num if key == "drawing_seconds" else 1
-            row[name] = float(f"{statistics.mean(spent) / per:.3g}") if spent else None
+            costs = [result.cost[key] / unit for result in results.values()]
+            count = findings.plan.study.num if key == "drawing_seconds" else 1
+            row[name] = float(f"{statistics.mean(costs) / count:.3g}") if costs else None
         rows.append(row)
-    for floor, scores in (found.floors.scores if found.floors else {}).items():
+    for floor, scores in (findings.floors.scores if findings.floors else {}).items():
         rows.append({"arm": f"({floor})", "seeds": ""} | {_titled(m): summarise([scores[m]]) for m in metrics})
     return rows
 
@@ -79,62 +83,63 @@ def _titled(metric: str) -> str:
     return f"{metric} {METRICS[metric].better}"
 
 
-def write_report(found: Found, out: Path, command: str, progress: Callable[[Iterable], Iterable] | None = None) -> None:
-    """Writes table.md, table.csv and plot.svg; with `progress`, over the videos to encode, report.html as well."""
-    write_text(out / "table.md", markdown(found, command))
-    write_text(out / "table.csv", comma_separated(found))
-    charts = charts_of(found)
+def write_report(
+    findings: Findings, out: Path, command: str, progress: Callable[[Iterable], Iterable] | None = None
+) -> None:
+    """Writes table.md, table.csv and plot.svg. With `progress`, which wraps the videos to encode, also report.html."""
+    write_text(out / "table.md", markdown(findings, command))
+    write_text(out / "table.csv", comma_separated(findings))
+    charts = charts_of(findings)
     if charts:
         write_text(out / "plot.svg", stacked(charts))
     if progress is not None:
-        write_text(out / "report.html", page(found, charts, command, progress))
+        write_text(out / "report.html", page(findings, charts, command, progress))
 
 
-def markdown(found: Found, command: str) -> str:
-    """The table with the claim above it, and below it how its figures came to be."""
-    study, rows = found.plan.study, rows_of(found)
+def markdown(findings: Findings, command: str) -> str:
+    """The claim, the table, and notes on its figures."""
+    study, rows = findings.plan.study, rows_of(findings)
     columns = list(rows[0])
     lines = [" | ".join(columns), "|".join(["---"] * len(columns))]
     lines += [" | ".join(_cell(row.get(column, "")) for column in columns) for row in rows]
     body = "\n".join(f"| {line} |" if i != 1 else f"|{line}|" for i, line in enumerate(lines))
     claim = f"{study.claim} ({study.source})"
-    return "\n\n".join([f"# {study.name}", claim, body, " ".join(_notes(found)), f"```\n{command}\n```"]) + "\n"
+    return "\n\n".join([f"# {study.name}", claim, body, " ".join(_notes(findings)), f"```\n{command}\n```"]) + "\n"
 
 
 def _cell(value: Any) -> str:
     return str(value).replace("|", "\\|") if isinstance(value, str | Interval | Spread) else number(value)
 
 
-def _notes(found: Found) -> list[str]:
-    """What a reader must know of the figures."""
-    study, results = found.plan.study, [r for cells in found.cells.values() for r in cells.values()]
-    drawn = f"{study.num} videos for each arm and seed"
-    modes = {mode: f"with {mode}" if mode else "on captions of held-out clips" for mode in found.plan.modes}
-    notes = [f"{drawn}, {next(iter(modes.values())) if len(modes) == 1 else 'each arm in its mode'}."]
-    if any(len(cells) > 1 for cells in found.cells.values()):
+def _notes(findings: Findings) -> list[str]:
+    """Notes that a reader of the figures needs."""
+    study, results = findings.plan.study, [r for cells in findings.cells.values() for r in cells.values()]
+    modes = [f"with {mode}" if mode else "on captions of held-out clips" for mode in findings.plan.modes]
+    notes = [f"{study.num} videos for each arm and seed, {modes[0] if len(modes) == 1 else 'each arm in its mode'}."]
+    if any(len(cells) > 1 for cells in findings.cells.values()):
         notes.append("± is the standard deviation over seeds of training and drawing together.")
-    if any(len(cells) == 1 for cells in found.cells.values()):
-        notes.append("[ ] is a 95 % interval over the videos of one seed: another seed is not in it.")
-    if found.floors:
-        notes.append(f"In parentheses: what the metrics say of real clips (seed {found.plan.floors.seed}).")
-    if found.count < len(found.plan.cells):
-        notes.append(f"{found.count} of {len(found.plan.cells)} results are there so far.")
+    if any(len(cells) == 1 for cells in findings.cells.values()):
+        notes.append("[ ] is a 95 % interval over the videos of one seed; it does not include the choice of the seed.")
+    if findings.floors:
+        notes.append(f"In parentheses: the floors, from real clips (seed {findings.plan.floors.seed}).")
+    if findings.count < len(findings.plan.cells):
+        notes.append(f"{findings.count} of {len(findings.plan.cells)} results exist so far.")
     networks = sorted({f"{name} {digest}" for result in results for name, digest in result.networks.items()})
     notes += [f"Measured by {', '.join(networks)}."] if networks else []
     if len({entry.split()[0] for entry in networks}) < len(networks):
-        notes.append("They are not of one kind each: distances by different networks do not compare.")
+        notes.append("Results are by different networks of a kind: their distances cannot be compared.")
     return notes + [f"{machine}." for machine in sorted({result.machine for result in results})]
 
 
-def comma_separated(found: Found) -> str:
-    """A row for each arm and seed, with every interval: for whoever wants to compute something else."""
-    metrics = found.plan.floors.about["metrics"]
+def comma_separated(findings: Findings) -> str:
+    """A row for each arm and seed, with all intervals, for further computation."""
+    metrics = findings.metrics
     names = [f"{metric}{part}" for metric in metrics for part in ("", "_low", "_high")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["arm", "seed", "run", *names, *(key for key, _ in COST.values())])
-    for cell in found.plan.cells:
-        result = found.cells[cell.arm].get(cell.seed)
+    for cell in findings.plan.cells:
+        result = findings.cells[cell.arm].get(cell.seed)
         if result is not None:
             scores = [result.scores[""][metric] for metric in metrics]
             values = [v for score in scores for v in (score.value, score.low, score.high)]
@@ -145,12 +150,12 @@ def comma_separated(found: Found) -> str:
 # ------------------------------------------------------------------------------------------------- charts
 
 
-def charts_of(found: Found) -> list[str]:
-    """A chart for each metric that there are results of."""
+def charts_of(findings: Findings) -> list[str]:
+    """A chart for each metric with results."""
     charts = []
-    for metric in found.plan.floors.about["metrics"]:
+    for metric in findings.metrics:
         estimates = {}
-        for arm, results in found.cells.items():
+        for arm, results in findings.cells.items():
             scores = [result.scores[""][metric] for result in results.values()]
             if (error := summarise(scores)) is not None:
                 single = [s.value for s in scores if math.isfinite(s.value)] if len(scores) > 1 else []
@@ -158,25 +163,26 @@ def charts_of(found: Found) -> list[str]:
         if not estimates:
             continue
         real = None
-        if _real(found) and metric != "psnr":  # psnr is 100 dB for equal frames: the arms would share a corner
-            real = _real(found)[metric].value
-        if found.plan.study.along:
-            lines = _lines(found.plan.study, estimates)
-            charts.append(along(_titled(metric), lines, found.plan.study.along.removeprefix(SAMPLE), real))
+        if _real(findings) and metric != "psnr":  # its 100 dB would press all arms into a corner of the chart
+            real = _real(findings)[metric].value
+        if findings.plan.study.along:
+            lines = _lines(findings.plan.study, estimates)
+            charts.append(along(_titled(metric), lines, findings.plan.study.along.removeprefix(SAMPLE), real))
         else:
             charts.append(side_by_side(_titled(metric), estimates, real))
     return charts
 
 
-def _real(found: Found) -> dict[str, Interval]:
-    """The figures of real clips; none where each mode has its own."""
-    return found.floors.scores.get("real", {}) if found.floors else {}
+def _real(findings: Findings) -> dict[str, Interval]:
+    """The figures of real clips; empty if there are several modes, each with its own."""
+    return findings.floors.scores.get("real", {}) if findings.floors else {}
 
 
 def _lines(study: Study, estimates: Mapping[str, Estimate]) -> dict[str, dict[float, Estimate]]:
-    """Arms that differ in nothing but the key of the axis are one line, named by what is before the last comma.
+    """Groups estimates into lines: arms that differ only in the key of the axis are one line.
 
-    Where that names no other or two lines, the first arm does; one line alone needs no name.
+    The name of a line is the name of its first arm up to the last comma, or the whole name if the part would be empty
+    or taken. A single line has no name.
     """
     names: dict[str, str] = {}
     lines: dict[str, dict[float, Estimate]] = {}
@@ -192,19 +198,17 @@ def _lines(study: Study, estimates: Mapping[str, Estimate]) -> dict[str, dict[fl
 # --------------------------------------------------------------------------------------------------- page
 
 
-def page(found: Found, charts: Sequence[str], command: str, progress: Callable[[Iterable], Iterable]) -> str:
-    """The whole page: the claim, the table, the charts, videos of all arms side by side, and what each arm changes."""
-    study = found.plan.study
-    notes = "".join(f"<p>{escape(note)}</p>\n" for note in _notes(found))
-    drawn = "".join(f'<figure class="chart">{chart}</figure>' for chart in charts)
-    changes = [
-        {"arm": arm} | {key: _said(study, key, v) for key, v in what.items()} for arm, what in study.arms.items()
-    ]
+def page(findings: Findings, charts: Sequence[str], command: str, progress: Callable[[Iterable], Iterable]) -> str:
+    """The page: claim, table, charts, videos of all arms side by side, and the changes of each arm."""
+    study = findings.plan.study
+    notes = "".join(f"<p>{escape(note)}</p>\n" for note in _notes(findings))
+    figures = "".join(f'<figure class="chart">{chart}</figure>' for chart in charts)
+    arms = [{"arm": arm} | {k: _value_text(study, k, v) for k, v in x.items()} for arm, x in study.arms.items()]
     sections = {
-        "Scores": f"{table(rows_of(found))}\n{notes}",
-        "Plots": f'<div class="grid charts">{drawn}</div>\n<p class="muted">{_legend(found)}</p>',
-        "Videos": _videos(found, progress),
-        "Arms": f"{table(changes)}\n<details><summary>The base config</summary>"
+        "Scores": f"{table(rows_of(findings))}\n{notes}",
+        "Plots": f'<div class="grid charts">{figures}</div>\n<p class="muted">{_legend(findings)}</p>',
+        "Videos": _videos(findings, progress),
+        "Arms": f"{table(arms)}\n<details><summary>The base config</summary>"
         f"<pre>{escape(study.base.to_yaml(default_flow_style=None))}</pre></details>",
         "Command": f"<pre>{escape(command)}</pre>",
     }
@@ -213,38 +217,37 @@ def page(found: Found, charts: Sequence[str], command: str, progress: Callable[[
     return document(f"{study.name}: study", f"<main>\n{head}{body}</main>")
 
 
-def _said(study: Study, key: str, value: Any) -> str:
-    """A change in words; a function of the base's value by what it comes to."""
+def _value_text(study: Study, key: str, value: Any) -> str:
+    """The text of a changed value; a function is shown as its result."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{inner}: {_said(study, inner, v)}" for inner, v in value.items())
+        return ", ".join(f"{inner}: {_value_text(study, inner, v)}" for inner, v in value.items())
     return str(value_at(changed(study.base, {key: value}), key) if callable(value) else value)
 
 
-def _legend(found: Found) -> str:
-    bars = "Large dots are means, bars a standard deviation over seeds, small dots the seeds"
-    one = "bars are 95 % intervals of the seed that there is"
-    several = any(len(cells) > 1 for cells in found.cells.values())
-    real = "; the dashed line is that of real clips" if _real(found) else ""
-    return f"{bars if several else one[0].upper() + one[1:]}{real}."
+def _legend(findings: Findings) -> str:
+    several = any(len(cells) > 1 for cells in findings.cells.values())
+    over_seeds = "Large dots are means, bars a standard deviation over seeds, small dots single seeds"
+    real = "; the dashed line shows real clips" if _real(findings) else ""
+    return f"{over_seeds if several else 'Bars are 95 % intervals of a single seed'}{real}."
 
 
-def _videos(found: Found, progress: Callable[[Iterable], Iterable]) -> str:
-    """A row of videos for each arm, of the first seed: columns have one caption and one noise."""
-    first = found.plan.study.seeds[0]
+def _videos(findings: Findings, progress: Callable[[Iterable], Iterable]) -> str:
+    """A row of videos for each arm, from the first seed. A column has the same caption and noise in all rows."""
+    first = findings.plan.study.seeds[0]
     shown: list[tuple[str, Cell, Result]] = []
-    if found.floors:
-        shown.append(("real clips", found.plan.floors, found.floors))
-    for cell in found.plan.cells:
-        if cell.seed == first and first in found.cells[cell.arm]:
-            shown.append((cell.arm, cell, found.cells[cell.arm][first]))
+    if findings.floors:
+        shown.append(("real clips", findings.plan.floors, findings.floors))
+    for cell in findings.plan.cells:
+        if cell.seed == first and first in findings.cells[cell.arm]:
+            shown.append((cell.arm, cell, findings.cells[cell.arm][first]))
     if not shown:
         return '<p class="missing">No videos yet.</p>'
-    rows, fps = "", found.plan.study.base.sample.fps
+    rows, fps = "", findings.plan.study.base.sample.fps
     for name, cell, result in progress(shown):
         try:
             videos = np.load(cell.file.with_suffix(".npy"), allow_pickle=False)
-        except FileNotFoundError:  # a result that was brought from elsewhere without them
-            cells = f'<td colspan="{len(result.prompts)}" class="missing">Its videos are not here.</td>'
+        except FileNotFoundError:  # a result that was copied without its videos
+            cells = f'<td colspan="{len(result.prompts)}" class="missing">Its videos are missing.</td>'
         else:
             labels = [f"{name}: {prompt}" for prompt in result.prompts]
             cells = "".join(
@@ -253,7 +256,7 @@ def _videos(found: Found, progress: Callable[[Iterable], Iterable]) -> str:
         rows += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>\n'
     head = "".join(f'<th scope="col">{escape(prompt)}</th>' for prompt in shown[0][2].prompts)
     return (
-        f'<p class="muted">The first of each arm, seed {first}, none chosen.</p>\n'
+        f'<p class="muted">The first videos of each arm, seed {first}, not selected.</p>\n'
         '<p><button id="stop" aria-pressed="false">Pause all videos</button></p>\n<div class="scroll">'
         f'<table class="videos"><thead><tr><th></th>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
     )

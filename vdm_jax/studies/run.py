@@ -1,6 +1,6 @@
-"""A job of a study, in a process of its own: trains a run, or goes on with it, draws its cells and measures them.
+"""A job of a study, in its own process: trains a run or resumes it, then draws and measures its cells.
 
-The process holds a lock on the run, so that two studies that need it do not both train it.
+The process holds a lock on the run, so that two studies never train the same run at the same time.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ from vdm_jax.training.loop import train
 
 log = logging.getLogger(__name__)
 
-FLOORS = "floors"  # the job that measures real clips; other jobs are called by their runs
-SHOWN = 6  # videos of each cell that the page can show
+FLOORS = "floors"  # the job that measures real clips; all other jobs have the names of their runs
+SHOWN = 6  # videos of each cell on the page
 
 
 def work(plan: Plan, job: str) -> None:
-    """Does one job of a plan, as far as it is not done yet.
+    """Does the unfinished part of a job of a plan.
 
     Raises:
-        InputError: a run that cannot be trained or drawn from.
+        InputError: the run cannot be trained or loaded.
     """
     if job == FLOORS:
         return _measure_floors(plan)
@@ -47,80 +47,79 @@ def work(plan: Plan, job: str) -> None:
         cells = [cell for cell in plan.cells if cell.run is run and read_result(cell) is None]
         if cells:
             pipeline, data = trained(run), real_data(plan.study.base)
-            networks = load_networks(cells[0].about["metrics"], data, plan.study.weights)
+            networks = load_networks(cells[0].inputs["metrics"], data, plan.study.weights)
             for cell in cells:
                 _measure(plan, cell, pipeline, data, networks)
 
 
 @contextlib.contextmanager
 def locked(run: Run) -> Iterator[None]:
-    """Holds the run against other processes; waits where one holds it."""
+    """Locks the run against other processes; waits while another process holds the lock."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     with run.folder.with_name(f"{run.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("another process works on %s: waiting for it", run.folder)
+            log.info("waiting: another process works on %s", run.folder)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def trained(run: Run) -> Pipeline:
-    """The pipeline of a run, which is trained now if it is not yet, after what it begins with."""
+    """The pipeline of a run. Trains the run first if needed, and before it the run that initialises it."""
     if not run.finished:
         if run.begins_with is not None:
             with locked(run.begins_with):
                 trained(run.begins_with)
         train(run.config, run.folder)
-    if (found := run_hash(read_config(run.folder))) != run.name:
-        raise InputError(f"{run.folder} holds a run of another config ({found}): move it away")
+    if (name := run_hash(read_config(run.folder))) != run.name:
+        raise InputError(f"{run.folder} holds a run of another config ({name}): move it away")
     pipeline = load(run.folder)
     if pipeline.step == run.config.steps:
         return pipeline
-    train(run.config, run.folder)  # its last checkpoint is damaged
+    train(run.config, run.folder)  # the last checkpoint was damaged
     return load(run.folder)
 
 
 def _measure(plan: Plan, cell: Cell, pipeline: Pipeline, data: RealData, networks: Mapping[str, Network]) -> None:
-    study, metrics, drawn = plan.study, cell.about["metrics"], cell.file.with_suffix("")
+    study, metrics, known = plan.study, cell.inputs["metrics"], cell.inputs["known"]
     log.info("measuring %s, seed %d", cell.arm, cell.seed)
-    drawn.mkdir(parents=True, exist_ok=True)
-    spent, start = drawn / "seconds.txt", time.perf_counter()
-    before = float(spent.read_text()) if spent.exists() else 0.0
+    cache = cell.file.with_suffix("")  # keeps drawn batches, so that an interrupted drawing continues
+    cache.mkdir(parents=True, exist_ok=True)
+    seconds_file, start = cache / "seconds.txt", time.perf_counter()
+    before = float(seconds_file.read_text()) if seconds_file.exists() else 0.0
 
-    def timed(batches: Iterable, what: str) -> Iterator:
+    def timed(batches: Iterable, description: str) -> Iterator:
         for batch in batches:
             yield batch
-            write_text(spent, f"{before + time.perf_counter() - start}\n")
+            write_text(seconds_file, f"{before + time.perf_counter() - start}\n")
 
-    # What is drawn is kept meanwhile: an interrupted drawing goes on.
-    how = {"num": study.num, "seed": cell.seed, "batch_size": study.batch_size, "folder": drawn}
-    how["known"] = cell.about["known"]
-    scores = score(pipeline, data, metrics, networks=networks, progress=timed, **how, **cell.settings)
+    kwargs = {"num": study.num, "seed": cell.seed, "batch_size": study.batch_size, "folder": cache, "known": known}
+    scores = score(pipeline, data, metrics, networks=networks, progress=timed, **kwargs, **cell.settings)
     cost = {
         "parameters": sum(x.size for x in jax.tree.leaves(pipeline.params)),
         "training_seconds": training_seconds(cell.run),
         "drawing_seconds": before + time.perf_counter() - start,
     }
     videos: list[np.ndarray] = []
-    for path in sorted(drawn.glob("videos-*.npz")):  # named by their first video
+    for path in sorted(cache.glob("videos-*.npz")):  # the name has the number of the first video
         if len(videos) < SHOWN:
             with np.load(path) as file:
                 videos += [*file["videos"]]
     captions = read_clips(data, study.num, cell.seed).captions
     write_result(cell, _result({"": scores}, cost, networks, captions), np.stack(videos[:SHOWN]))
-    shutil.rmtree(drawn, ignore_errors=True)
+    shutil.rmtree(cache, ignore_errors=True)
 
 
 def _measure_floors(plan: Plan) -> None:
     if read_result(plan.floors) is not None:
         return
-    study, seed, metrics = plan.study, plan.floors.seed, plan.floors.about["metrics"]
+    study, seed, metrics = plan.study, plan.floors.seed, plan.floors.inputs["metrics"]
     data = real_data(study.base)
     networks, clips = load_networks(metrics, data, study.weights), read_clips(data, study.num, seed)
-    how, scores = {"num": study.num, "seed": seed, "batch_size": study.batch_size, "networks": networks}, {}
+    kwargs, scores = {"num": study.num, "seed": seed, "batch_size": study.batch_size, "networks": networks}, {}
     for mode in plan.modes:
-        for name, figures in floors(data, metrics, known=mode, **how).items():
+        for name, figures in floors(data, metrics, known=mode, **kwargs).items():
             scores[name if len(plan.modes) == 1 else f"{name}, {mode}".removesuffix(", ")] = figures
     write_result(plan.floors, _result(scores, {}, networks, clips.captions), clips.videos[:SHOWN])
 

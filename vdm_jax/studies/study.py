@@ -1,8 +1,8 @@
-"""Studies: a base config, arms that each change something of it, seeds, metrics, and the claim that is tested.
+"""Studies: a base config, arms that change keys of it, seeds, metrics, and the claim to test.
 
 A study is a Python file with `get_study()`, or `get_study(scale)` for `file.py:scale`, that returns a `Study`. Its plan
-has a cell for each arm and seed. A cell is drawn from a run; cells whose training is the same share one, whatever study
-they are of, for a run is named by the hash of all that decides its training.
+has a cell for each arm and seed, and a run for each training. The name of a run is the hash of all that decides its
+training, so cells with the same training share a run, even between studies.
 """
 
 import copy
@@ -28,26 +28,28 @@ from vdm_jax.generation.settings import Settings, check_sampling, settings_of
 from vdm_jax.studies.run_hash import INIT_FROM, run_hash
 from vdm_jax.training.trainee import in_common
 
-SAMPLE = "sample."  # changes of these keys are settings of the sampler: they leave the run as it is
-KNOWN = "known"  # a change of this key is a mode of `evaluation.known.MODES`: it leaves the run as it is, too
+SAMPLE = "sample."  # keys that begin so are settings of the sampler: they do not change the run
+KNOWN = "known"  # the mode, from `evaluation.known.MODES`: it does not change the run either
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Study:
-    """What is compared.
+    """A comparison of arms.
 
     Args:
-        claim: what is said to be so, and `source`, who said it where.
-        base: the config that every arm begins with.
-        arms: by name, the changes of keys such as "objective.prediction". A function is given the base's value.
-            "sample.guidance" and the like are fields of `Settings`, and "known" is a mode in the place of the study's:
-            arms that differ in these alone share their runs.
-            "init_from" is a dict of changes, too: of a run that is trained first, and that this one begins with.
-        metrics: of `score.METRICS`.
-        known: a mode of `known.MODES`, "" for clips that are drawn on their captions alone.
-        along: the key that curves are drawn along; "": arms are drawn side by side.
-        weights: files of the networks that metrics look with, as of `metrics.load_networks`.
-        devices: that a run is trained on, out of those of a machine; 0 for all of them.
+        claim: the statement to test.
+        source: who stated it, and where.
+        base: the config that the arms change.
+        arms: for each name, the changes of keys such as "objective.prediction". A function is called with the value in
+            the base. Three kinds of keys are not keys of the config. "sample.guidance" etc. are fields of `Settings`.
+            "known" is a mode that replaces the mode of the study. "init_from" is a dict of changes that describes
+            another run, which is trained first and initialises this run. Arms that differ only in "sample.*" and
+            "known" share their runs.
+        metrics: names from `metrics.METRICS`.
+        known: a mode of `known.MODES`; "" draws clips from their captions alone.
+        along: the key on the horizontal axis of the charts; "" draws the arms side by side.
+        weights: files of the networks that metrics need, as for `metrics.load_networks`.
+        devices: number of devices that a run is trained on; 0 for all devices of the machine.
     """
 
     claim: str
@@ -57,16 +59,16 @@ class Study:
     metrics: Sequence[str]
     seeds: Sequence[int] = (0, 1, 2)
     num: int = 256  # videos for each arm and seed
-    batch_size: int = 64  # of drawing
+    batch_size: int = 64  # videos drawn at a time
     known: str = ""
     along: str = ""
     devices: int = 1
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    name: str = ""  # given by `load_study`
+    name: str = ""  # set by `load_study`
 
 
 def sweep(arms: Mapping[str, Mapping[str, Any]], key: str, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every arm at every value of a key; `values` are named, and the name is added: "ddim" becomes "ddim, 4 steps"."""
+    """Every arm with every value of a key. `values` have names, which are appended: "ddim" becomes "ddim, 4 steps"."""
     return {
         ", ".join(filter(None, (name, label))): dict(arm) | {key: value}
         for name, arm in arms.items()
@@ -74,55 +76,53 @@ def sweep(arms: Mapping[str, Mapping[str, Any]], key: str, values: Mapping[str, 
     }
 
 
-def load_study(where: str) -> Study:
+def load_study(spec: str) -> Study:
     """The study of a file, `configs/ablations/x.py` or `configs/ablations/x.py:scale`.
 
     Raises:
-        InputError: there is none, or it cannot be made; the line says why.
+        InputError: there is no such file or scale, or the file fails.
     """
-    file, _, scale = where.partition(":")
+    file, _, scale = spec.partition(":")
     path = Path(file)
     if not path.is_file():
-        known = sorted(map(str, path.parent.glob("*.py"))) if path.suffix else []
-        raise InputError(
-            f"--study={where} is not there; " + (f"there are {', '.join(known)}" if known else "a .py file")
-        )
+        files = sorted(map(str, path.parent.glob("*.py"))) if path.suffix else []
+        hint = f"there are {', '.join(files)}" if files else "it must be a .py file"
+        raise InputError(f"--study={spec} does not exist; {hint}")
     try:
         get_study = runpy.run_path(str(path))["get_study"]
         scales = typing.get_args(get_study.__annotations__.get("scale"))
         if scale and scales and scale not in scales:
-            raise InputError(f"--study={where}: {scale!r} must be one of {', '.join(scales)}")
+            raise InputError(f"--study={spec}: {scale!r} must be one of {', '.join(scales)}")
         study = get_study(*([scale] if scale else []))
     except InputError:
         raise
-    except Exception as error:  # a study is a program: what it may raise has no limit
-        what = "no get_study()" if isinstance(error, KeyError) and error.args == ("get_study",) else error
-        raise InputError(f"--study={where}: {type(error).__name__}: {what}") from error
+    except Exception as error:  # a study is a program: it may raise anything
+        reason = "no get_study()" if isinstance(error, KeyError) and error.args == ("get_study",) else error
+        raise InputError(f"--study={spec}: {type(error).__name__}: {reason}") from error
     if not isinstance(study, Study):
-        raise InputError(f"--study={where}: get_study() must return a Study, not {type(study).__name__}")
+        raise InputError(f"--study={spec}: get_study() must return a Study, not {type(study).__name__}")
     return dataclasses.replace(study, name="-".join(filter(None, (path.stem, scale))))
 
 
 def changed(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """A copy of a config with dotted keys changed; keys that are not the config's are passed over (`sample.*`, `known`
-    and `init_from`).
+    """A copy of a config with dotted keys changed. `sample.*`, `known` and `init_from` are ignored.
 
     Raises:
         InputError: no such key, or a value of another type.
     """
-    ours = {k: v for k, v in changes.items() if not k.startswith(SAMPLE) and k not in (INIT_FROM, KNOWN)}
-    return _set(config, ours)
+    of_config = {k: v for k, v in changes.items() if not k.startswith(SAMPLE) and k not in (INIT_FROM, KNOWN)}
+    return _set(config, of_config)
 
 
 def change_base(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """A copy of a study's base with dotted keys changed, those of the sampler as well.
+    """A copy of the base of a study with dotted keys changed, including `sample.*`.
 
     Raises:
-        InputError: no such key, a value of another type, or a key that is not the base's to say.
+        InputError: no such key, a value of another type, or a key that the base does not set.
     """
-    for key, instead in {"seed": "--seeds", INIT_FROM: "an arm of the study"}.items():
+    for key, place in {"seed": "--seeds", INIT_FROM: "an arm of the study"}.items():
         if key in changes:
-            raise InputError(f"{key}={changes[key]!r} is not said by the base config but by {instead}")
+            raise InputError(f"{key}={changes[key]!r} must be set by {place}, not in the base config")
     return _set(config, changes)
 
 
@@ -139,12 +139,12 @@ def _set(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_co
 
 
 def value_at(config: ml_collections.ConfigDict, key: str) -> Any:
-    """What a dotted key stands for; "" for the whole."""
+    """The value of a dotted key; "" is the whole config."""
     return functools.reduce(lambda group, name: group[name], key.split(".") if key else [], config)
 
 
 def load_config(path: Path, *arguments: str) -> ml_collections.ConfigDict:
-    """The config of a file in configs/, for a study to begin with."""
+    """The config of a file in configs/, as the base of a study."""
     return runpy.run_path(str(path))["get_config"](*arguments)
 
 
@@ -153,41 +153,41 @@ def load_config(path: Path, *arguments: str) -> ml_collections.ConfigDict:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """A training: `name` is its hash and its folder; `begins_with` must be trained before it."""
+    """A training."""
 
     config: ml_collections.ConfigDict
-    name: str
+    name: str  # the hash of all that decides the training
     folder: Path
-    begins_with: "Run | None" = None
+    begins_with: "Run | None" = None  # the run of `init_from`, which is trained first
 
     @functools.cached_property
     def recipe(self) -> str:
-        """The same for all seeds and lengths: what decides the time that a step takes."""
+        """A hash that is equal for all seeds and numbers of steps: it decides the time of a step."""
         config = copy.deepcopy(self.config)
         config.seed, config.steps, config.init_from = 0, 1, ""
         return run_hash(config)
 
     @property
     def finished(self) -> bool:
-        """Whether there is a checkpoint of the last step."""
+        """Whether the checkpoint of the last step exists."""
         return (self.folder / "checkpoints" / str(self.config.steps)).is_dir()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cell:
-    """An arm with a seed: how it is drawn, from which run, and the file of its result. Floors have no run."""
+    """An arm with a seed, and the file of its result."""
 
     arm: str
     seed: int
-    run: Run | None
-    settings: dict[str, Any]
-    about: dict[str, Any]  # all that the result depends on
+    run: Run | None  # None for the floors
+    settings: dict[str, Any]  # of the sampler
+    inputs: dict[str, Any]  # all that the result depends on
     file: Path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """Every cell of a study, in the order of the seeds; `floors` says what metrics say of real clips."""
+    """All cells of a study, ordered by seed, and the cell of its floors."""
 
     study: Study
     cells: tuple[Cell, ...]
@@ -195,20 +195,20 @@ class Plan:
 
     @functools.cached_property
     def runs(self) -> dict[str, Run]:
-        """Every training, once."""
+        """All runs by name."""
         return {cell.run.name: cell.run for cell in self.cells}
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """Every mode that an arm is drawn in, once; "" is drawing on captions alone."""
-        return tuple(dict.fromkeys(cell.about["known"] for cell in self.cells))
+        """The modes of all arms; "" for captions alone."""
+        return tuple(dict.fromkeys(cell.inputs["known"] for cell in self.cells))
 
 
 def make_plan(study: Study, runs: Path, out: Path) -> Plan:
-    """All that is to be trained below `runs` and measured into `out`; trains and draws nothing.
+    """Plans the runs, in folders in `runs`, and the results, as files in `out`. Trains and draws nothing.
 
     Raises:
-        InputError: an arm that cannot be trained or drawn; the line names it.
+        InputError: an arm that cannot be trained or drawn, with its name.
     """
     if not study.arms or not study.seeds:
         raise InputError(f"a study must have arms and seeds, not {list(study.arms)} and {list(study.seeds)}")
@@ -216,7 +216,7 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
         raise InputError(f"num={study.num} must be at least 2, and batch_size={study.batch_size} at least 1")
     for arm, changes in study.arms.items() if study.along else ():
         if not isinstance(value := changes.get(study.along), int | float):
-            raise InputError(f"arm {arm!r}: {study.along}={value!r} must be a number, as the arms lie along it")
+            raise InputError(f"arm {arm!r}: {study.along}={value!r} must be a number: it is the axis of the charts")
     if len(set(study.seeds)) < len(study.seeds):
         raise InputError(f"seeds={','.join(map(str, study.seeds))} must differ")
     for seed in study.seeds:
@@ -235,7 +235,7 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
     if study.weights:
         common["weights"] = {name: hash_of(Path(path)) for name, path in sorted(study.weights.items())}
     data = configuration.flatten(json.loads(study.base.to_json())["data"])
-    # What is measured with: of a folder the place says which videos, of a data set with a name it is a matter of the
+    # The data of the measurement. The path identifies the data of a folder; for a named data set it depends on the
     # machine.
     data = {k: v for k, v in data.items() if k != "data_dir" or data["name"] == "folder"}
     for seed in study.seeds:
@@ -243,17 +243,17 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
             run = _run_of(study.base, changes, seed, runs)
             run = trained.setdefault(run.name, run)
             settings = dataclasses.asdict(_settings_of(run.config, _sampling(changes)))
-            about = {"arm": arm, "seed": seed, "run": run.name, "settings": settings, "known": known[arm]} | common
-            if any(key.startswith("data.") for key in changes):  # else the run's name says it
-                about["data"] = data
-            cells.append(Cell(arm, seed, run, settings, about, _result_file(out, about)))
+            inputs = {"arm": arm, "seed": seed, "run": run.name, "settings": settings, "known": known[arm]} | common
+            if any(key.startswith("data.") for key in changes):  # otherwise the name of the run depends on the data
+                inputs["data"] = data
+            cells.append(Cell(arm, seed, run, settings, inputs, _result_file(out, inputs)))
     modes = "; ".join(dict.fromkeys(known.values()))
-    about = {"arm": "floors", "seed": study.seeds[0], "data": data, "known": modes} | common
-    return Plan(study, tuple(cells), Cell("floors", study.seeds[0], None, {}, about, _result_file(out, about)))
+    inputs = {"arm": "floors", "seed": study.seeds[0], "data": data, "known": modes} | common
+    return Plan(study, tuple(cells), Cell("floors", study.seeds[0], None, {}, inputs, _result_file(out, inputs)))
 
 
 def shard(plan: Plan, part: int, parts: int) -> list[Run]:
-    """The runs of one of so many machines, 1 to `parts`: each run is of exactly one, with all cells drawn from it."""
+    """The runs of machine `part` of `parts`, counted from 1. Each run belongs to one machine, with all of its cells."""
     if not 1 <= part <= parts:
         raise InputError(f"--shard={part}/{parts} must be 1/{parts} to {parts}/{parts}")
     return list(plan.runs.values())[part - 1 :: parts]
@@ -270,7 +270,7 @@ def _run_of(base: ml_collections.ConfigDict, changes: Mapping[str, Any], seed: i
 
 
 def _check_arm(study: Study, arm: str, known: str) -> None:
-    """Makes the shapes of an arm's networks and the table of its sampler, for their checks alone."""
+    """Builds the shapes of an arm's networks and the table of its sampler, which check their arguments."""
     changes = study.arms[arm]
     config, model = _check_training(study.base, changes)
     if INIT_FROM in changes:
@@ -278,18 +278,17 @@ def _check_arm(study: Study, arm: str, known: str) -> None:
         in_common(*(nnx.to_pure_dict(nnx.split(network)[1]) for network in (model, before)), INIT_FROM)
     settings = _settings_of(config, _sampling(changes))
     check_sampling(settings, configuration.process_of(config), [""], model.tokenize)
-    shape, asked = (
-        tuple(c.data[name] for name in ("frames", "height", "width", "channels")) for c in (config, study.base)
-    )
-    if shape != asked:
+    names = ("frames", "height", "width", "channels")
+    shape, base_shape = (tuple(c.data[name] for name in names) for c in (config, study.base))
+    if shape != base_shape:
         raise InputError(
-            f"frames, height, width, channels={shape} must be those of the base {asked}: one measure for all"
+            f"{', '.join(names)}={shape} must equal the base's {base_shape}: all arms have the same metrics"
         )
-    if not known:
-        return
-    mask_of(known, shape)
-    check_strength(known, settings.strength)
-    if settings.respect != "reconstruct" and (factor := MODES[known].factor) != config.known.downsample:
+    if known:
+        mask_of(known, shape)
+        check_strength(known, settings.strength)
+    factor = MODES[known].factor if known else 1
+    if settings.respect != "reconstruct" and factor != config.known.downsample:
         raise InputError(f"known={known!r} needs known.downsample={factor}, not {config.known.downsample}")
 
 
@@ -305,7 +304,7 @@ def _check_training(base, changes) -> tuple[ml_collections.ConfigDict, nnx.Modul
 
 
 def _sampling(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the sampler among an arm's changes."""
+    """The changes of an arm that are settings of the sampler."""
     return {key.removeprefix(SAMPLE): value for key, value in changes.items() if key.startswith(SAMPLE)}
 
 
@@ -318,12 +317,12 @@ def _settings_of(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) 
     except TypeError as error:
         raise InputError(f"{SAMPLE}*: {error}") from error
     if settings.respect == "concat" and configuration.conditioning_of(config) is None:
-        raise InputError("sample.respect='concat' needs known.mixture: a network that is trained to be told")
+        raise InputError("sample.respect='concat' needs known.mixture: a network that was trained with masks")
     return settings
 
 
-def _result_file(out: Path, about: Mapping[str, Any]) -> Path:
-    """Named by what it is of: another number of videos is another file, and none is overwritten."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
-    words = re.sub(r"[^a-z0-9]+", "-", about["arm"].lower()).strip("-")[:40]
-    return out / "results" / f"{words}-seed{about['seed']}-{digest}.json"
+def _result_file(out: Path, inputs: Mapping[str, Any]) -> Path:
+    """A file named by the hash of its inputs: a result with other inputs overwrites nothing."""
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+    words = re.sub(r"[^a-z0-9]+", "-", inputs["arm"].lower()).strip("-")[:40]
+    return out / "results" / f"{words}-seed{inputs['seed']}-{digest}.json"

@@ -7,7 +7,7 @@ const videos = SIDES.map(element), preferences = [...document.querySelectorAll("
 let at = 0, still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 // ---------------------------------------------------------------------------------------------- answers
-// Kept in the browser as they are saved: {study, rater, answers: {pair: {preference, scales: {name: {left, right}}}}}.
+// Stored in the browser in the format of the saved file: {study, rater, answers: {pair: {preference, scales: {name: {left, right}}}}}.
 const place = `study-${study.id}`;
 const random = crypto.getRandomValues(new Uint8Array(6));
 let saved = { study: study.id, rater: [...random].map((b) => b.toString(16).padStart(2, "0")).join(""), answers: {} };
@@ -22,8 +22,8 @@ function answer(pair) {
 }
 
 function complete(pair) {
-  const given = saved.answers[pair.id];
-  return Boolean(given?.preference) && items.every(({ name, side }) => given.scales[name]?.[side]);
+  const stored = saved.answers[pair.id];
+  return Boolean(stored?.preference) && items.every(({ name, side }) => stored.scales[name]?.[side]);
 }
 
 function change(set) {
@@ -39,12 +39,12 @@ function change(set) {
 }
 
 function prefer(side) {
-  change((given) => (given.preference = side));
+  change((stored) => (stored.preference = side));
 }
 
 function rate(item, value) {
-  change((given) => ((given.scales[item.name] ??= {})[item.side] = value));
-  if (item.group.contains(document.activeElement)) due()?.buttons[0].focus(); // the keyboard goes on with the next
+  change((stored) => ((stored.scales[item.name] ??= {})[item.side] = value));
+  if (item.group.contains(document.activeElement)) due()?.buttons[0].focus(); // move the keyboard focus to the next item
 }
 
 function save() {
@@ -61,7 +61,7 @@ function notice(text) {
 }
 
 // ------------------------------------------------------------------------------------------------ scales
-// One item is a question about one side: a group of five buttons.
+// An item is a question about one side: a group of five buttons.
 const items = Object.entries(study.scales).flatMap(([name, text]) => {
   const row = element("scales").appendChild(document.createElement("section"));
   row.className = "scale";
@@ -89,19 +89,19 @@ function due() {
   return items.find(({ name, side }) => !scales[name]?.[side]);
 }
 
-/** The item that a digit is for. */
+/** The item that a typed digit rates. */
 function focused() {
   return items.find(({ group }) => group.contains(document.activeElement)) ?? due();
 }
 
 function mark() {
-  const pair = study.pairs[at], given = saved.answers[pair.id];
+  const pair = study.pairs[at], stored = saved.answers[pair.id];
   for (const button of preferences) {
-    button.setAttribute("aria-pressed", String(given?.preference === button.dataset.preference));
+    button.setAttribute("aria-pressed", String(stored?.preference === button.dataset.preference));
   }
   const open = due();
   for (const item of items) {
-    const value = given?.scales[item.name]?.[item.side];
+    const value = stored?.scales[item.name]?.[item.side];
     item.buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(value === i + 1)));
     item.group.classList.toggle("due", item === open);
   }
@@ -127,7 +127,7 @@ function show(number) {
   element("prompt").textContent = study.pairs[at].prompt ? `“${study.pairs[at].prompt}”` : "";
   videos.forEach((video, i) => {
     URL.revokeObjectURL(video.src);
-    video.src = blob(study.pairs[at][SIDES[i]]); // some browsers do not play a long data address
+    video.src = blob(study.pairs[at][SIDES[i]]); // some browsers do not play long data URIs
   });
   play();
   mark();
@@ -141,10 +141,10 @@ function blob(address) {
   return URL.createObjectURL(new Blob([bytes], { type: head.slice(5, head.indexOf(";")) }));
 }
 
-/** Both begin together, and again when the longer one has ended. */
+/** Starts both videos together, and again after the longer video has ended. */
 function play() {
   element("pause").setAttribute("aria-pressed", String(still));
-  for (const video of videos) still ? video.pause() : video.play().catch(() => {}); // another pair came in between
+  for (const video of videos) still ? video.pause() : video.play().catch(() => {}); // fails if another pair was shown meanwhile
 }
 
 function pause() {
@@ -184,4 +184,4 @@ document.addEventListener("keydown", (event) => {
 });
 
 const first = study.pairs.findIndex((pair) => !complete(pair));
-if (first !== 0) show(first < 0 ? study.pairs.length : first); // goes on where it was
+if (first !== 0) show(first < 0 ? study.pairs.length : first); // resume at the first unfinished pair
