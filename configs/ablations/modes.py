@@ -20,9 +20,7 @@ CLAIM = (
     "In every mode, reconstruction guidance continues the known part better than replacement. A network that was "
     "trained with masks continues it at least as well, at the cost of replacement."
 )
-SOURCE = (
-    "Ho et al. 2022, arXiv 2204.03458, for extension; other modes and masks in training are this project's question"
-)
+SOURCE = "Ho et al. 2022, arXiv 2204.03458, for extension; the rest is this project's own question"
 
 REPLACE, CONCAT = {"sample.respect": "replace"}, {"sample.respect": "concat"}
 
