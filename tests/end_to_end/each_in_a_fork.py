@@ -18,17 +18,17 @@ import scipy.ndimage  # noqa: F401
 import tensorflow_datasets  # noqa: F401
 import tqdm  # noqa: F401
 
-import vdm_jax.evaluation.ablation_jobs
-import vdm_jax.evaluation.ablation_report
-import vdm_jax.evaluation.ablation_run
-import vdm_jax.evaluation.human
-import vdm_jax.evaluation.moving_digits
-import vdm_jax.evaluation.report
+import vdm_jax.evaluation.judge
 import vdm_jax.evaluation.score
 import vdm_jax.generation.finetune
 import vdm_jax.generation.modes
 import vdm_jax.generation.pipeline
 import vdm_jax.generation.published
+import vdm_jax.pages.human
+import vdm_jax.pages.run_report
+import vdm_jax.studies.jobs
+import vdm_jax.studies.report
+import vdm_jax.studies.run
 import vdm_jax.training.loop  # noqa: F401
 
 TIMEOUT = 600  # seconds

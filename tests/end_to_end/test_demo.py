@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vdm_jax.data.moving_digits import prepare
-from vdm_jax.evaluation import moving_digits as ev
+from vdm_jax.evaluation import judge as ev
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"""
@@ -89,15 +89,3 @@ def test_what_is_known_of_clips_is_compared_with_what_is_drawn(run, folder):
     assert [name for name, value in scores.items() if isinstance(value, dict)] == ["guidance 1", "real", "no network"]
     assert scores["real"]["psnr"]["value"] == pytest.approx(100)
     assert scores["no network"]["ssim"]["value"] < scores["real"]["ssim"]["value"] == 1
-
-
-def test_modes_are_measured_beside_the_nearest_known_frame(run, folder):
-    out, _ = run(folder, "modes.py", "--run=run", "--num=2", "--seeds=0", "--reconstruction=1")
-    rows = [line for line in out.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + 7 * 3 + 1
-    scores = json.loads((folder / "run" / "modes.json").read_text())["scores"]
-    copied = {score["known"]: score["seeds"][0] for score in scores if score["way"].startswith("nearest")}
-    # A digit that moves by a pixel a frame: 1, 2, 3 and 4 pixels from the last known of eight.
-    assert copied["extension, half known"]["distance"] == pytest.approx(2.5, abs=0.01)
-    assert copied["image to video, with the caption"]["distance"] == pytest.approx(4, abs=0.01)
-    assert (folder / "run" / "modes.png").exists()

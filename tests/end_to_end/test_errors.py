@@ -31,18 +31,24 @@ CASES = {
     "no study": (["experiments/ablate.py"], "--study=configs/ablations/<study>.py and --out=studies/<name> are needed"),
     "unknown study": (
         ["experiments/ablate.py", "--study=configs/ablations/samplers.py", "--out={new}"],
-        "samplers.py is not there; there are configs/ablations/extension.py",
+        "samplers.py does not exist; there are configs/ablations/extension.py",
     ),
     "unknown scale of a study": ([*ABLATE[:1], "--study={faulty}", "--out={new}"], "KeyError: no get_study()"),
     "unknown key of a study": ([*ABLATE, "--set=stepz=3"], "stepz=3 cannot be set"),
     "key of a study without a value": ([*ABLATE, "--set=steps"], "--set=steps must be key=value"),
-    "seeds of a study": ([*ABLATE, "--seeds=a"], "--seeds=a must be numbers with commas between"),
+    "seeds of a study": ([*ABLATE, "--seeds=a"], "--seeds=a must be integers separated by commas"),
     "seeds of a study twice": ([*ABLATE, "--seeds=1,1"], "seeds=1,1 must differ"),
     "share that is not there": ([*ABLATE, "--shard=3/2"], "--shard=3/2 must be 1/2 to 2/2"),
-    "share without a whole": ([*ABLATE, "--shard=2"], "--shard=2 must be a part of so many, as in 2/4"),
+    "share without a whole": ([*ABLATE, "--shard=2"], "--shard=2 must be part/parts, such as 2/4"),
     "adopted run that is not there": ([*ABLATE, "--adopt={none}"], "none is no run folder"),
-    "adopted run of another training": ([*ABLATE, "--adopt={run}"], "no run of this study is trained so; the nearest"),
-    "job of another study": ([*ABLATE, "--job=abc"], "--job=abc is not one of this study: was it changed meanwhile?"),
+    "adopted run of another training": (
+        [*ABLATE, "--adopt={run}"],
+        "no run of this study has its training; the nearest",
+    ),
+    "job of another study": (
+        [*ABLATE, "--job=abc"],
+        "--job=abc is not a job of this study: was the study changed meanwhile?",
+    ),
     "unknown flag": ([*NEW, "--stepz=3"], "stepz"),
     "a word that is no flag": ([*NEW, "steps"], "error: 'steps' is not a flag"),
     "no flags": (["experiments/train.py"], "--config=configs/<experiment>.py and --workdir=runs/<name>"),
@@ -227,12 +233,12 @@ CASES = {
     ),
     "metric of another data set": (
         [*EVALUATE, "--metrics=digit"],
-        "digit is of moving digits, one in a clip; the data is",
+        "digit needs moving digits, one in a clip; the data is",
     ),
     "metric without weights": ([*EVALUATE, "--metrics=fvd"], "fvd needs weights, --i3d=<path>: i3d_torchscript.pt ("),
     "metric of what is known, where nothing is": (
         [*EVALUATE, "--metrics=ssim"],
-        "ssim compares with what is known of a clip: known must be one of extension, half known;",
+        "ssim compares drawn clips with true clips: known must be one of extension, half known;",
     ),
     "unknown mode": ([*EVALUATE, "--known=half"], "known='half' must be one of: extension, half known;"),
     "weights that are not there": (
@@ -241,7 +247,7 @@ CASES = {
     ),
     "fewer real clips than asked": (
         [*EVALUATE, "--metrics=flicker", "--num=6"],
-        "num=6 needs 12 real clips, half of them to compare the others with",
+        "num=6 needs 12 real clips, half of them as the reference",
     ),
     "real clips that are not there": (
         [*EVALUATE, "--metrics=flicker", "--real={none}"],
@@ -251,7 +257,7 @@ CASES = {
     "a way to keep nothing": ([*EVALUATE, "--respect=concat"], "--respect=concat needs --known"),
     "a type for a run": ([*SAMPLE, "--dtype=bfloat16"], "--dtype needs --pretrained=<model>"),
     "prompts that are no text": ([*SAMPLE, "--prompts={picture}"], "picture.png cannot be read: it is not text"),
-    "seed of a study's base": ([*ABLATE, "--set=seed=3"], "seed=3 is not said by the base config but by --seeds"),
+    "seed of a study's base": ([*ABLATE, "--set=seed=3"], "seed=3 must be set by --seeds, not in the base config"),
     "guidance that is no number": ([*EVALUATE, "--guidance=1,x"], "--guidance=1,x must be numbers, such as 1,3"),
     "a model without real clips": (["experiments/evaluate.py", "--pretrained=x"], "--pretrained needs --real=<folder"),
     "report of nothing": (["experiments/report.py"], "--run=runs/<name> is needed"),
@@ -274,9 +280,7 @@ CASES = {
         ["experiments/human_eval.py", "aggregate", "--answers={file}", "--key={foreign}/config.json"],
         "config.json is not the key of a study",
     ),
-    "modes of another data set": (["experiments/modes.py", "--run={run}"], "was trained on folder"),
-    "modes of nothing": (["experiments/modes.py"], "--run=runs/<name> is needed"),
-    "evaluation of nothing": (["experiments/evaluate.py"], "--run=runs/<name> is needed, or in its place"),
+    "evaluation of nothing": (["experiments/evaluate.py"], "--run=runs/<name> is needed, or --pretrained=<folder>"),
 }
 
 # Commands of one line, by file name.

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vdm_jax.configuration import make_model, objective_of, optimizer_of, process_of
-from vdm_jax.evaluation.moving_digits import jerk, shuffle_frames
+from vdm_jax.evaluation.judge import jerk, shuffle_frames
 from vdm_jax.generation.pipeline import make_pipeline
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.training.state import create_state

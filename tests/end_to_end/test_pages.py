@@ -1,4 +1,4 @@
-"""The pages in a real browser: a study that is judged by keys and by mouse, saved and counted; a run's report."""
+"""The pages in a real browser: a study judged by keys and mouse, saved and evaluated; and the report of a run."""
 
 import json
 import os
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from vdm_jax import configuration
-from vdm_jax.evaluation.ablation import Study, make_plan
-from vdm_jax.evaluation.ablation_report import read_found, write_report
-from vdm_jax.evaluation.ablation_results import Result, write_result
 from vdm_jax.evaluation.confidence import Interval
+from vdm_jax.studies.report import read_findings, write_report
+from vdm_jax.studies.results import Result, write_result
+from vdm_jax.studies.study import Study, make_plan
 from vdm_jax.video import write_image, write_video
 
 selenium = pytest.importorskip("selenium", reason="needs selenium (the dev extra)")
@@ -32,7 +32,7 @@ tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
 
 @pytest.fixture(scope="module")
 def folder(run, tmp_path_factory):
-    """Two sets of four videos and the study of them; a run of 200 steps."""
+    """Two sets of four videos, their study, and a run of 200 steps."""
     folder = tmp_path_factory.mktemp("pages")
     for name, level in (("ours", 200), ("base", 60)):
         for number in range(4):
@@ -42,7 +42,7 @@ def folder(run, tmp_path_factory):
             write_video(folder / "one" / "samples" / name / f"{number}.gif", video, 8, about)
     sets = [f"--set={name}=one/samples/{name}" for name in ("ours", "base")]
     out, _ = run(folder, "human_eval.py", "make", *sets, "--scale=motion: How natural?", "--num=9")
-    assert "4 pairs (all there are: --num=9) in study.html" in out
+    assert "4 pairs (all that exist: --num=9) in study.html" in out
     configuration.write_config(folder / "one", tiny["get_config"]())
     lines = [{"step": s, "loss": 1 / s, "videos_per_second": 40.0, "seconds": 1.0, "skipped": 0} for s in range(1, 201)]
     (folder / "one" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -66,7 +66,7 @@ def browser(folder):
 
 
 def until(condition, seconds=60):
-    """Waits for what the page does by itself."""
+    """Waits until a condition is true."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it does not happen"
@@ -204,7 +204,7 @@ def test_a_report_of_a_study_plays_its_videos(folder, browser):
     cost = {"parameters": 1, "training_seconds": 1.0, "drawing_seconds": 1.0}
     videos = np.random.default_rng(0).uniform(-1, 1, (2, 4, 8, 8, 3)).astype(np.float32)
     write_result(plan.cells[0], Result(scores, cost, {}, "1 × cpu", ["a", "b"]), videos)
-    write_report(read_found(plan), folder / "study", "python x", iter)
+    write_report(read_findings(plan), folder / "study", "python x", iter)
     browser.get((folder / "study" / "report.html").as_uri())
     button = browser.find_element(By.ID, "stop")
     browser.execute_script("arguments[0].scrollIntoView()", button)

@@ -1,9 +1,8 @@
 """Fréchet distance of two sets of features: the mathematics of FID and FVD, without their networks.
 
-d² = |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½), of the Gaussians with the sets' means and covariances
-(Dowson & Landau 1982; Heusel et al. 2017). A set is an array with a row for each video, `B F`, or `B T F`
-where every frame is a sample, or its `Moments`, which can be gathered batch by batch and process by process.
-All is float64 in NumPy. Metrics here are `metric(real, generated) -> float`; lower is better.
+d² = |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½), for the Gaussians with the means and covariances of the sets
+(Dowson & Landau 1982; Heusel et al. 2017). A set is an array `B F` with a row for each video, an array `B T F` in which
+every frame is a sample, or its `Moments`. All computation is in float64 with NumPy. Lower is better.
 """
 
 import dataclasses
@@ -17,12 +16,12 @@ from vdm_jax.typing import Array, Float, Int
 
 log = logging.getLogger(__name__)
 
-Features = Float[Array | np.ndarray, "_ ... _"]  # B F or B T F; two sets differ in number
+Features = Float[Array | np.ndarray, "_ ... _"]  # B F or B T F; sizes may differ between sets
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
-    """What a Fréchet distance needs of a set of features, in float64."""
+    """Number, mean and scatter of a set of features: all that a Fréchet distance needs."""
 
     count: int
     mean: Float[np.ndarray, "F"]
@@ -48,27 +47,10 @@ def moments_of(features: Features) -> Moments:
     return Moments(len(rows), mean, centred.T @ centred)
 
 
-def update(moments: Moments | None, features: Features) -> Moments:
-    """The moments with one more batch; None is the empty set, as in `functools.reduce(update, batches, None)`."""
-    new = moments_of(features)
-    return new if moments is None else merge(moments, new)
-
-
-def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of both sets together (Chan, Golub & LeVeque 1983), such as those of two processes.
-
-    Between processes, send the arrays as bytes: JAX's collectives would round them to float32.
-    """
-    _same_width(a, b)
-    count, step = a.count + b.count, b.mean - a.mean
-    mean = a.mean + step * (b.count / count)
-    return Moments(count, mean, a.scatter + b.scatter + np.outer(step, step) * (a.count * b.count / count))
-
-
 def frechet_distance(real: Features | Moments, generated: Features | Moments) -> float:
-    """The squared distance d², as FID and FVD are given.
+    """The squared distance d², as published for FID and FVD.
 
-    A warning says where a set has no more samples than features; the distance is biased upwards even with more.
+    Warns if a set has no more samples than features. With more samples the distance is still biased upwards.
     Raises InputError for sets of different widths and for fewer than two samples.
     """
     a, b = _moments(real), _moments(generated)
@@ -82,22 +64,22 @@ def frechet_distance(real: Features | Moments, generated: Features | Moments) ->
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Extrapolation:
-    """A Fréchet distance freed of its bias, and how that was done."""
+    """A Fréchet distance extrapolated to infinitely many samples, and the distances it was extrapolated from."""
 
-    distance: float  # for infinitely many samples; it may fall below 0 where the sets hardly differ
-    counts: Int[np.ndarray, "P"]  # generated rows in each subset; the last one has all
-    distances: Float[np.ndarray, "P"]  # of each subset
-    real: str  # what was done to the real set
+    distance: float  # for infinitely many samples; may be below 0 for sets that hardly differ
+    counts: Int[np.ndarray, "P"]  # generated rows in each subset; the last subset is the whole set
+    distances: Float[np.ndarray, "P"]  # distance of each subset
+    real: str  # how the real set was cut
 
     @property
     def bias(self) -> float:
-        """How much too large the distance with all samples is, by this estimate."""
+        """The estimated bias of the distance with all samples."""
         return float(self.distances[-1]) - self.distance
 
     def __str__(self) -> str:
         return (
             f"{self.distance:.4g} for infinitely many samples, {self.distances[-1]:.4g} with all {self.counts[-1]} "
-            f"(a line in 1/N through {len(self.counts)} random subsets of {self.counts[0]} and more; "
+            f"(a line in 1/N through {len(self.counts)} random subsets of {self.counts[0]} or more rows; "
             f"real set {self.real})"
         )
 
@@ -107,10 +89,10 @@ def unbiased_frechet_distance(
 ) -> Extrapolation:
     """FID∞: the distance for infinitely many samples, by a line in 1/N (Chong & Forsyth 2020).
 
-    The line goes through the distances of random subsets, at regular steps of N from a share `smallest` of the
-    rows up to all. Real moments stay whole, as in the paper; real rows are cut to the same share, which takes
-    away the bias of their number, too. The paper starts from a tenth of 50,000; with few rows only the upper half
-    lies on a line. A warning says where the smallest subset has no more samples than features.
+    The line is fitted to the distances of random subsets, at regular steps of N from a share `smallest` of the rows to
+    all rows. Moments of the real set are used whole, as in the paper. Rows of the real set are cut to the same share,
+    which removes the bias of their number, too. The paper begins at a tenth of 50,000 rows; with few rows only the
+    upper half lies on a line. Warns if the smallest subset has no more samples than features.
     Raises InputError for too few rows or points and for a share outside (0, 1).
     """
     if not 0 < smallest < 1 or points < 2:
@@ -135,17 +117,17 @@ def unbiased_frechet_distance(
 
 def _distance(a: Moments, b: Moments) -> float:
     _same_width(a, b)
-    # tr (Σ_a^½ Σ_b Σ_a^½)^½ is the sum of the singular values of R_aᵀ R_b, for any R with R Rᵀ = Σ. They are real, and
-    # spared the square roots of rounding errors that the eigenvalues of the product need.
+    # tr (Σ_a^½ Σ_b Σ_a^½)^½ is the sum of the singular values of R_aᵀ R_b, for any R with R Rᵀ = Σ. Singular values are
+    # real. The eigenvalues of the product would need square roots of rounding errors.
     overlap = np.linalg.svd(_factor(a.covariance).T @ _factor(b.covariance), compute_uv=False).sum()
     distance = np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
-    return max(0.0, float(distance))  # of equal sets, rounding leaves some 1e-15 of the traces
+    return max(0.0, float(distance))  # for equal sets rounding leaves about 1e-15 of the traces
 
 
 def _factor(covariance: Float[np.ndarray, "F F"]) -> Float[np.ndarray, "F F"]:
-    """R with R Rᵀ = Σ, where Σ may have any rank. Raises InputError for what is not a covariance."""
+    """R with R Rᵀ = Σ; Σ may have any rank. Raises InputError for a matrix with negative eigenvalues."""
     values, vectors = np.linalg.eigh(covariance)
-    if values[0] < -1e-6 * abs(values[-1]):  # more than rounding, even of moments that were stored as float32
+    if values[0] < -1e-6 * abs(values[-1]):  # more than rounding, even for moments that were stored as float32
         raise InputError(f"eigenvalues from {values[0]:g} to {values[-1]:g}: a covariance must have none below 0")
     return vectors * np.sqrt(np.where(values > len(values) * np.finfo(float).eps * values[-1], values, 0))
 
@@ -156,9 +138,9 @@ def _moments(features: Features | Moments) -> Moments:
 
 def _same_width(a: Moments, b: Moments) -> None:
     if len(a.mean) != len(b.mean):
-        raise InputError(f"features of {len(a.mean)} and of {len(b.mean)} numbers: they must come of one network")
+        raise InputError(f"features of {len(a.mean)} and of {len(b.mean)} numbers: they must come from one network")
 
 
-@functools.cache  # not at every turn of a bootstrap
+@functools.cache  # not for every resample of a bootstrap
 def _warn_once(text: str) -> None:
     log.warning(text)
