@@ -2,8 +2,8 @@
 
 python experiments/convert_videomae.py --input vit_g_hybrid_pt_1200e_ssv2_ft.pth --output videomae-giant
 
-The file is read by torch.load(weights_only=True), which runs no code of it. Its tensors do not have the numbers of heads
-and frames, and the size. The defaults are the giant's, the model of content-debiased Fréchet video distances.
+The file is read by torch.load(weights_only=True), which runs no code of it. Its tensors do not say the numbers of heads
+and frames, nor the size: the defaults are the giant's, the model of content-debiased Fréchet video distances.
 """
 
 import argparse
