@@ -87,8 +87,8 @@ def main() -> None:
     files = {name: flag.value for name, flag in files.items() if flag.value}
     names = table.check_metrics(METRICS.value or table.default_metrics(data, files, KNOWN.value), KNOWN.value)
     networks = table.load_networks(names, data, files)
-    mask = mask_of(KNOWN.value, pipeline.shape)[0] if KNOWN.value else np.zeros((*pipeline.shape[:3], 1), bool)
-    pipeline.check_window(mask)
+    shape = pipeline.model.shape
+    pipeline.model.check_known(mask_of(KNOWN.value, shape)[0] if KNOWN.value else np.zeros((*shape[:3], 1), bool))
     if not weights:
         weights = [1.0, 3.0] if data.judge else [float(pipeline.settings.guidance)]
         weights = weights if pipeline.takes_guidance and not KNOWN.value else [1.0]
@@ -104,7 +104,7 @@ def main() -> None:
     published = "-".join(Path(part).name for part in (PRETRAINED.value, ADAPTER.value) if part)
     out = Path(OUT.value or RUN.value or Path("evaluations") / published)
     metadata = {"protocol": table.PROTOCOL, "data": data.name, "num": NUM.value, "seed": SEED.value}
-    metadata |= {"model": model, "step": pipeline.step}
+    metadata |= {"model": model, "step": pipeline.model.step}
     metadata |= {"motion_adapter": ADAPTER.value} if ADAPTER.value else {}
     metadata |= {"dtype": DTYPE.value or "float32"} if PRETRAINED.value else {}
     metadata |= {name: getattr(settings, name) for name in ("steps", "solver", "eta", "grid")}
@@ -129,22 +129,24 @@ def main() -> None:
 
 def load():
     """Loads the pipeline and the real clips."""
-    from vdm_jax.configuration import read_config
+    from vdm_jax import Pipeline, build
+    from vdm_jax.config import read_config
     from vdm_jax.evaluation.reference import other_data, real_data
-    from vdm_jax.generation import pipeline
-    from vdm_jax.generation.published import load_published
+    from vdm_jax.pretrained.load import load_published
 
     if PRETRAINED.value:
         model = load_published(PRETRAINED.value, motion_adapter=ADAPTER.value, dtype=DTYPE.value or "float32")
-        return model, other_data(REAL.value, model.shape, data_dir=DATA_DIR.value or "datasets", fps=model.fps)
+        return Pipeline(model), other_data(
+            REAL.value, model.shape, data_dir=DATA_DIR.value or "datasets", fps=model.fps
+        )
     config = read_config(RUN.value)
     data = config.data
     data.data_dir = DATA_DIR.value or data.data_dir
     if not REAL.value:
-        return pipeline.load(RUN.value), real_data(config)
+        return Pipeline(build.load(RUN.value)), real_data(config)
     shape = (data.frames, data.height, data.width, data.channels)
     real = other_data(REAL.value, shape, data_dir=data.data_dir, stride=data.stride, fps=data.fps or None)
-    return pipeline.load(RUN.value), real
+    return Pipeline(build.load(RUN.value)), real
 
 
 def print_table(result: dict, labels: dict[str, str]) -> None:

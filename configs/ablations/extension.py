@@ -12,7 +12,8 @@ known, as in the paper. `bair` was never run.
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.studies.study import Study, load_config
+from vdm_jax.config import read_file
+from vdm_jax.studies.study import Study
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = (
@@ -25,13 +26,13 @@ SOURCE = "Ho et al. 2022, arXiv 2204.03458, extension of text to video; masks in
 def get_study(scale: Literal["digits", "bair"] = "digits") -> Study:
     """The study at the scale of "digits" or "bair"."""
     if scale == "bair":
-        base, mixture = load_config(CONFIGS / "video_diffusion_models.py", "bair"), {"nothing": 1.0, "first": 3.0}
+        base, mixture = read_file(f"{CONFIGS / 'video_diffusion_models.py'}:bair"), {"nothing": 1.0, "first": 3.0}
         base.sample.eta = 0.0
         known, weights, metrics = "image to video, with the caption", (3, 10, 50), ("fvd", "psnr", "smoothness")
         kwargs = {"num": 256, "devices": 0}
     else:
-        base = load_config(CONFIGS / "moving_digits.py")
-        mixture = load_config(CONFIGS / "moving_digits_known.py").known.mixture.to_dict()
+        base = read_file(CONFIGS / "moving_digits.py")
+        mixture = read_file(CONFIGS / "moving_digits_known.py").known.mixture.to_dict()
         known, weights = "extension, half known", (1, 3, 10)
         metrics, kwargs = ("digit_kept", "position_error", "within_pixel", "psnr", "jerk"), {"num": 64}
     base.sample.guidance = 1.0

@@ -101,9 +101,9 @@ def test_steps_are_timed_in_a_folder_of_their_own_and_noted_for_all_like_them(pl
 
 
 def test_what_a_run_begins_with_is_counted_once(tmp_path):
-    images = {"data.frames": 1, "model.unet.time_attention": False, "steps": 7}
+    images = {"data.frames": 1, "model.network.time_attention": False, "steps": 7}
     base = tiny["get_config"]()
-    base.model.unet.patch_time, base.sample.steps, base.sample.guidance = 1, 1, 1.0
+    base.model.network.patch_time, base.sample.steps, base.sample.guidance = 1, 1, 1.0
     study = Study(
         "?", "!", base, {"a": {"init_from": images}, "b": {"init_from": images, "ema": 0.5}}, ("flicker",), (0,)
     )

@@ -11,7 +11,7 @@ from runpy import run_path
 import numpy as np
 import pytest
 
-from vdm_jax import configuration
+from vdm_jax.config import write_config
 from vdm_jax.errors import InputError
 from vdm_jax.studies.jobs import Place, adopt, carry_out, hours, places, progress_line
 from vdm_jax.studies.results import Result, write_result
@@ -124,7 +124,7 @@ def plan_in(folder, **changes):
 
 
 def finished_run(folder, config):
-    configuration.write_config(folder, config)
+    write_config(folder, config)
     (folder / "checkpoints" / str(config.steps)).mkdir(parents=True)
     return folder
 
@@ -147,7 +147,7 @@ def test_what_cannot_be_adopted(tmp_path):
     config.ema = 0.5
     with pytest.raises(InputError, match=r"no run of this study has its training; the nearest has ema=0.9, not 0.5$"):
         adopt(finished_run(tmp_path / "mine", config), plan)
-    configuration.write_config(tmp_path / "begun", tiny["get_config"]())
+    write_config(tmp_path / "begun", tiny["get_config"]())
     with pytest.raises(InputError, match=r"begun: it must be trained to step 20 first"):
         adopt(tmp_path / "begun", plan)
     with pytest.raises(InputError, match="is no run folder"):

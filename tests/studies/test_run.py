@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from vdm_jax import configuration
+from vdm_jax.config import write_config
 from vdm_jax.errors import InputError
 from vdm_jax.generation.pipeline import load
 from vdm_jax.parallel.mesh import make_mesh
@@ -29,7 +29,7 @@ from vdm_jax.training.trainee import from_scratch
 from vdm_jax.video import to_uint8
 
 tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
-IMAGES = {"data.frames": 1, "model.unet.time_attention": False, "steps": 3}
+IMAGES = {"data.frames": 1, "model.network.time_attention": False, "steps": 3}
 trainings = []  # folders, in the order of their training
 LOG = (
     '{"step": 10, "videos_per_second": 8.0, "seconds": 30.0}\n{"step": 20, "videos_per_second": 8.0, "seconds": 12.5}\n'
@@ -39,7 +39,7 @@ LOG = (
 def train(config, folder):
     """Writes the files of a finished training; all parameters are zero."""
     trainings.append(folder)
-    configuration.write_config(folder, config)
+    write_config(folder, config)
     tx, _ = configuration.optimizer_of(config)
     state, _ = plan_state(from_scratch(config).shapes, dict, tx, one_device())
     state = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), state)
@@ -62,7 +62,7 @@ def quick(monkeypatch):
 
 def plan_in(folder, arms, **changes):
     base = tiny["get_config"]()
-    base.model.unet.patch_time, base.sample.guidance = 1, 1.0
+    base.model.network.patch_time, base.sample.guidance = 1, 1.0
     base.data.data_dir = str(folder / "videos")
     how = {"seeds": (0,), "num": 5, "batch_size": 4, "metrics": ("flicker",)} | changes
     return make_plan(Study("?", "!", base, arms, **how), folder / "runs", folder / "out")
@@ -172,7 +172,7 @@ def test_a_folder_of_another_training_is_not_drawn_from(plan):
     (run,) = plan.runs.values()
     config = run.config.copy_and_resolve_references()
     config.ema = 0.1
-    configuration.write_config(run.folder, config)
+    write_config(run.folder, config)
     (run.folder / "checkpoints" / str(config.steps)).mkdir(parents=True)
     with pytest.raises(InputError, match=r"holds a run of another config .*: move it away"):
         work(plan, run.name)
