@@ -21,8 +21,8 @@ def get_config():
     config.data.frames = 4
     config.data.height = config.data.width = 8
     config.data.channels = 3
-    config.model.network = dict(kind="unet", channels=8, multipliers=(1,), blocks=0, head_size=8, patch=4, patch_time=2)
-    config.model.text = dict(kind="bytes", width=16, depth=0, length=16, head_size=16)
+    config.model.network.update(channels=8, multipliers=(1,), blocks=0, head_size=8, patch=4, patch_time=2)
+    config.model.text.update(width=16, depth=0, length=16, head_size=16)
     config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup = 2
     config.log_every = 1

@@ -5,7 +5,7 @@ A run folder and a published folder are both loaded as one (`build.load`), and a
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ class TextEncoder:
         return nnx.merge(self.graphdef, params)(tokens)
 
 
+@runtime_checkable
 class FirstFrame(Protocol):
     """What conditions a network on the first frame alone, next to its null condition."""
 
@@ -101,6 +102,11 @@ class Model:
     def downsample(self) -> int:
         """The factor by which it enlarges videos; 1 where it does not."""
         return self.masks.downsample if self.masks is not None else 1
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """All but weights and settings that a drawing depends on."""
+        return self.origin, self.step, self.shape, self.process, self.prediction, self.masks
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:

@@ -11,7 +11,8 @@ the names of the classes; it was never run.
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.studies.study import Study, load_config, sweep
+from vdm_jax.config import read_file
+from vdm_jax.studies.study import Study, sweep
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = (
@@ -26,11 +27,11 @@ def get_study(scale: Literal["digits", "ucf101"] = "digits") -> Study:
     """The study at the scale of "digits" or "ucf101"."""
     kwargs = {"claim": CLAIM, "source": SOURCE, "along": "sample.guidance"}
     if scale == "ucf101":
-        base = load_config(CONFIGS / "video_diffusion_models.py", "ucf101")
-        base.model.text = dict(width=512, depth=6, length=64, head_size=64)
+        base = read_file(f"{CONFIGS / 'video_diffusion_models.py'}:ucf101")
+        base.model.text = dict(kind="bytes", width=512, depth=6, length=64, head_size=64)
         arms = sweep({"": {}}, "sample.guidance", {f"w = {w}": float(w) for w in (1, 2, 3, 5)})
         return Study(base=base, arms=arms, metrics=("fvd", "smoothness", "dynamic"), num=2048, devices=0, **kwargs)
-    base = load_config(CONFIGS / "moving_digits.py")
+    base = read_file(CONFIGS / "moving_digits.py")
     arms = {"everywhere": {}, "for t in [0.2, 0.7]": {"sample.interval": (0.2, 0.7)}}
     arms = sweep(arms, "sample.guidance", {f"w = {w}": float(w) for w in WEIGHTS})
     for w in (0, 1, 2):  # the interval is for strong guidance

@@ -13,7 +13,8 @@ of the demo's. `ucf101` was never run.
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.studies.study import Study, load_config
+from vdm_jax.config import read_file
+from vdm_jax.studies.study import Study
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = "A video network that is initialised from an image network needs fewer videos, and less training on them."
@@ -23,17 +24,17 @@ SOURCE = "Make-A-Video, Singer et al. 2022, arXiv 2209.14792; AnimateDiff, Guo e
 def get_study(scale: Literal["digits", "ucf101"] = "digits") -> Study:
     """The study at the scale of "digits" or "ucf101"."""
     if scale == "ucf101":
-        base, frames = load_config(CONFIGS / "video_diffusion_models.py", "ucf101"), 16
+        base, frames = read_file(f"{CONFIGS / 'video_diffusion_models.py'}:ucf101"), 16
         metrics, kwargs = ("fvd", "smoothness", "dynamic"), {"num": 2048, "devices": 0}
     else:
-        base, frames = load_config(CONFIGS / "moving_digits.py"), 8
-        base.model.unet.patch_time, base.batch_size = 1, 8
+        base, frames = read_file(CONFIGS / "moving_digits.py"), 8
+        base.model.network.patch_time, base.batch_size = 1, 8
         metrics, kwargs = ("digit", "direction", "digits_fvd", "digits_fid", "jerk"), {}
     images = {
         "data.frames": 1,
         "batch_size": lambda size: size * frames,
-        "model.unet.time_conv": False,
-        "model.unet.time_attention": lambda levels: (False,) * len(levels),
+        "model.network.time_conv": False,
+        "model.network.time_attention": lambda levels: (False,) * len(levels),
     }
     few = {"data.split": "train[:1%]"}
     arms = {

@@ -13,7 +13,8 @@ never run.
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.studies.study import Study, load_config
+from vdm_jax.config import read_file
+from vdm_jax.studies.study import Study
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = "Joint training on images improves samples: FVD 202.28, 68.11, 57.84 with 0, 4, 8 images for each video."
@@ -23,11 +24,11 @@ SOURCE = "Ho et al. 2022, arXiv 2204.03458, joint training, small model"
 def get_study(scale: Literal["digits", "ucf101"] = "digits") -> Study:
     """The study at the scale of "digits" or "ucf101"."""
     if scale == "ucf101":
-        base, frames = load_config(CONFIGS / "video_diffusion_models.py", "ucf101"), 16
+        base, frames = read_file(f"{CONFIGS / 'video_diffusion_models.py'}:ucf101"), 16
         metrics, kwargs = ("fvd", "smoothness", "dynamic"), {"num": 2048, "devices": 0}
     else:
-        base, frames = load_config(CONFIGS / "moving_digits.py"), 8
-        base.model.unet.patch_time, base.batch_size = 1, 8
+        base, frames = read_file(CONFIGS / "moving_digits.py"), 8
+        base.model.network.patch_time, base.batch_size = 1, 8
         metrics, kwargs = ("digit", "direction", "digits_fvd", "digits_fid", "jerk"), {}
     arms = {f"{images} images": {"data.joint_images": images} for images in (0, 4, 8)}
     for images in (4, 8):

@@ -12,8 +12,9 @@
 from pathlib import Path
 from typing import Literal
 
+from vdm_jax.config import read_file
 from vdm_jax.evaluation.known import MODES, VIDEO_TO_VIDEO
-from vdm_jax.studies.study import Study, load_config
+from vdm_jax.studies.study import Study
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = (
@@ -27,7 +28,7 @@ REPLACE, CONCAT = {"sample.respect": "replace"}, {"sample.respect": "concat"}
 
 def get_study(scale: Literal["digits", "known", "larger"] = "digits") -> Study:
     """The study at the scale of "digits", "known" or "larger"."""
-    base = load_config(CONFIGS / f"moving_{'digits' if scale == 'digits' else f'digits_{scale}'}.py")
+    base = read_file(CONFIGS / f"moving_{'digits' if scale == 'digits' else f'digits_{scale}'}.py")
     base.sample.guidance = 1.0
     kwargs = {"claim": CLAIM, "source": SOURCE, "base": base, "num": 32, "batch_size": 32}
     if scale == "larger":

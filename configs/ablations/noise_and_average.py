@@ -11,7 +11,8 @@ correlation of 0.5 is PYoCo's α = 1. `ucf101` was never run.
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.studies.study import Study, load_config
+from vdm_jax.config import read_file
+from vdm_jax.studies.study import Study
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = (
@@ -27,10 +28,10 @@ SOURCE = (
 def get_study(scale: Literal["digits", "ucf101"] = "digits") -> Study:
     """The study at the scale of "digits" or "ucf101"."""
     if scale == "ucf101":
-        base, averages = load_config(CONFIGS / "video_diffusion_models.py", "ucf101"), (0.0, 0.999)
+        base, averages = read_file(f"{CONFIGS / 'video_diffusion_models.py'}:ucf101"), (0.0, 0.999)
         metrics, kwargs = ("fvd", "smoothness", "dynamic"), {"num": 2048, "devices": 0}
     else:
-        base, averages = load_config(CONFIGS / "moving_digits.py"), (0.0, 0.999)
+        base, averages = read_file(CONFIGS / "moving_digits.py"), (0.0, 0.999)
         metrics, kwargs = ("digit", "direction", "digits_fvd", "digits_fid", "jerk"), {}
     arms = {"base": {}}
     arms |= {f"correlation {rho:g}": {"process.frame_correlation": rho} for rho in (0.2, 0.5)}

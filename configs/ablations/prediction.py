@@ -11,7 +11,8 @@ same noise. The base of `ucf101` is the row of the paper (ε, uniform times, no 
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.studies.study import Study, load_config, sweep
+from vdm_jax.config import read_file
+from vdm_jax.studies.study import Study, sweep
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = (
@@ -26,13 +27,13 @@ def get_study(scale: Literal["digits", "ucf101"] = "digits") -> Study:
     uniform = {"objective.time_sampling": "uniform"}
     logit_normal = {"objective.time_sampling": "logit_normal", "objective.mean": 0.0, "objective.std": 1.0}
     if scale == "ucf101":
-        base, shift = load_config(CONFIGS / "video_diffusion_models.py", "ucf101"), 1.0
+        base, shift = read_file(f"{CONFIGS / 'video_diffusion_models.py'}:ucf101"), 1.0
         base.sample.eta = 0.0
         arms = {"ε": {}, "v": {"objective.prediction": "v"}, "x": {"objective.prediction": "x"}}
         arms["v, shift 4"] = {"objective.prediction": "v", "process.shift": 4.0}
         steps, metrics, kwargs = (16, 256), ("fvd", "smoothness", "dynamic"), {"num": 2048, "devices": 0}
     else:
-        base = load_config(CONFIGS / "moving_digits.py")
+        base = read_file(CONFIGS / "moving_digits.py")
         shift = base.process.shift
         arms = {"v": {}, "ε": {"objective.prediction": "eps"}, "x": {"objective.prediction": "x"}}
         arms |= {"v, uniform times": uniform, "v, no shift": {"process.shift": 1.0}}

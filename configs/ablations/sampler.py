@@ -11,7 +11,8 @@ network twice in each step but the last: its 4 steps cost as much as 7 steps of 
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.studies.study import Study, load_config, sweep
+from vdm_jax.config import read_file
+from vdm_jax.studies.study import Study, sweep
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = "Second-order solvers need fewer steps than DDIM, and ancestral sampling needs more."
@@ -29,8 +30,8 @@ def get_study(scale: Literal["digits", "ucf101"] = "digits") -> Study:
     arms = sweep(SOLVERS, "sample.steps", {f"{steps} steps": steps for steps in (4, 8, 16, 32, 64)})
     kwargs = {"claim": CLAIM, "source": SOURCE, "arms": arms, "along": "sample.steps"}
     if scale == "ucf101":
-        base = load_config(CONFIGS / "video_diffusion_models.py", "ucf101")
+        base = read_file(f"{CONFIGS / 'video_diffusion_models.py'}:ucf101")
         base.sample.eta = 0.0
         return Study(base=base, metrics=("fvd", "smoothness", "dynamic"), num=2048, devices=0, **kwargs)
-    base = load_config(CONFIGS / "moving_digits.py")
+    base = read_file(CONFIGS / "moving_digits.py")
     return Study(base=base, metrics=("digit", "digits_fvd", "digits_fid", "jerk"), **kwargs)

@@ -13,7 +13,8 @@ whole study reuses its results. `ucf101` was never run.
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.studies.study import Study, load_config
+from vdm_jax.config import read_file
+from vdm_jax.studies.study import Study
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = (
@@ -33,25 +34,25 @@ def nowhere(levels: tuple[bool, ...]) -> tuple[bool, ...]:
 def get_study(scale: Literal["digits", "small", "ucf101"] = "digits") -> Study:
     """The study at the scale of "digits" or "ucf101", or its "small" form on digits."""
     if scale == "ucf101":
-        base, metrics = load_config(CONFIGS / "video_diffusion_models.py", "ucf101"), ("fvd", "smoothness", "dynamic")
+        base, metrics = read_file(f"{CONFIGS / 'video_diffusion_models.py'}:ucf101"), ("fvd", "smoothness", "dynamic")
         kwargs = {"num": 2048, "devices": 0}
     else:
         base, metrics = (
-            load_config(CONFIGS / "moving_digits.py"),
+            read_file(CONFIGS / "moving_digits.py"),
             ("digit", "direction", "digits_fvd", "digits_fid", "jerk"),
         )
-        base.model.unet.patch_time, base.batch_size, kwargs = 1, 8, {}
-    time_conv, attention = "model.unet.time_conv", "model.unet.time_attention"
+        base.model.network.patch_time, base.batch_size, kwargs = 1, 8, {}
+    time_conv, attention = "model.network.time_conv", "model.network.time_attention"
     arms = {"convolutions and attention": {time_conv: True}}
     for position in ("relative", "sinusoidal", "rotary", "none"):
-        arms[f"attention, {position} position"] = {time_conv: False, "model.unet.time_position": position}
+        arms[f"attention, {position} position"] = {time_conv: False, "model.network.time_position": position}
     arms["convolutions alone"] = {time_conv: True, attention: nowhere}
     arms["space alone"] = {time_conv: False, attention: nowhere}
-    arms["no attention over space"] = {time_conv: False, "model.unet.space_attention": nowhere}
+    arms["no attention over space"] = {time_conv: False, "model.network.space_attention": nowhere}
     arms["attention over space and time at once"] = {
         time_conv: False,
         attention: nowhere,
-        "model.unet.all_frames": True,
+        "model.network.all_frames": True,
     }
     if scale == "small":
         arms = {name: arms[name] for name in SMALL}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vdm_jax import configuration
+from vdm_jax.config import default_config
 from vdm_jax.evaluation import judge as ev
 from vdm_jax.evaluation import reference as reference_clips
 from vdm_jax.evaluation.reference import other_data, read_clips, real_data
@@ -36,8 +36,8 @@ def test_a_split_that_was_trained_on_is_not_held_out(monkeypatch):
 
 def test_without_such_a_split_clips_are_divided_and_the_name_says_so(tmp_path):
     write_videos(tmp_path, 5)
-    write_videos(tmp_path / "test", 1)  # what is trained on without train/ is all of it
-    config = configuration.default_config()
+    write_videos(tmp_path / "test", 1)  # without train/, all videos are the training split
+    config = default_config()
     config.data.update(name="folder", data_dir=str(tmp_path), frames=4, height=8, width=8, channels=3)
     found = real_data(config)
     assert found.name == f"{tmp_path}, train; reference other clips of it: nothing is held out"
@@ -49,7 +49,7 @@ def test_without_such_a_split_clips_are_divided_and_the_name_says_so(tmp_path):
 
 
 def test_moving_digits_come_with_their_judge(tmp_path, monkeypatch):
-    config = configuration.default_config()
+    config = default_config()
     config.data.data_dir = str(tmp_path)
     asked = []
     monkeypatch.setattr(ev, "load_or_train_judge", lambda path, builder: asked.append((path.name, builder)))

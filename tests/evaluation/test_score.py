@@ -20,7 +20,7 @@ from tests.pretrained.make_golden_features import (
     write_folder,
 )
 from tests.pretrained.networks import relative
-from vdm_jax import configuration
+from vdm_jax.config import default_config
 from vdm_jax.data import moving_digits as digits
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
@@ -34,7 +34,7 @@ from vdm_jax.evaluation.score import floors, score
 from vdm_jax.generation.pipeline import Pipeline, make_pipeline
 from vdm_jax.parallel.mesh import make_mesh
 
-NUM, BATCH = 20, 8  # the last batch is not a full one
+NUM, BATCH = 20, 8  # the last batch is short
 OF_DIGITS = [name for name, metric in METRICS.items() if metric.extractor not in ("i3d", "videomae", "clip", *OF_KNOWN)]
 
 
@@ -69,10 +69,10 @@ def data(sources, judge):
 
 @pytest.fixture(scope="module")
 def pipeline():
-    config = configuration.default_config()
+    config = default_config()
     config.sample.steps = 1
-    config.model.unet = {"channels": 8, "multipliers": (1,), "blocks": 0, "head_size": 8, "patch": 4}
-    config.model.text = {"width": 16, "depth": 0, "length": 64, "head_size": 16}
+    config.model.network = {"kind": "unet", "channels": 8, "multipliers": (1,), "blocks": 0, "head_size": 8, "patch": 4}
+    config.model.text = {"kind": "bytes", "width": 16, "depth": 0, "length": 64, "head_size": 16}
     graphdef, params = nnx.split(configuration.make_model(config, nnx.Rngs(0)))
     mesh = make_mesh(devices=jax.devices()[:1])
     return make_pipeline(config, graphdef, nnx.to_pure_dict(params), mesh, 3)
@@ -133,7 +133,7 @@ def test_floors_tell_what_a_metric_sees(data):
     assert of["dynamic"][0] > 0.5
     assert of["identity"][2] == 1
     assert of["novelty"][0] == pytest.approx(0.5)
-    assert of["digits_fvd_infinite"][0] < of["digits_fvd"][0]  # so few clips make it too large
+    assert of["digits_fvd_infinite"][0] < of["digits_fvd"][0]  # the distance of few clips is too large
 
 
 def test_figures_are_those_of_the_functions_that_they_are_named_for(data, sources, judge):
@@ -307,9 +307,9 @@ def test_without_a_network_a_digit_is_as_far_off_as_it_has_moved(data):
 
 def test_super_resolution_and_video_to_video_are_drawn_from_the_clips(pipeline, data):
     how = {"num": 6, "batch_size": 4}
-    config = configuration.default_config()
+    config = default_config()
     config.sample.steps, config.objective.prediction = 1, "x"
-    config.model.unet = {"channels": 8, "multipliers": (1,), "blocks": 0, "head_size": 8, "patch": 4}
+    config.model.network = {"kind": "unet", "channels": 8, "multipliers": (1,), "blocks": 0, "head_size": 8, "patch": 4}
     config.known.update(mixture={"everything": 1.0}, downsample=2)
     graphdef, params = nnx.split(configuration.make_model(config, nnx.Rngs(0)))
     larger = make_pipeline(config, graphdef, nnx.to_pure_dict(params), pipeline.mesh, 3)

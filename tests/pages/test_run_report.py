@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdm_jax import configuration
+from vdm_jax.config import write_config
 from vdm_jax.errors import InputError
 from vdm_jax.pages.run_report import make_report
 from vdm_jax.video import read_video, write_image, write_video
@@ -45,7 +45,7 @@ def line(step, loss):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "one"
-    configuration.write_config(run, tiny["get_config"]())
+    write_config(run, tiny["get_config"]())
     (run / "metrics.jsonl").write_text(line(5, 0.8) + line(10, None) + line(15, 0.2) + line(20, 0.1)[:30])
     (run / "parameters.txt").write_text(TABLE)
     begun = {"step": 10, "time": "2026-11-21T12:30:00", "mesh": "data 4 × fsdp 2", "machine": "8 × x"}
@@ -117,7 +117,7 @@ def test_intervals_of_a_metric_are_drawn_on_one_scale(report):
 
 
 def test_scores_without_intervals_are_shown_as_they_are(tmp_path):
-    configuration.write_config(tmp_path, tiny["get_config"]())
+    write_config(tmp_path, tiny["get_config"]())
     (tmp_path / "evaluation.json").write_text('{"num": 4, "real test clips": {"digit": 0.995}}')
     text = make_report(tmp_path)
     assert "0.995" in text
@@ -126,7 +126,7 @@ def test_scores_without_intervals_are_shown_as_they_are(tmp_path):
 
 
 def test_scores_of_what_continues_a_video_stand_below_the_others(tmp_path):
-    configuration.write_config(tmp_path, tiny["get_config"]())
+    write_config(tmp_path, tiny["get_config"]())
     (tmp_path / "evaluation-extension-half-known.json").write_text('{"known": "extension, half known"}')
     text = make_report(tmp_path)
     assert "No evaluation.json" in text
@@ -151,7 +151,7 @@ def test_fewer_videos_may_be_asked_for(run):
 
 
 def test_a_run_that_has_just_begun_says_what_is_missing(tmp_path):
-    configuration.write_config(tmp_path / "run", tiny["get_config"]())
+    write_config(tmp_path / "run", tiny["get_config"]())
     text = make_report(tmp_path / "run")
     for words in ("No metrics.jsonl yet", "No sheets", "No videos", "No evaluation.json", "No parameters.txt yet"):
         assert words in text
@@ -160,7 +160,7 @@ def test_a_run_that_has_just_begun_says_what_is_missing(tmp_path):
 def test_no_run_and_a_damaged_file_are_one_line(tmp_path):
     with pytest.raises(InputError, match="is no run folder"):
         make_report(tmp_path)
-    configuration.write_config(tmp_path, tiny["get_config"]())
+    write_config(tmp_path, tiny["get_config"]())
     for damaged in ("{", "3"):
         (tmp_path / "evaluation.json").write_text(damaged)
         with pytest.raises(InputError, match=r"evaluation.json cannot be read"):

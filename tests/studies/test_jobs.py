@@ -11,7 +11,7 @@ from runpy import run_path
 import numpy as np
 import pytest
 
-from vdm_jax import configuration
+from vdm_jax.config import write_config
 from vdm_jax.errors import InputError
 from vdm_jax.studies.jobs import Place, adopt, carry_out, hours, places, progress_line
 from vdm_jax.studies.results import Result, write_result
@@ -64,7 +64,7 @@ def test_jobs_run_in_their_places_and_one_that_fails_stops_no_other(tmp_path, sc
     began = said(tmp_path, "began")
     assert sorted(job for job, _ in began) == ["a", "bad", "c", "d"]
     places = dict(began)
-    assert places["a"] != places["bad"]  # the first two, side by side
+    assert places["a"] != places["bad"]  # the first two jobs run at the same time
     assert sorted(said(tmp_path, "ended")) == [["a"], ["c"], ["d"]]
     assert max(map(len, seen)) == 2
     assert len(ended) == 4
@@ -96,7 +96,7 @@ def test_on_cpus_runs_at_a_time_have_cores_of_their_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_when_it_is_stopped_the_jobs_save_first(tmp_path, script, number, raised):
     before = signal.getsignal(signal.SIGTERM)
-    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background ignores
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes ignore it by default
 
     def stop():
         while len(said(tmp_path, "began")) < 2:
@@ -124,7 +124,7 @@ def plan_in(folder, **changes):
 
 
 def finished_run(folder, config):
-    configuration.write_config(folder, config)
+    write_config(folder, config)
     (folder / "checkpoints" / str(config.steps)).mkdir(parents=True)
     return folder
 
@@ -147,7 +147,7 @@ def test_what_cannot_be_adopted(tmp_path):
     config.ema = 0.5
     with pytest.raises(InputError, match=r"no run of this study has its training; the nearest has ema=0.9, not 0.5$"):
         adopt(finished_run(tmp_path / "mine", config), plan)
-    configuration.write_config(tmp_path / "begun", tiny["get_config"]())
+    write_config(tmp_path / "begun", tiny["get_config"]())
     with pytest.raises(InputError, match=r"begun: it must be trained to step 20 first"):
         adopt(tmp_path / "begun", plan)
     with pytest.raises(InputError, match="is no run folder"):
@@ -169,7 +169,7 @@ def test_the_progress_says_what_is_done_what_is_left_and_what_goes_on(tmp_path):
     v.folder.mkdir(parents=True)
     line = '{"step": 8, "videos_per_second": 8.0, "seconds": 4.0}\n'
     (v.folder / "metrics.jsonl").write_text(line + line)
-    drawing = 50.0  # what it took for ε, which is done
+    drawing = 50.0  # drawing time of ε, which is finished
     done = Result({"": {}}, {"drawing_seconds": drawing}, {}, "", [])
     write_result(plan.cells[1], done, np.zeros((1, 4, 8, 8, 3), np.uint8))
     text = progress_line(plan, jobs, [v.name], timed, 1)

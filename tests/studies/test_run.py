@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from vdm_jax import configuration
+from vdm_jax.config import write_config
 from vdm_jax.errors import InputError
 from vdm_jax.generation.pipeline import load
 from vdm_jax.parallel.mesh import make_mesh
@@ -29,7 +29,7 @@ from vdm_jax.training.trainee import from_scratch
 from vdm_jax.video import to_uint8
 
 tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
-IMAGES = {"data.frames": 1, "model.unet.time_attention": False, "steps": 3}
+IMAGES = {"data.frames": 1, "model.network.time_attention": False, "steps": 3}
 trainings = []  # folders, in the order of their training
 LOG = (
     '{"step": 10, "videos_per_second": 8.0, "seconds": 30.0}\n{"step": 20, "videos_per_second": 8.0, "seconds": 12.5}\n'
@@ -39,7 +39,7 @@ LOG = (
 def train(config, folder):
     """Writes the files of a finished training; all parameters are zero."""
     trainings.append(folder)
-    configuration.write_config(folder, config)
+    write_config(folder, config)
     tx, _ = configuration.optimizer_of(config)
     state, _ = plan_state(from_scratch(config).shapes, dict, tx, one_device())
     state = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), state)
@@ -62,7 +62,7 @@ def quick(monkeypatch):
 
 def plan_in(folder, arms, **changes):
     base = tiny["get_config"]()
-    base.model.unet.patch_time, base.sample.guidance = 1, 1.0
+    base.model.network.patch_time, base.sample.guidance = 1, 1.0
     base.data.data_dir = str(folder / "videos")
     how = {"seeds": (0,), "num": 5, "batch_size": 4, "metrics": ("flicker",)} | changes
     return make_plan(Study("?", "!", base, arms, **how), folder / "runs", folder / "out")
@@ -96,7 +96,7 @@ def test_a_job_goes_on_where_it_was_interrupted_and_does_nothing_twice(plan, mon
     assert trainings == [run.folder]
     assert asked == [1, 2, 2]
 
-    # Results are what the pipeline draws and what training cost; nothing else is left.
+    # Results have the videos of the pipeline and the cost of the training; other files are removed.
     pipeline = load(run.folder, mesh=one_device())
     for cell in plan.cells:
         result = read_result(cell)
@@ -109,7 +109,7 @@ def test_a_job_goes_on_where_it_was_interrupted_and_does_nothing_twice(plan, mon
         np.testing.assert_array_equal(np.load(cell.file.with_suffix(".npy")), to_uint8(drawn))
     assert {path.suffix for path in plan.floors.file.parent.iterdir()} == {".json", ".npy"}
 
-    # Damaged, one is measured again; and when all is there, nothing is.
+    # A damaged result is measured again. If all results exist, nothing is measured.
     before = read_result(plan.cells[1])
     plan.cells[1].file.write_text("{")
     work(plan, run.name)
@@ -172,7 +172,7 @@ def test_a_folder_of_another_training_is_not_drawn_from(plan):
     (run,) = plan.runs.values()
     config = run.config.copy_and_resolve_references()
     config.ema = 0.1
-    configuration.write_config(run.folder, config)
+    write_config(run.folder, config)
     (run.folder / "checkpoints" / str(config.steps)).mkdir(parents=True)
     with pytest.raises(InputError, match=r"holds a run of another config .*: move it away"):
         work(plan, run.name)
@@ -206,7 +206,7 @@ def test_a_run_that_another_process_holds_is_waited_for(plan, monkeypatch):
     hold = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, 2); print(flush=True); sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-S", "-c", hold, str(lock)], **pipes) as other:
-        other.stdout.readline()  # it holds the lock, until its input ends
+        other.stdout.readline()  # the process holds the lock until its input ends
         said = []
 
         def let_go(text, *arguments):
@@ -214,7 +214,7 @@ def test_a_run_that_another_process_holds_is_waited_for(plan, monkeypatch):
             other.stdin.close()
 
         monkeypatch.setattr(study_run.log, "info", let_go)
-        late = threading.Timer(60, other.kill)  # where nothing is said, or nothing waited for
+        late = threading.Timer(60, other.kill)  # ends the test if the message does not come
         late.start()
         with locked(run):
             assert other.wait() == 0

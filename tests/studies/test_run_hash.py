@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vdm_jax import configuration
-from vdm_jax.configuration import default_config
+from vdm_jax.config import read_config, write_config
+from vdm_jax.config import default_config
 from vdm_jax.studies.run_hash import run_hash, training_of
 
 
@@ -53,7 +53,7 @@ def test_whatever_decides_a_training_changes_its_name(changes):
         {"mesh__fsdp": 4},
         {"data__data_dir": "elsewhere"},
         {"data__num_workers": 3},
-        # Said, or left to the function that the group is for:
+        # Defaults, written out:
         {"objective__weighting": "none"},
         {"process__shift": 1.0, "process__log_snr_min": -20},
         {"model__unet__channels": 64, "model__unet__multipliers": (1, 2, 4, 8)},
@@ -87,8 +87,8 @@ def test_what_a_run_begins_with_counts_by_its_training_not_by_its_place(tmp_path
     images = config_with(data__frames=1)
     name = run_hash(images)
     for folder in ("one", "two", name):
-        configuration.write_config(tmp_path / folder, images)
-    configuration.write_config(tmp_path / "other", config_with(data__frames=1, seed=3))
+        write_config(tmp_path / folder, images)
+    write_config(tmp_path / "other", config_with(data__frames=1, seed=3))
     places = [str(tmp_path / x) for x in ("one", "two", name)]
     names = {run_hash(config_with(init_from=place)) for place in places}
     assert names == {run_hash(config_with(init_from=str(tmp_path / "not trained yet" / name)))}
@@ -97,5 +97,5 @@ def test_what_a_run_begins_with_counts_by_its_training_not_by_its_place(tmp_path
 
 def test_a_run_folder_has_the_name_of_the_config_that_it_was_trained_with(tmp_path):
     config = config_with(model__unet__space_attention=(False, True, True, True), data__joint_images=3)
-    configuration.write_config(Path(tmp_path), config)
-    assert run_hash(configuration.read_config(tmp_path)) == run_hash(config)
+    write_config(Path(tmp_path), config)
+    assert run_hash(read_config(tmp_path)) == run_hash(config)

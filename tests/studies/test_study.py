@@ -69,7 +69,7 @@ def test_a_result_is_found_again_by_all_that_it_depends_on_and_by_nothing_else()
 def test_results_are_of_the_weights_that_metrics_look_with(tmp_path):
     def files(text):
         (tmp_path / "i3d").write_text(text)
-        hash_of.cache_clear()  # it takes a file for what it was
+        hash_of.cache_clear()  # the cache does not see the new content
         plan = plan_of({"v": {}}, seeds=(0,), metrics=("fvd",), weights={"i3d": str(tmp_path / "i3d")})
         return plan.cells[0].file, plan.floors.file
 
@@ -119,9 +119,9 @@ def test_shards_cover_every_run_exactly_once_and_every_cell_with_it(parts):
 
 
 def test_a_run_that_others_begin_with_is_one_for_all_of_them_and_of_their_seed():
-    images = {"data.frames": 1, "model.unet.time_attention": False, "steps": 7}
+    images = {"data.frames": 1, "model.network.time_attention": False, "steps": 7}
     base = tiny["get_config"]()
-    base.model.unet.patch_time = 1
+    base.model.network.patch_time = 1
     arms = {"scratch": {}, "a": {"init_from": images}, "b": {"init_from": images, "ema": 0.5}}
     plan = plan_of(arms, base=base)
     scratch, a, b, _, other, _ = (cell.run for cell in plan.cells)
@@ -132,7 +132,7 @@ def test_a_run_that_others_begin_with_is_one_for_all_of_them_and_of_their_seed()
     assert a.begins_with.name not in plan.runs
     assert len({scratch.name, a.name, b.name}) == 3
     with pytest.raises(InputError, match=r"arm 'a': init_from: unet/.* has shape .* there and .* here"):
-        plan_of({"a": {"init_from": images | {"model.unet.channels": 16}}}, base=base)
+        plan_of({"a": {"init_from": images | {"model.network.channels": 16}}}, base=base)
 
 
 def test_changes_are_values_or_functions_of_the_base_and_groups_are_replaced():
@@ -205,7 +205,7 @@ def test_a_sweep_names_what_it_adds():
         ({"a": {}}, {"along": "sample.steps"}, "arm 'a': sample.steps=None must be a number"),
         ({"a": {"steps": 0}}, {}, "arm 'a': config.steps=0 must be at least 1"),
         ({"a": {"objective.prediction": "w"}}, {}, "arm 'a': prediction 'w' is unknown"),
-        ({"a": {"model.unet.blockz": 3}}, {}, "arm 'a': config.model does not fit the network"),
+        ({"a": {"model.network.blockz": 3}}, {}, "arm 'a': config.model does not fit the network"),
         ({"a": {"sample.stepz": 3}}, {}, "arm 'a': sample.*: "),
         ({"a": {"sample.solver": "rk4"}}, {}, "arm 'a': solver 'rk4' is unknown"),
         ({"a": {"sample.respect": "concat"}}, {}, "arm 'a': sample.respect='concat' needs known.mixture"),
@@ -287,5 +287,5 @@ def test_ready_studies_share_their_runs():
     assert list(ready(ROOT / "configs" / "ablations" / "modes.py", "known")[1].runs) == [told]
     assert list(plans["guidance"].runs) == list(plans["sampler"].runs) == [demo]
     both = plans["joint_training"].runs.keys() & plans["image_pretraining"].runs.keys()
-    assert len(both) == 2  # from scratch, and from scratch for as long as eight images cost
+    assert len(both) == 2  # from scratch, and from scratch with the compute of eight images
     assert plans["time_layers"].cells[0].run.name in both

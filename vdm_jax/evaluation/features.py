@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.errors import InputError
-from vdm_jax.models import i3d
+from vdm_jax.models.judges import i3d
 from vdm_jax.models.judges.i3d import I3D
 from vdm_jax.models.judges.lpips import LPIPS
 from vdm_jax.models.judges.videomae import VideoMAE

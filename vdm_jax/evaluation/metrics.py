@@ -22,7 +22,7 @@ from vdm_jax.evaluation.confidence import Interval, bootstrap, bootstrap_mean, w
 from vdm_jax.evaluation.frechet import frechet_distance, unbiased_frechet_distance
 from vdm_jax.evaluation.known import MODES, digit_kept, place_kept
 from vdm_jax.evaluation.reference import Clips, RealData, read_all
-from vdm_jax.pretrained import clip_pair, i3d, lpips, videomae
+from vdm_jax.pretrained.parts import clip_pair, i3d, lpips, videomae
 from vdm_jax.typing import Float
 
 PROTOCOL = 2  # increased by every change in this file that changes a figure

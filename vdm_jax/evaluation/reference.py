@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vdm_jax.configuration import source_arguments
+from vdm_jax.config import source_arguments
 from vdm_jax.data.source import make_source, splits_of
 from vdm_jax.errors import InputError
 from vdm_jax.typing import UInt8

@@ -32,8 +32,8 @@ from vdm_jax.evaluation.metrics import (
 )
 from vdm_jax.evaluation.reference import Clips, Progress, RealData, read_clips, silent
 from vdm_jax.files import whole_file
-from vdm_jax.generation.partial import fingerprint
 from vdm_jax.generation.pipeline import Pipeline
+from vdm_jax.generation.resume import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -69,19 +69,20 @@ def score(
     """
     job = _job(data, metrics, num, seed, batch_size, folder, networks, progress, known)
     real = read_clips(data, num, seed)
-    if real.videos.shape[1:] != pipeline.shape:
-        shapes = ("×".join(map(str, shape)) for shape in (real.videos.shape[1:], pipeline.shape))
+    model = dataclasses.replace(pipeline.model, text_per_frame=False)  # a caption that looks like a changing prompt
+    if real.videos.shape[1:] != model.shape:
+        shapes = ("×".join(map(str, shape)) for shape in (real.videos.shape[1:], model.shape))
         raise InputError(f"{data.name}: real clips are {next(shapes)} (T×H×W×C), generated ones {next(shapes)}")
-    pipeline = dataclasses.replace(pipeline, text_per_frame=False)  # a caption that looks like a changing prompt
-    captioned = pipeline.takes_text and (not known or MODES[known].captioned)
+    pipeline = dataclasses.replace(pipeline, model=model)
+    captioned = model.text is not None and (not known or MODES[known].captioned)
     texts = real.captions if captioned else [""] * num
     factor = MODES[known].factor if known else 1
     resolved, _ = pipeline.check(texts, seed=seed, batch_size=batch_size, coarse=factor, **settings)
     if known:
         check_strength(known, resolved.strength)
-    arrays = jax.tree.leaves((pipeline.params, pipeline.codec.params if pipeline.codec else ()))
+    arrays = jax.tree.leaves(model.params)
     weights = [hashlib.sha256(np.asarray(x.addressable_data(0)).tobytes()) for x in arrays]
-    inputs = (*(x.hexdigest() for x in weights), pipeline.about, resolved, seed)
+    inputs = (*(x.hexdigest() for x in weights), model.identity, resolved, seed)
     inputs += (known, real.videos) if known else ()
 
     def draw(first: int, count: int) -> Rows:

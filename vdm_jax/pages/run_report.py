@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import vdm_jax
-from vdm_jax.configuration import default_config, read_config
+from vdm_jax.config import default_config, read_config
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.pages.chart import Line, line_chart
@@ -186,7 +186,7 @@ def _cell(score: Any) -> Any:
 def _config(config: Mapping[str, Any]) -> str:
     default = json.loads(default_config().to_json())
     return (
-        '<p class="muted">Bold: differs from the default in vdm_jax/configuration.py.</p>\n'
+        '<p class="muted">Bold: differs from the default in vdm_jax/config.py.</p>\n'
         f"<details><summary>config.json</summary>{''.join(_tree(config, default))}</details>"
     )
 

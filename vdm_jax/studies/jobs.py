@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vdm_jax.configuration import read_config
+from vdm_jax.config import read_config
 from vdm_jax.errors import InputError
 from vdm_jax.studies.duration import seconds_left, step_of
 from vdm_jax.studies.run import FLOORS

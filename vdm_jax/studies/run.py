@@ -14,13 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from vdm_jax.configuration import read_config
+from vdm_jax.build import load
+from vdm_jax.config import read_config
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.metrics import Network, load_networks
 from vdm_jax.evaluation.reference import RealData, read_clips, real_data
 from vdm_jax.evaluation.score import floors, score
 from vdm_jax.files import write_text
-from vdm_jax.generation.pipeline import Pipeline, load
+from vdm_jax.generation.pipeline import Pipeline
 from vdm_jax.parallel.machine import about_machine
 from vdm_jax.studies.duration import training_seconds
 from vdm_jax.studies.results import Result, read_result, write_result
@@ -74,11 +75,11 @@ def trained(run: Run) -> Pipeline:
         train(run.config, run.folder)
     if (name := run_hash(read_config(run.folder))) != run.name:
         raise InputError(f"{run.folder} holds a run of another config ({name}): move it away")
-    pipeline = load(run.folder)
-    if pipeline.step == run.config.steps:
-        return pipeline
-    train(run.config, run.folder)  # the last checkpoint was damaged
-    return load(run.folder)
+    model = load(run.folder)
+    if model.step != run.config.steps:  # the last checkpoint was damaged
+        train(run.config, run.folder)
+        model = load(run.folder)
+    return Pipeline(model)
 
 
 def _measure(plan: Plan, cell: Cell, pipeline: Pipeline, data: RealData, networks: Mapping[str, Network]) -> None:
@@ -97,7 +98,7 @@ def _measure(plan: Plan, cell: Cell, pipeline: Pipeline, data: RealData, network
     kwargs = {"num": study.num, "seed": cell.seed, "batch_size": study.batch_size, "folder": cache, "known": known}
     scores = score(pipeline, data, metrics, networks=networks, progress=timed, **kwargs, **cell.settings)
     cost = {
-        "parameters": sum(x.size for x in jax.tree.leaves(pipeline.params)),
+        "parameters": sum(x.size for x in jax.tree.leaves(pipeline.model.params)),
         "training_seconds": training_seconds(cell.run),
         "drawing_seconds": before + time.perf_counter() - start,
     }

@@ -8,24 +8,26 @@ from typing import Any
 
 import ml_collections
 
-from vdm_jax import configuration
-from vdm_jax.diffusion.conditioning import Conditioning
+from vdm_jax.build import NETWORKS, TEXT_ENCODERS
+from vdm_jax.config import default_config, flatten, is_free, read_config
+from vdm_jax.diffusion.known import MaskMixture
 from vdm_jax.diffusion.objective import Objective
 from vdm_jax.diffusion.process import PROCESSES
-from vdm_jax.models.text import ByteEncoder
-from vdm_jax.models.unet import UNet
 
 INIT_FROM = "init_from"
 
 # Keys that may change when a run is resumed, but that decide the result of a new run.
-_DECIDING = ("steps", "pretrained.folder", "pretrained.motion_adapter")
+_DECIDING = (
+    "steps",
+    *(f"model.{key}" for key in ("network.folder", "network.motion_adapter", "text.folder", "codec.folder")),
+)
 
 
 def run_hash(config: ml_collections.ConfigDict) -> str:
     """The name of a training: equal for configs that train the same network on the same batches.
 
     Keys at their defaults do not change the name, whether they are written or not. Free keys do not either
-    (`configuration.FREE_KEYS`). `init_from` counts as the hash of that run, not as a path.
+    (`config.FREE_KEYS`). `init_from` counts as the hash of that run, not as a path.
     """
     text = json.dumps(_plain(training_of(config)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -33,32 +35,33 @@ def run_hash(config: ml_collections.ConfigDict) -> str:
 
 def training_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The keys that decide a training: all keys that differ from their defaults, except free keys."""
-    values = configuration.flatten(json.loads(config.to_json()))
+    values = flatten(json.loads(config.to_json()))
     default = _defaults(config)
-    free = [key for key in values if configuration.is_free(key) and key not in _DECIDING]
+    free = [key for key in values if is_free(key) and key not in _DECIDING]
     if config.data.name == "folder":  # the path identifies the data
         free.remove("data.data_dir")
     deciding = {key: value for key, value in values.items() if key not in free and value != default.get(key, ...)}
     if config.init_from:
         run = Path(config.init_from)
         # A run that is not trained yet has no config, but the name of its folder is its hash.
-        deciding[INIT_FROM] = run_hash(configuration.read_config(run)) if (run / "config.json").exists() else run.name
+        deciding[INIT_FROM] = run_hash(read_config(run)) if (run / "config.json").exists() else run.name
     return deciding
 
 
 def _defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The default of every key, including arguments that appear only in the target function's signature."""
-    defaults = configuration.flatten(json.loads(configuration.default_config().to_json()))
+    defaults = flatten(json.loads(default_config().to_json()))
     kind, preset = PROCESSES.get(config.process.name, PROCESSES["cosine"])
     groups = {
-        "model.unet": UNet,
-        "model.text": ByteEncoder,
+        "model.network": NETWORKS.get(config.model.network.get("kind")),
+        "model.text": TEXT_ENCODERS.get(config.model.text.get("kind")),
         "objective": Objective,
         "process": kind,
-        "known": Conditioning,
+        "known": MaskMixture,
     }
     for group, function in groups.items():
-        for name, parameter in inspect.signature(function.__init__).parameters.items():
+        parameters = inspect.signature(function.__init__).parameters if function else {}  # none for a loaded part
+        for name, parameter in parameters.items():
             if parameter.default is not parameter.empty:
                 defaults.setdefault(f"{group}.{name}", parameter.default)
     defaults |= {f"process.{name}": value for name, value in preset.items()}

@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-from flax import nnx
 
-from vdm_jax import configuration
+from vdm_jax.build import build
+from vdm_jax.config import check_keys, check_numbers, flatten
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.known import MODES, check_strength, mask_of
 from vdm_jax.evaluation.metrics import PROTOCOL, check_metrics, check_weights, hash_of
-from vdm_jax.generation.settings import Settings, check_sampling, settings_of
+from vdm_jax.generation.settings import Settings, check_sampling
+from vdm_jax.model import Model
+from vdm_jax.split import in_common
 from vdm_jax.studies.run_hash import INIT_FROM, run_hash
-from vdm_jax.training.trainee import in_common
+from vdm_jax.training.optimizer import optimizer_of
 
 SAMPLE = "sample."  # keys that begin so are settings of the sampler: they do not change the run
 KNOWN = "known"  # the mode, from `evaluation.known.MODES`: it does not change the run either
@@ -143,11 +145,6 @@ def value_at(config: ml_collections.ConfigDict, key: str) -> Any:
     return functools.reduce(lambda group, name: group[name], key.split(".") if key else [], config)
 
 
-def load_config(path: Path, *arguments: str) -> ml_collections.ConfigDict:
-    """The config of a file in configs/, as the base of a study."""
-    return runpy.run_path(str(path))["get_config"](*arguments)
-
-
 # ------------------------------------------------------------------------------------------------- the plan
 
 
@@ -210,31 +207,12 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
     Raises:
         InputError: an arm that cannot be trained or drawn, with its name.
     """
-    if not study.arms or not study.seeds:
-        raise InputError(f"a study must have arms and seeds, not {list(study.arms)} and {list(study.seeds)}")
-    if study.num < 2 or study.batch_size < 1:
-        raise InputError(f"num={study.num} must be at least 2, and batch_size={study.batch_size} at least 1")
-    for arm, changes in study.arms.items() if study.along else ():
-        if not isinstance(value := changes.get(study.along), int | float):
-            raise InputError(f"arm {arm!r}: {study.along}={value!r} must be a number: it is the axis of the charts")
-    if len(set(study.seeds)) < len(study.seeds):
-        raise InputError(f"seeds={','.join(map(str, study.seeds))} must differ")
-    for seed in study.seeds:
-        if not 0 <= seed < 2**32:
-            raise InputError(f"seed {seed} must be at least 0 and below 2**32")
-    cells, trained = [], {}
     known = {arm: changes.get(KNOWN, study.known) for arm, changes in study.arms.items()}
-    for arm in study.arms:
-        try:
-            metrics = check_metrics(study.metrics, known[arm])
-            _check_arm(study, arm, known[arm])
-        except InputError as error:
-            raise InputError(f"arm {arm!r}: {error}") from error
-    check_weights(metrics, study.weights)
+    metrics, cells, trained = _check_study(study, known), [], {}
     common = {"metrics": metrics, "num": study.num, "protocol": PROTOCOL}
     if study.weights:
         common["weights"] = {name: hash_of(Path(path)) for name, path in sorted(study.weights.items())}
-    data = configuration.flatten(json.loads(study.base.to_json())["data"])
+    data = flatten(json.loads(study.base.to_json())["data"])
     # The data of the measurement. The path identifies the data of a folder; for a named data set it depends on the
     # machine.
     data = {k: v for k, v in data.items() if k != "data_dir" or data["name"] == "folder"}
@@ -250,6 +228,30 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
     modes = "; ".join(dict.fromkeys(known.values()))
     inputs = {"arm": "floors", "seed": study.seeds[0], "data": data, "known": modes} | common
     return Plan(study, tuple(cells), Cell("floors", study.seeds[0], None, {}, inputs, _result_file(out, inputs)))
+
+
+def _check_study(study: Study, known: Mapping[str, str]) -> tuple[str, ...]:
+    """Checks a study, with the mode of each arm. Returns the names of its metrics."""
+    if not study.arms or not study.seeds:
+        raise InputError(f"a study must have arms and seeds, not {list(study.arms)} and {list(study.seeds)}")
+    if study.num < 2 or study.batch_size < 1:
+        raise InputError(f"num={study.num} must be at least 2, and batch_size={study.batch_size} at least 1")
+    for arm, changes in study.arms.items() if study.along else ():
+        if not isinstance(value := changes.get(study.along), int | float):
+            raise InputError(f"arm {arm!r}: {study.along}={value!r} must be a number: it is the axis of the charts")
+    if len(set(study.seeds)) < len(study.seeds):
+        raise InputError(f"seeds={','.join(map(str, study.seeds))} must differ")
+    for seed in study.seeds:
+        if not 0 <= seed < 2**32:
+            raise InputError(f"seed {seed} must be at least 0 and below 2**32")
+    for arm in study.arms:
+        try:
+            metrics = check_metrics(study.metrics, known[arm])
+            _check_arm(study, arm, known[arm])
+        except InputError as error:
+            raise InputError(f"arm {arm!r}: {error}") from error
+    check_weights(metrics, study.weights)
+    return metrics
 
 
 def shard(plan: Plan, part: int, parts: int) -> list[Run]:
@@ -275,9 +277,10 @@ def _check_arm(study: Study, arm: str, known: str) -> None:
     config, model = _check_training(study.base, changes)
     if INIT_FROM in changes:
         _, before = _check_training(study.base, changes[INIT_FROM])
-        in_common(*(nnx.to_pure_dict(nnx.split(network)[1]) for network in (model, before)), INIT_FROM)
+        in_common(model.params, before.params, INIT_FROM)
     settings = _settings_of(config, _sampling(changes))
-    check_sampling(settings, configuration.process_of(config), [""], model.tokenize)
+    settings.check_model(model, MODES[known].factor if known else 1)
+    check_sampling(settings, model, [""])
     names = ("frames", "height", "width", "channels")
     shape, base_shape = (tuple(c.data[name] for name in names) for c in (config, study.base))
     if shape != base_shape:
@@ -287,20 +290,14 @@ def _check_arm(study: Study, arm: str, known: str) -> None:
     if known:
         mask_of(known, shape)
         check_strength(known, settings.strength)
-    factor = MODES[known].factor if known else 1
-    if settings.respect != "reconstruct" and factor != config.known.downsample:
-        raise InputError(f"known={known!r} needs known.downsample={factor}, not {config.known.downsample}")
 
 
-def _check_training(base, changes) -> tuple[ml_collections.ConfigDict, nnx.Module]:
+def _check_training(base, changes) -> tuple[ml_collections.ConfigDict, Model]:
     config = changed(base, changes)
-    configuration.check_keys(config)
-    configuration.check_numbers(config)
-    configuration.optimizer_of(config)
-    configuration.objective_of(config)
-    model, data = configuration.abstract_model(config), config.data
-    model.unet.check_size(data.frames, data.height, data.width, data.joint_images)
-    return config, model
+    check_keys(config)
+    check_numbers(config)
+    optimizer_of(config)
+    return config, build(config)
 
 
 def _sampling(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -309,16 +306,10 @@ def _sampling(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings_of(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> Settings:
-    settings = settings_of(config)
-    if "grid" in changes:
-        changes = {"grid_options": ()} | dict(changes)
     try:
-        settings = dataclasses.replace(settings, **changes)
-    except TypeError as error:
-        raise InputError(f"{SAMPLE}*: {error}") from error
-    if settings.respect == "concat" and configuration.conditioning_of(config) is None:
-        raise InputError("sample.respect='concat' needs known.mixture: a network that was trained with masks")
-    return settings
+        return Settings(**build(config).sampling).changed(changes)
+    except InputError as error:
+        raise InputError(f"{SAMPLE}{error}") from error
 
 
 def _result_file(out: Path, inputs: Mapping[str, Any]) -> Path:
