@@ -208,7 +208,11 @@ def test_a_sweep_names_what_it_adds():
         ({"a": {"model.network.blockz": 3}}, {}, "arm 'a': config.model.network does not fit 'unet'"),
         ({"a": {"sample.stepz": 3}}, {}, "arm 'a': sample.stepz: no such setting"),
         ({"a": {"sample.solver": "rk4"}}, {}, "arm 'a': solver 'rk4' is unknown"),
-        ({"a": {"sample.respect": "concat"}}, {}, "arm 'a': respect='concat' needs a run whose network takes known pixels"),
+        (
+            {"a": {"sample.respect": "concat"}},
+            {},
+            "arm 'a': respect='concat' needs a run whose network takes known pixels",
+        ),
         ({"a": {"data.frames": 6}}, {}, "must equal the base's"),
         ({"a": {"data.joint_images": 1}}, {}, "arm 'a': joint_images=1 needs patch_time=1"),
         ({"a": {"process.frame_correlation": 1.0}}, {}, "frame_correlation=1.0 must be at least 0 and below 1"),
