@@ -2,7 +2,7 @@
 
 An extractor computes a row for each clip. A figure summarises the rows, with an interval: their mean, a share, or their
 Fréchet distance from the rows of real clips. A new metric is a line in `METRICS`, and a line in `EXTRACTORS` if it
-needs new rows. docs/metrics.md says what each metric means, and what it does not see.
+needs new rows. docs/evaluation.md says what each metric means, and what it does not see.
 """
 
 import difflib

@@ -278,18 +278,18 @@ def _check_arm(study: Study, arm: str, known: str) -> None:
     if INIT_FROM in changes:
         _, before = _check_training(study.base, changes[INIT_FROM])
         in_common(model.params, before.params, INIT_FROM)
-    settings = _settings_of(config, _sampling(changes))
-    settings.check_model(model, MODES[known].factor if known else 1)
-    check_sampling(settings, model, [""])
     names = ("frames", "height", "width", "channels")
     shape, base_shape = (tuple(c.data[name] for name in names) for c in (config, study.base))
     if shape != base_shape:
         raise InputError(
             f"{', '.join(names)}={shape} must equal the base's {base_shape}: all arms have the same metrics"
         )
+    settings = _settings_of(config, _sampling(changes))
     if known:
         mask_of(known, shape)
         check_strength(known, settings.strength)
+    settings.check_model(model, MODES[known].factor if known else 1)
+    check_sampling(settings, model, [""])
 
 
 def _check_training(base, changes) -> tuple[ml_collections.ConfigDict, Model]:
