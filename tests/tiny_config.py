@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.configuration import default_config
+from vdm_jax.config import default_config
 from vdm_jax.video import write_video
 
 COUNT = 11  # videos; no multiple of the batch
@@ -21,10 +21,8 @@ def get_config():
     config.data.frames = 4
     config.data.height = config.data.width = 8
     config.data.channels = 3
-    config.data.caption_dropout = 0.1
-    config.model.unet = {"channels": 8, "multipliers": (1,), "blocks": 0, "head_size": 8}
-    config.model.unet.patch, config.model.unet.patch_time = 4, 2
-    config.model.text = {"width": 16, "depth": 0, "length": 16, "head_size": 16}
+    config.model.network.update(channels=8, multipliers=(1,), blocks=0, head_size=8, patch=4, patch_time=2)
+    config.model.text.update(width=16, depth=0, length=16, head_size=16)
     config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup = 2
     config.log_every = 1

@@ -5,7 +5,7 @@ A run folder and a published folder are both loaded as one (`build.load`), and a
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ class TextEncoder:
         return nnx.merge(self.graphdef, params)(tokens)
 
 
+@runtime_checkable
 class FirstFrame(Protocol):
     """What conditions a network on the first frame alone, next to its null condition."""
 
