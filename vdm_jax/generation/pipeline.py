@@ -94,7 +94,7 @@ class Pipeline:
             texts, seed=seed, batch_size=batch_size, coarse=coarse, negative=negative, **changes
         )
         known = self._checked_known(known, len(prompts), settings)
-        tokens = tokens.reshape(len(prompts), -1, tokens.shape[-1])
+        tokens = tokens.reshape(len(prompts), len(texts) // len(prompts), tokens.shape[1])
         guides = settings.guidance != 1 and self.takes_guidance
         draw = _compile(
             model.static,
