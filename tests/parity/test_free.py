@@ -12,6 +12,8 @@ import pytest
 if find_spec("torch") is None:  # before what imports it
     pytest.skip("needs the parity extra", allow_module_level=True)
 
+from vdm_jax.generation.published import load_published
+
 from tests.parity.test_pipelines import BETAS, NEGATIVE, PROMPT, noise, parts
 from tests.parity.test_unets import call, theirs
 from tests.pretrained.networks import UNETS, inputs, module_of, numbers, relative
@@ -19,7 +21,6 @@ from vdm_jax.diffusion.free_init import low_pass, refreshed
 from vdm_jax.diffusion.free_noise import rescheduled
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.diffusion.sampler import INITIAL, ROUND, SHUFFLE, gaussian
-from vdm_jax.generation.published import load_published
 from vdm_jax.parallel.mesh import make_mesh
 
 with warnings.catch_warnings():

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from vdm_jax.generation.published import load_published
 
 from tests.parity.test_unets import theirs, with_weights
 from tests.pretrained.make_golden_clip import write_vocabulary
@@ -14,7 +15,6 @@ from tests.pretrained.networks import UNETS, relative
 from tests.pretrained.tiny_autoencoders import AUTOENCODERS
 from vdm_jax.diffusion.sampler import INITIAL, gaussian
 from vdm_jax.generation.modes import generate, keyframes
-from vdm_jax.generation.published import load_published
 from vdm_jax.parallel.mesh import make_mesh
 
 with warnings.catch_warnings():
