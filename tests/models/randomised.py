@@ -1,4 +1,4 @@
-"""Modules without zeros: a fresh block that starts as the identity would hide what it computes."""
+"""Modules without zeros (a fresh block that starts as the identity would hide what it computes), and references."""
 
 import jax
 import jax.numpy as jnp
@@ -21,3 +21,11 @@ def randomised(make, scale=0.5, zero=None):
 
     graphdef, params = nnx.split(nnx.eval_shape(make))
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(draw, params))
+
+
+def softmax_attention(query, key, value, bias=0.0, mask=True):
+    """Returns softmax(q kᵀ/√D + bias) v over the last two axes, in float64."""
+    query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
+    scores = np.where(mask, query @ key.swapaxes(-1, -2) / np.sqrt(query.shape[-1]) + bias, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ value
