@@ -194,7 +194,8 @@ def carry_out(plan, selected, timed: Path, out: Path) -> None:
     encoding = {"desc": "encoding videos", "leave": False, "disable": not live}
     write_report(findings, out, command_line, lambda rows: tqdm(rows, **encoding))
     print(f"\n{markdown(findings, command_line)}")
-    print(f"{findings.count} of {len(plan.cells)} results. Table, plot and page: {out}/table.md, plot.svg, report.html")
+    count = f"{len(findings.results)} of {len(plan.cells)}"
+    print(f"{count} results. Table, plot and page: {out}/table.md, plot.svg, report.html")
     if failed:
         job, reason = next(iter(failed.items()))
         raise InputError(f"{len(failed)} of {len(names)} jobs failed; all other results are kept. {job}: {reason}")

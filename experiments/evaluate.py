@@ -5,7 +5,7 @@ python experiments/evaluate.py --run runs/x --metrics fvd,smoothness --num 2048 
 python experiments/evaluate.py --pretrained text-to-video-ms-1.7b --real my/videos --num 64
 python experiments/evaluate.py --run runs/x --known "extension, half known" --lpips lpips-vgg.safetensors
 
-docs/metrics.md explains each metric, and what it does not see.
+docs/evaluation.md explains each metric, and what it does not see.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ I3D = flags.DEFINE_string("i3d", None, "Weights for fvd (docs/features.md).")
 VIDEOMAE = flags.DEFINE_string("videomae", None, "Weights for videomae.")
 CLIP = flags.DEFINE_string("clip", None, "Weights for clip, clip_fid and consistency.")
 LPIPS = flags.DEFINE_string("lpips", None, "Weights for lpips.")
-KNOWN = flags.DEFINE_string("known", "", "The part of each held-out clip that is known: a mode in docs/metrics.md.")
+KNOWN = flags.DEFINE_string("known", "", "The part of each held-out clip that is known: a mode in docs/evaluation.md.")
 RESPECT = flags.DEFINE_string(
     "respect", None, "With --known: replace, reconstruct or concat (default: the run's config)."
 )
@@ -55,8 +55,8 @@ OUT = flags.DEFINE_string(
 FLOORS = {"real": "real clips", "shuffled": "frames shuffled"}  # titles; all other columns have their names
 
 
-def main() -> None:
-    """Prints and writes the metrics of samples for each guidance scale, of real clips and of the floors."""
+def check_flags() -> list[float]:
+    """Checks flags that do not fit together. Returns the guidance scales; empty for the default."""
     if bool(RUN.value) == bool(PRETRAINED.value):
         raise InputError("--run=runs/<name> is needed, or --pretrained=<folder> instead")
     if PRETRAINED.value and not REAL.value:
@@ -64,29 +64,26 @@ def main() -> None:
     for flag, other in ((ADAPTER, PRETRAINED), (DTYPE, PRETRAINED), (RESPECT, KNOWN), (STRENGTH, KNOWN)):
         if flag.value and not other.value:
             raise InputError(f"--{flag.name}={flag.value} needs --{other.name}")
-    try:
-        weights = [float(w) for w in GUIDANCE.value or ()]
-    except ValueError:
-        raise InputError(f"--guidance={','.join(GUIDANCE.value)} must be numbers, such as 1,3") from None
+    from vdm_jax.evaluation.known import check_mode, check_strength
+    from vdm_jax.evaluation.metrics import check_metrics
 
-    import numpy as np
-    from tqdm import tqdm
-
-    from vdm_jax.evaluation import metrics as table
-    from vdm_jax.evaluation.known import MODES, check_mode, check_strength, mask_of
-    from vdm_jax.evaluation.score import floors, score
-    from vdm_jax.files import write_text
-
-    if KNOWN.value:  # all checks that need no model come first
+    if KNOWN.value:
         check_mode(KNOWN.value)
         check_strength(KNOWN.value, 1.0 if STRENGTH.value is None else STRENGTH.value)
     if METRICS.value is not None:
-        table.check_metrics(METRICS.value, KNOWN.value)
-    pipeline, data = load()
-    files = {"i3d": I3D, "videomae": VIDEOMAE, "clip": CLIP, "lpips": LPIPS}
-    files = {name: flag.value for name, flag in files.items() if flag.value}
-    names = table.check_metrics(METRICS.value or table.default_metrics(data, files, KNOWN.value), KNOWN.value)
-    networks = table.load_networks(names, data, files)
+        check_metrics(METRICS.value, KNOWN.value)
+    try:
+        return [float(w) for w in GUIDANCE.value or ()]
+    except ValueError:
+        raise InputError(f"--guidance={','.join(GUIDANCE.value)} must be numbers, such as 1,3") from None
+
+
+def resolve_settings(pipeline, data, weights: list[float]):
+    """Returns the guidance scales, the flags that change settings, and the settings. Checks that they fit the model."""
+    import numpy as np
+
+    from vdm_jax.evaluation.known import MODES, mask_of
+
     shape = pipeline.model.shape
     pipeline.model.check_known(mask_of(KNOWN.value, shape)[0] if KNOWN.value else np.zeros((*shape[:3], 1), bool))
     if not weights:
@@ -99,18 +96,29 @@ def main() -> None:
     factor = MODES[KNOWN.value].factor if KNOWN.value else 1
     for weight in weights:
         settings, _ = pipeline.check([""], seed=SEED.value, coarse=factor, guidance=weight, **changes)
+    return weights, changes, settings
 
-    model = RUN.value or PRETRAINED.value
+
+def main() -> None:
+    """Prints and writes the metrics of samples for each guidance scale, of real clips and of the floors."""
+    weights = check_flags()
+
+    from tqdm import tqdm
+
+    from vdm_jax.evaluation import metrics as table
+    from vdm_jax.evaluation.score import floors, score
+    from vdm_jax.files import write_text
+
+    pipeline, data = load()
+    files = {"i3d": I3D, "videomae": VIDEOMAE, "clip": CLIP, "lpips": LPIPS}
+    files = {name: flag.value for name, flag in files.items() if flag.value}
+    names = table.check_metrics(METRICS.value or table.default_metrics(data, files, KNOWN.value), KNOWN.value)
+    networks = table.load_networks(names, data, files)
+    weights, changes, settings = resolve_settings(pipeline, data, weights)
     published = "-".join(Path(part).name for part in (PRETRAINED.value, ADAPTER.value) if part)
     out = Path(OUT.value or RUN.value or Path("evaluations") / published)
     metadata = {"protocol": table.PROTOCOL, "data": data.name, "num": NUM.value, "seed": SEED.value}
-    metadata |= {"model": model, "step": pipeline.model.step}
-    metadata |= {"motion_adapter": ADAPTER.value} if ADAPTER.value else {}
-    metadata |= {"dtype": DTYPE.value or "float32"} if PRETRAINED.value else {}
-    metadata |= {name: getattr(settings, name) for name in ("steps", "solver", "eta", "grid")}
-    metadata |= {"known": KNOWN.value, "respect": settings.respect} if KNOWN.value else {}
-    metadata |= {"strength": settings.strength} if settings.strength < 1 else {}
-    metadata |= {name: network.digest for name, network in networks.items()}
+    metadata |= metadata_of(pipeline, settings) | {name: network.digest for name, network in networks.items()}
     kwargs = {"num": NUM.value, "seed": SEED.value, "batch_size": BATCH.value, "networks": networks}
     kwargs |= {"known": KNOWN.value, "folder": out / "evaluation"}
     with contextlib.ExitStack() as bars:  # closes the bars before an error is printed
@@ -125,6 +133,16 @@ def main() -> None:
     file = out / ("-".join(["evaluation", *re.findall(r"\w+", KNOWN.value)]) + ".json")
     write_text(file, json.dumps(metadata | numbers, indent=2, allow_nan=False) + "\n")
     print(f"\nwritten to {file}")
+
+
+def metadata_of(pipeline, settings) -> dict:
+    """What identifies the model and its settings, for the printed line and for evaluation.json."""
+    metadata = {"model": RUN.value or PRETRAINED.value, "step": pipeline.model.step}
+    metadata |= {"motion_adapter": ADAPTER.value} if ADAPTER.value else {}
+    metadata |= {"dtype": DTYPE.value or "float32"} if PRETRAINED.value else {}
+    metadata |= {name: getattr(settings, name) for name in ("steps", "solver", "eta", "grid")}
+    metadata |= {"known": KNOWN.value, "respect": settings.respect} if KNOWN.value else {}
+    return metadata | ({"strength": settings.strength} if settings.strength < 1 else {})
 
 
 def load():

@@ -60,7 +60,7 @@ def test_training_and_generation_do_not_know_each_other(above, below):
 
 def test_imports_go_down_only():
     assert len(imports()) > 300
-    upward = [row for row in imports() if row[1] != row[2] and FLOOR[row[2]] >= FLOOR[row[1]]]
+    upward = [row for row in imports() if row[2] and row[1] != row[2] and FLOOR[row[2]] >= FLOOR[row[1]]]
     assert not upward
 
 

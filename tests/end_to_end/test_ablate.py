@@ -62,7 +62,7 @@ def test_a_study_in_two_sittings(run, outcome, folder):
     assert rows_of(folder)[1]["flicker"] == three["flicker"]
     again = log.read_text().removeprefix(before)
     assert "measuring 3 steps, seed 0" in again
-    assert "2 steps of 8" not in again  # trained, that is
+    assert "2 steps of 8" not in again  # no step was trained
     assert "measuring 2 steps" not in again
 
     # An error in the real clips is reported before anything is trained.

@@ -100,7 +100,7 @@ def test_a_study_is_judged_left_gone_on_with_saved_and_counted(run, folder, brow
     assert browser.switch_to.active_element.get_attribute("id") == "where"
     until(lambda: playing(browser))
 
-    # By keys: it goes on by itself when all is answered, and back.
+    # By keys: a complete pair shows the next pair; Backspace goes back.
     assert not browser.find_element(By.ID, "next").is_enabled()
     press(browser, Keys.ARROW_RIGHT, "4")
     assert (where(browser), pressed(browser)) == ("Pair 1 of 4", ["Right →", "4"])
@@ -109,21 +109,21 @@ def test_a_study_is_judged_left_gone_on_with_saved_and_counted(run, folder, brow
     press(browser, Keys.BACKSPACE)
     assert (where(browser), pressed(browser)) == ("Pair 1 of 4", ["Right →", "4", "2"])
 
-    # A pair that was gone back to waits: change it with the mouse, then go on.
+    # A pair that was complete before stays: change it with the mouse, then continue.
     browser.find_element(By.CSS_SELECTOR, "[data-preference=left]").click()
-    browser.find_elements(By.CSS_SELECTOR, ".values button")[9].click()  # 5 for the right one
+    browser.find_elements(By.CSS_SELECTOR, ".values button")[9].click()  # 5 for the right video
     assert (where(browser), pressed(browser)) == ("Pair 1 of 4", ["← Left", "4", "5"])
     browser.find_element(By.ID, "next").click()
     assert where(browser) == "Pair 2 of 4"
 
-    # With the keyboard's focus on the scales, digits follow it.
+    # With the keyboard focus on a scale, digits rate its item.
     browser.execute_script("document.querySelectorAll('.values button')[5].focus()")
-    press(browser, "3", "1")  # right, then left, which is still open
+    press(browser, "3", "1")  # right, then left, which has no rating yet
     assert pressed(browser) == ["1", "3"]
     press(browser, Keys.ARROW_DOWN)
     assert where(browser) == "Pair 3 of 4"
 
-    # Closed amid a pair, it goes on there.
+    # A page closed within a pair resumes at this pair.
     press(browser, Keys.ARROW_LEFT)
     browser.refresh()
     assert (where(browser), pressed(browser)) == ("Pair 3 of 4", ["← Left"])
@@ -168,7 +168,7 @@ def test_a_report_shows_curves_and_plays_videos(run, folder, browser):
     assert "one/report.html" in out
     browser.get((folder / "one" / "report.html").as_uri())
     button = browser.find_element(By.ID, "stop")
-    browser.execute_script("arguments[0].scrollIntoView()", button)  # what nobody sees does not play
+    browser.execute_script("arguments[0].scrollIntoView()", button)  # videos outside the window do not play
     until(lambda: playing(browser))
     assert len(browser.find_elements(By.TAG_NAME, "video")) == 8
     assert browser.execute_script(

@@ -81,22 +81,22 @@ def test_identity_consistency_is_the_share_of_pairs_that_agree():
 
 def test_identity_is_lost_where_digits_change(judge, seen, test_clips):
     found = {name: metrics.identity_consistency(verdict).mean() for name, verdict in seen.items()}
-    assert 0.5 < found["real"] < found["frozen"] == 1  # a judge that was trained for longer is surer
+    assert 0.5 < found["real"] < found["frozen"] == 1  # more training gives larger values
     assert found["shuffled"] == pytest.approx(found["real"])
-    changing = np.concatenate([test_clips[:100, :4], test_clips[100:200, 4:]], axis=1)  # another clip from half on
+    changing = np.concatenate([test_clips[:100, :4], test_clips[100:200, 4:]], axis=1)  # two clips
     assert metrics.identity_consistency(judge(changing)).mean() < 0.8 * found["real"]
 
 
 def test_position_error_is_in_pixels_over_the_frames_asked_for(test_clips):
     away = (test_clips[:, :, -1].max((1, 2, 3)) == -1) & (test_clips[:, :, :, -2:].max((1, 2, 3, 4)) == -1)
-    clips = test_clips[away]  # nothing comes in on the other side
+    clips = test_clips[away]  # rolling brings nothing in from the other side
     assert len(clips) > 10
     moved = np.roll(clips, (1, 2), axis=(2, 3))
     np.testing.assert_allclose(metrics.position_error(moved, clips), np.sqrt(5), rtol=1e-3)
     late = np.concatenate([clips[:, :4], moved[:, 4:]], axis=1)
     np.testing.assert_allclose(metrics.position_error(late, clips), np.sqrt(5) / 2, rtol=1e-3)
     np.testing.assert_allclose(metrics.position_error(late, clips, new=range(4, 8)), np.sqrt(5), rtol=1e-3)
-    # A digit moves a pixel a frame: held, it falls behind by 0, 1, … 7.
+    # A digit moves by a pixel a frame: a frozen digit is 0, 1, … 7 pixels behind.
     np.testing.assert_allclose(metrics.position_error(frozen(test_clips), test_clips).mean(), 3.5, atol=0.05)
 
 

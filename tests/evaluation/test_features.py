@@ -70,7 +70,7 @@ def test_clips_are_resized_as_the_protocols_do():
 
 
 def test_videomae_is_given_clips_between_0_and_1(videomae, one):
-    given = videomae_clips(CONFIG)  # what was kept was given as it is
+    given = videomae_clips(CONFIG)  # the stored features are of unscaled clips
     assert relative(videomae_features(videomae(one), given * 2 - 1), KEPT["videomae"]) < 1e-5
 
 

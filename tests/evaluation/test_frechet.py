@@ -48,7 +48,7 @@ def test_parity_with_the_matrix_square_root_of_scipy():
 
 def test_covariances_of_any_rank():
     u, v = rng.standard_normal((2, 40))
-    expected = u @ u + v @ v - 2 * abs(u @ v)  # of rank one
+    expected = u @ u + v @ v - 2 * abs(u @ v)  # covariances of rank one
     found = frechet_distance(gaussian(0 * u, np.outer(u, u)), gaussian(0 * v, np.outer(v, v)))
     assert found == pytest.approx(expected, rel=1e-9)
     a, q = random_covariance(40, rank=7), np.linalg.qr(rng.standard_normal((40, 40)))[0]
@@ -58,7 +58,7 @@ def test_covariances_of_any_rank():
     assert turned == pytest.approx(frechet_distance(gaussian(v, b), gaussian(u, a)), rel=1e-9)  # and symmetric
 
 
-@pytest.mark.parametrize("count", [5, 200])  # singular, and not
+@pytest.mark.parametrize("count", [5, 200])  # a singular and a regular covariance
 def test_equal_sets_have_no_distance(count):
     features = 100 * rng.standard_normal((count, 20)) + 7
     assert frechet_distance(features, features[::-1]) == pytest.approx(0, abs=1e-8)
@@ -120,7 +120,7 @@ def test_the_extrapolation_says_what_it_did(caplog):
     np.testing.assert_array_equal(again.distances, found.distances)
     whole = unbiased_frechet_distance(moments_of(real), generated, points=5)
     assert "real set whole" in str(whole)
-    assert whole.distances[-1] == pytest.approx(found.distances[-1])  # both are of all rows
+    assert whole.distances[-1] == pytest.approx(found.distances[-1])  # the last subset is all rows
     fit = np.polyval(np.polyfit(1 / found.counts, found.distances, 1), 0)
     assert found.distance == pytest.approx(fit)
 

@@ -64,7 +64,7 @@ def test_shuffling_frames_loses_the_direction_and_keeps_the_digit(judge, test_cl
 
 
 def test_verdicts_are_probabilities_with_features_whatever_the_batch(judge, test_clips):
-    videos = test_clips[0][:130]  # two batches inside, the second one short
+    videos = test_clips[0][:130]  # two batches, the second is short
     verdict = judge(videos)
     assert verdict.digit.shape == (130, 10)
     assert verdict.direction.shape == (130, len(data.MOTIONS))
@@ -150,7 +150,7 @@ def test_floors_keep_the_frames_and_change_the_motion(test_clips):
     videos = test_clips[0][:64]
     shuffled = np.asarray(ev.shuffle_frames(videos, jax.random.key(1)))
     np.testing.assert_allclose(np.sort(shuffled.sum((2, 3, 4))), np.sort(videos.sum((2, 3, 4))), rtol=1e-5)
-    assert len(np.unique(np.abs(shuffled - videos).sum((1, 2, 3, 4)))) > 32  # each clip in its own order
+    assert len(np.unique(np.abs(shuffled - videos).sum((1, 2, 3, 4)))) > 32  # each clip has another order
     held = ev.frozen(videos)
     np.testing.assert_array_equal(held, np.repeat(videos[:, :1], 8, axis=1))
     assert float(ev.jerk(held).max()) == 0

@@ -36,7 +36,7 @@ def test_a_split_that_was_trained_on_is_not_held_out(monkeypatch):
 
 def test_without_such_a_split_clips_are_divided_and_the_name_says_so(tmp_path):
     write_videos(tmp_path, 5)
-    write_videos(tmp_path / "test", 1)  # what is trained on without train/ is all of it
+    write_videos(tmp_path / "test", 1)  # without train/, all videos are the training split
     config = default_config()
     config.data.update(name="folder", data_dir=str(tmp_path), frames=4, height=8, width=8, channels=3)
     found = real_data(config)

@@ -34,7 +34,7 @@ from vdm_jax.evaluation.score import floors, score
 from vdm_jax.generation.pipeline import Pipeline, make_pipeline
 from vdm_jax.parallel.mesh import make_mesh
 
-NUM, BATCH = 20, 8  # the last batch is not a full one
+NUM, BATCH = 20, 8  # the last batch is short
 OF_DIGITS = [name for name, metric in METRICS.items() if metric.extractor not in ("i3d", "videomae", "clip", *OF_KNOWN)]
 
 
@@ -133,7 +133,7 @@ def test_floors_tell_what_a_metric_sees(data):
     assert of["dynamic"][0] > 0.5
     assert of["identity"][2] == 1
     assert of["novelty"][0] == pytest.approx(0.5)
-    assert of["digits_fvd_infinite"][0] < of["digits_fvd"][0]  # so few clips make it too large
+    assert of["digits_fvd_infinite"][0] < of["digits_fvd"][0]  # the distance of few clips is too large
 
 
 def test_figures_are_those_of_the_functions_that_they_are_named_for(data, sources, judge):

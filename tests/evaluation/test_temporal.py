@@ -1,4 +1,4 @@
-"""Measurements of single videos: definitions, parity, and whether they move the right way on real clips."""
+"""Metrics of single videos: definitions, parity, and the right order of real and damaged clips."""
 
 import dataclasses
 import sys
@@ -29,7 +29,7 @@ def real(tmp_path_factory):
 
 
 def flickering(videos):
-    """Every frame with a brightness of its own."""
+    """Scales each frame by a random brightness."""
     return (videos + 1) * rng.uniform(0.6, 1, (*videos.shape[:2], 1, 1, 1)).astype(np.float32) - 1
 
 
@@ -44,7 +44,7 @@ def texture(height, width, channels=1):
 
 
 def pan(frames=5, speed=2, size=48, channels=1):
-    """One clip of a window that moves over a texture to the right, so that all in it moves to the left."""
+    """A clip of a window that moves to the right over a texture, so that the texture moves to the left."""
     wide = texture(size, size + speed * frames, channels)
     return np.stack([wide[:, speed * t : speed * t + size] for t in range(frames)])[None]
 
@@ -61,7 +61,7 @@ def test_flicker_is_the_mean_change_as_a_share_of_the_range():
 def test_subject_consistency_by_hand():
     features = np.array([[[1, 0], [1, 1], [0, 2]], [[1, 0], [-1, 0], [-1, 0]], [[0, 0], [1, 0], [1, 0]]], float)
     half = np.sqrt(0.5)
-    # To the first and to the one before: (√½, √½), (0, √½); opposite features count as 0, as do none.
+    # Cosines with the first and the previous frame: (√½, √½), (0, √½). Opposite and zero features count as 0.
     expected = [(half + half / 2) / 2, (0 + 1 / 2) / 2, (0 + 1 / 2) / 2]
     np.testing.assert_allclose(temporal.subject_consistency(features), expected)
     with pytest.raises(InputError, match="frames=1"):
@@ -73,7 +73,7 @@ def test_psnr_of_a_known_error():
     other = video.copy()
     other[:, 0] += 0.2  # a tenth of the range: 20 dB
     other[0, 1] -= 0.02  # a hundredth: 40 dB
-    np.testing.assert_allclose(temporal.psnr(other, video), [30, 60], rtol=1e-5)  # 100 dB where they are equal
+    np.testing.assert_allclose(temporal.psnr(other, video), [30, 60], rtol=1e-5)  # 100 dB for equal frames
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -152,7 +152,7 @@ def test_a_pan_is_smooth_and_as_fast_as_it_is(flow, channels):
 
 
 def test_what_a_moving_thing_uncovers_is_not_counted(flow):
-    """A square passes over a texture: the warped frame is wrong just beside it, and there it is masked."""
+    """A square passes over a texture: the warped frame is wrong next to the square, where the mask excludes it."""
     ground, square = texture(48, 48), texture(16, 16)
     video = np.repeat(ground[None, None], 3, axis=1)
     for t in range(3):

@@ -14,7 +14,7 @@ from vdm_jax.pages import human
 from vdm_jax.video import read_metadata, read_video, write_video
 
 SETS = ("aster", "borage", "clover")
-LEVEL = {"aster": 40, "borage": 120, "clover": 200}  # of brightness: by this the tests know a video's set
+LEVEL = {"aster": 40, "borage": 120, "clover": 200}  # brightness, by which the tests recognise the set of a video
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def test_a_table_has_the_columns_of_all_rows_and_error_bars_on_one_scale():
     ]
     assert text.count("<td>–</td>") == 1
     first, second = re.findall(r'<circle cx="([\d.]+)"', text)
-    assert (float(first), float(second)) == (17, 43)  # of 4 … 56, which stand for 1 … 5
+    assert (float(first), float(second)) == (17, 43)  # 4 … 56 stand for 1 … 5
     across = page.table([{"metric": "fvd", "a": Interval(2.0, 1.0, 3.0), "b": Interval(4.0, 3.0, 5.0)}], across=True)
     assert re.findall(r'<circle cx="([\d.]+)"', across) == [first, second]
 

@@ -53,7 +53,7 @@ def test_what_was_timed_goes_for_all_seeds_and_the_mean_for_other_recipes(plan, 
     (tmp_path / "pace.json").write_text(json.dumps({first.recipe: [30.0, 2.0]}))
     assert [run.recipe for run in untimed(plan, tmp_path / "pace.json")] == [eps.recipe]
     left = seconds_left(plan, list(plan.runs.values()), tmp_path / "pace.json")
-    # A call for one video is a third of 2 seconds for 8; 4 videos × 10 steps, and guidance makes two of each.
+    # A call takes a third of a step: 2 seconds for 8 videos. 4 videos × 10 steps; guidance doubles the calls.
     call = 2 / 8 / 3
     v = 30 + 20 * 2 + call * 4 * 10 * (1 + 2)
     assert left == pytest.approx(dict(zip(plan.runs, [v, 30 + 40 * 2 + call * 40] * 2, strict=True)))
@@ -62,12 +62,12 @@ def test_what_was_timed_goes_for_all_seeds_and_the_mean_for_other_recipes(plan, 
 def test_runs_that_have_begun_are_counted_from_where_they_are(plan, tmp_path):
     first, eps, second, _ = plan.runs.values()
     log(first, (5, 1.0, 50.0), (10, 4.0, 10.0), (15, 8.0, 5.0), (17, 0.5, 3.0))
-    assert pace(first) == (50.0, 2.0)  # the median of 4, 8 and 0.5 videos a second
+    assert pace(first) == (50.0, 2.0)  # the median of 4, 8 and 0.5 videos per second
     assert (step_of(first), step_of(eps), training_seconds(first)) == (17, 0, 68.0)
     left = seconds_left(plan, [first], tmp_path / "pace.json")
     assert left[first.name] == pytest.approx(3 * 2 + 2 / 8 / 3 * 120)
     finish(first)
-    measured(plan.cells[0], 20.0)  # half a second a call
+    measured(plan.cells[0], 20.0)  # half a second for each call
     left = seconds_left(plan, [first, second], tmp_path / "pace.json")
     assert left == pytest.approx({first.name: 0.5 * 80, second.name: 50 + 20 * 2 + 0.5 * 120})
     measured(plan.cells[1], 40.0)

@@ -64,7 +64,7 @@ def test_jobs_run_in_their_places_and_one_that_fails_stops_no_other(tmp_path, sc
     began = said(tmp_path, "began")
     assert sorted(job for job, _ in began) == ["a", "bad", "c", "d"]
     places = dict(began)
-    assert places["a"] != places["bad"]  # the first two, side by side
+    assert places["a"] != places["bad"]  # the first two jobs run at the same time
     assert sorted(said(tmp_path, "ended")) == [["a"], ["c"], ["d"]]
     assert max(map(len, seen)) == 2
     assert len(ended) == 4
@@ -96,7 +96,7 @@ def test_on_cpus_runs_at_a_time_have_cores_of_their_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_when_it_is_stopped_the_jobs_save_first(tmp_path, script, number, raised):
     before = signal.getsignal(signal.SIGTERM)
-    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background ignores
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes ignore it by default
 
     def stop():
         while len(said(tmp_path, "began")) < 2:
@@ -169,7 +169,7 @@ def test_the_progress_says_what_is_done_what_is_left_and_what_goes_on(tmp_path):
     v.folder.mkdir(parents=True)
     line = '{"step": 8, "videos_per_second": 8.0, "seconds": 4.0}\n'
     (v.folder / "metrics.jsonl").write_text(line + line)
-    drawing = 50.0  # what it took for ε, which is done
+    drawing = 50.0  # drawing time of ε, which is finished
     done = Result({"": {}}, {"drawing_seconds": drawing}, {}, "", [])
     write_result(plan.cells[1], done, np.zeros((1, 4, 8, 8, 3), np.uint8))
     text = progress_line(plan, jobs, [v.name], timed, 1)

@@ -70,7 +70,7 @@ def test_a_damaged_result_is_set_aside_in_one_line_and_the_others_stay(plan, cap
     assert bad.file.with_suffix(".damaged").read_text() == damage
     assert read_result(bad) is None
     assert len(caplog.messages) == 1
-    assert read_findings(plan).count == 3
+    assert len(read_findings(plan).results) == 3
 
 
 def test_seeds_are_summarised_as_by_hand():
@@ -158,7 +158,7 @@ def test_along_a_number_arms_that_differ_in_nothing_else_are_one_curve(tmp_path)
     ]
     for x in of_class:
         assert len(x) == 3
-        assert (x[2] - x[1]) == pytest.approx(3 * (x[1] - x[0]), abs=0.5)  # 64 is 8 × 8, and the axis logarithmic
+        assert (x[2] - x[1]) == pytest.approx(3 * (x[1] - x[0]), abs=0.5)  # steps 4, 8, 64 on a logarithmic axis
 
 
 def test_one_line_alone_needs_no_name(tmp_path):
@@ -178,7 +178,7 @@ def test_long_names_are_not_cut_off(tmp_path):
     write_report(read_findings(plan), tmp_path / "out", "x")
     svg = xml.dom.minidom.parse(str(tmp_path / "out" / "plot.svg"))
     (end,) = (t.getAttribute("x") for t in svg.getElementsByTagName("text") if t.firstChild.data == name)
-    assert float(end) > 5.7 * len(name)  # as wide as it is drawn
+    assert float(end) > 5.7 * len(name)  # the width of the drawn text
 
 
 def test_lines_along_a_number_keep_apart_where_names_do_not(tmp_path):

@@ -96,7 +96,7 @@ def test_a_job_goes_on_where_it_was_interrupted_and_does_nothing_twice(plan, mon
     assert trainings == [run.folder]
     assert asked == [1, 2, 2]
 
-    # Results are what the pipeline draws and what training cost; nothing else is left.
+    # Results have the videos of the pipeline and the cost of the training; other files are removed.
     pipeline = load(run.folder, mesh=one_device())
     for cell in plan.cells:
         result = read_result(cell)
@@ -109,7 +109,7 @@ def test_a_job_goes_on_where_it_was_interrupted_and_does_nothing_twice(plan, mon
         np.testing.assert_array_equal(np.load(cell.file.with_suffix(".npy")), to_uint8(drawn))
     assert {path.suffix for path in plan.floors.file.parent.iterdir()} == {".json", ".npy"}
 
-    # Damaged, one is measured again; and when all is there, nothing is.
+    # A damaged result is measured again. If all results exist, nothing is measured.
     before = read_result(plan.cells[1])
     plan.cells[1].file.write_text("{")
     work(plan, run.name)
@@ -206,7 +206,7 @@ def test_a_run_that_another_process_holds_is_waited_for(plan, monkeypatch):
     hold = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, 2); print(flush=True); sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-S", "-c", hold, str(lock)], **pipes) as other:
-        other.stdout.readline()  # it holds the lock, until its input ends
+        other.stdout.readline()  # the process holds the lock until its input ends
         said = []
 
         def let_go(text, *arguments):
@@ -214,7 +214,7 @@ def test_a_run_that_another_process_holds_is_waited_for(plan, monkeypatch):
             other.stdin.close()
 
         monkeypatch.setattr(study_run.log, "info", let_go)
-        late = threading.Timer(60, other.kill)  # where nothing is said, or nothing waited for
+        late = threading.Timer(60, other.kill)  # ends the test if the message does not come
         late.start()
         with locked(run):
             assert other.wait() == 0

@@ -53,7 +53,7 @@ def test_whatever_decides_a_training_changes_its_name(changes):
         {"mesh__fsdp": 4},
         {"data__data_dir": "elsewhere"},
         {"data__num_workers": 3},
-        # Said, or left to the function that the group is for:
+        # Defaults, written out:
         {"objective__weighting": "none"},
         {"process__shift": 1.0, "process__log_snr_min": -20},
         {"model__unet__channels": 64, "model__unet__multipliers": (1, 2, 4, 8)},

@@ -69,7 +69,7 @@ def test_a_result_is_found_again_by_all_that_it_depends_on_and_by_nothing_else()
 def test_results_are_of_the_weights_that_metrics_look_with(tmp_path):
     def files(text):
         (tmp_path / "i3d").write_text(text)
-        hash_of.cache_clear()  # it takes a file for what it was
+        hash_of.cache_clear()  # the cache does not see the new content
         plan = plan_of({"v": {}}, seeds=(0,), metrics=("fvd",), weights={"i3d": str(tmp_path / "i3d")})
         return plan.cells[0].file, plan.floors.file
 
@@ -287,5 +287,5 @@ def test_ready_studies_share_their_runs():
     assert list(ready(ROOT / "configs" / "ablations" / "modes.py", "known")[1].runs) == [told]
     assert list(plans["guidance"].runs) == list(plans["sampler"].runs) == [demo]
     both = plans["joint_training"].runs.keys() & plans["image_pretraining"].runs.keys()
-    assert len(both) == 2  # from scratch, and from scratch for as long as eight images cost
+    assert len(both) == 2  # from scratch, and from scratch with the compute of eight images
     assert plans["time_layers"].cells[0].run.name in both

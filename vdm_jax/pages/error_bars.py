@@ -1,7 +1,7 @@
 """Charts of estimates with error bars, as SVG for a page or a file: side by side, or along a numeric axis."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib import resources
 
@@ -61,21 +61,25 @@ def along(
     keys, values = [], []
     for i, (name, line) in enumerate(lines.items()):
         shift = 2.5 * (i - (len(lines) - 1) / 2)  # separates the bars of different curves at the same x
-        marks = [(x_of(x) + shift, estimate) for x, estimate in sorted(line.items())]
-        path = "L".join(f"{x:.1f} {y_of(e.error.value):.1f}" for x, e in marks)
-        drawn.append(f'<path class="line{i % COLOURS}" d="M{path}"/>')
-        for x, estimate in marks:
-            low, high = (y_of(v) for v in (estimate.error.low, estimate.error.high))
-            drawn.append(
-                f'<path class="line{i % COLOURS}" d="M{x - 3:.1f} {low:.1f}h6M{x:.1f} {low:.1f}V{high:.1f}'
-                f'M{x - 3:.1f} {high:.1f}h6"/><circle class="dot{i % COLOURS}" cx="{x:.1f}" '
-                f'cy="{y_of(estimate.error.value):.1f}" r="3"/>'
-            )
+        drawn += _curve([(x_of(x) + shift, estimate.error) for x, estimate in sorted(line.items())], y_of, i % COLOURS)
         if name:
             keys.append(f'<tspan class="dot{i % COLOURS}" dx="12">{escape(name)}</tspan>')
         values += [f"{name} {estimate.error} at {number(x)}".strip() for x, estimate in sorted(line.items())]
     drawn.append(f'<text x="{LEFT - 12}" y="{TOP + 8}">{"".join(keys)}</text>')
     return _svg(f"{title} by {x_label}: {'; '.join(values)}", HEIGHT, drawn)
+
+
+def _curve(marks: Sequence[tuple[float, Interval | Spread]], y_of: Callable, colour: int) -> list[str]:
+    """A curve through estimates at horizontal positions, with their error bars."""
+    path = "L".join(f"{x:.1f} {y_of(error.value):.1f}" for x, error in marks)
+    drawn = [f'<path class="line{colour}" d="M{path}"/>']
+    for x, error in marks:
+        low, high = y_of(error.low), y_of(error.high)
+        drawn.append(
+            f'<path class="line{colour}" d="M{x - 3:.1f} {low:.1f}h6M{x:.1f} {low:.1f}V{high:.1f}'
+            f'M{x - 3:.1f} {high:.1f}h6"/><circle class="dot{colour}" cx="{x:.1f}" cy="{y_of(error.value):.1f}" r="3"/>'
+        )
+    return drawn
 
 
 def stacked(charts: Sequence[str]) -> str:

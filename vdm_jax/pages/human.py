@@ -19,7 +19,7 @@ import numpy as np
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import Interval, bootstrap_mean, wilson
 from vdm_jax.pages.page import document, embed_video, json_island
-from vdm_jax.pages.samples import find_samples
+from vdm_jax.pages.samples import Sample, find_samples
 from vdm_jax.typing import Float, Int
 from vdm_jax.video import FilePath
 
@@ -67,16 +67,7 @@ def make_study(
     samples = {name: {(s.prompt, s.number): s for s in x[common[0]]} for name, x in formats.items()}
 
     rng = np.random.default_rng(seed)
-    candidates = []
-    for a, b in itertools.combinations(sets, 2):
-        both = [pair for pair in samples[a] if pair in samples[b]]
-        if not both:
-            raise InputError(f"{sets[a]} and {sets[b]} have no videos with the same prompt and number")
-        sides = [(a, b), (b, a)] if rng.integers(2) else [(b, a), (a, b)]
-        order = rng.permutation(len(both))
-        candidates.append([(*sides[place % 2], *both[i]) for place, i in enumerate(order)])
-    chosen = [pair for round in itertools.zip_longest(*candidates) for pair in round if pair][:num]
-
+    chosen = _choose_pairs(sets, samples, rng)[:num]
     pairs, shown, digest = {}, [], hashlib.sha256()
     for i in progress(rng.permutation(len(chosen))):
         left, right, prompt, number = chosen[i]
@@ -103,6 +94,21 @@ def make_study(
     body = (resources.files(__package__) / "web" / "study.html").read_text()
     body = body.replace("{question}", escape(question)) + json_island("study", study)
     return document(question, body, ("page.css", "study.css", "study.js")), key
+
+
+def _choose_pairs(
+    sets: Mapping[str, FilePath], samples: Mapping[str, Mapping[tuple[str, int], Sample]], rng: np.random.Generator
+) -> list[tuple[str, str, str, int]]:
+    """Pairs as (left set, right set, prompt, number), with all comparisons in turn."""
+    comparisons = []
+    for a, b in itertools.combinations(sets, 2):
+        both = [pair for pair in samples[a] if pair in samples[b]]
+        if not both:
+            raise InputError(f"{sets[a]} and {sets[b]} have no videos with the same prompt and number")
+        sides = [(a, b), (b, a)] if rng.integers(2) else [(b, a), (a, b)]
+        order = rng.permutation(len(both))
+        comparisons.append([(*sides[place % 2], *both[i]) for place, i in enumerate(order)])
+    return [pair for round in itertools.zip_longest(*comparisons) for pair in round if pair]
 
 
 # --------------------------------------------------------------------------------------------- the answers

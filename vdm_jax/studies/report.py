@@ -40,8 +40,8 @@ class Findings:
         return self.plan.floors.inputs["metrics"]
 
     @property
-    def count(self) -> int:
-        return sum(map(len, self.cells.values()))
+    def results(self) -> list[Result]:
+        return [result for cells in self.cells.values() for result in cells.values()]
 
 
 def read_findings(plan: Plan) -> Findings:
@@ -113,17 +113,18 @@ def _cell(value: Any) -> str:
 
 def _notes(findings: Findings) -> list[str]:
     """Notes that a reader of the figures needs."""
-    study, results = findings.plan.study, [r for cells in findings.cells.values() for r in cells.values()]
+    results, counts = findings.results, set(map(len, findings.cells.values()))
     modes = [f"with {mode}" if mode else "on captions of held-out clips" for mode in findings.plan.modes]
-    notes = [f"{study.num} videos for each arm and seed, {modes[0] if len(modes) == 1 else 'each arm in its mode'}."]
-    if any(len(cells) > 1 for cells in findings.cells.values()):
+    mode = modes[0] if len(modes) == 1 else "each arm in its mode"
+    notes = [f"{findings.plan.study.num} videos for each arm and seed, {mode}."]
+    if max(counts) > 1:
         notes.append("± is the standard deviation over seeds of training and drawing together.")
-    if any(len(cells) == 1 for cells in findings.cells.values()):
+    if 1 in counts:
         notes.append("[ ] is a 95 % interval over the videos of one seed; it does not include the choice of the seed.")
     if findings.floors:
         notes.append(f"In parentheses: the floors, from real clips (seed {findings.plan.floors.seed}).")
-    if findings.count < len(findings.plan.cells):
-        notes.append(f"{findings.count} of {len(findings.plan.cells)} results exist so far.")
+    if len(results) < len(findings.plan.cells):
+        notes.append(f"{len(results)} of {len(findings.plan.cells)} results exist so far.")
     networks = sorted({f"{name} {digest}" for result in results for name, digest in result.networks.items()})
     notes += [f"Measured by {', '.join(networks)}."] if networks else []
     if len({entry.split()[0] for entry in networks}) < len(networks):

@@ -207,27 +207,8 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
     Raises:
         InputError: an arm that cannot be trained or drawn, with its name.
     """
-    if not study.arms or not study.seeds:
-        raise InputError(f"a study must have arms and seeds, not {list(study.arms)} and {list(study.seeds)}")
-    if study.num < 2 or study.batch_size < 1:
-        raise InputError(f"num={study.num} must be at least 2, and batch_size={study.batch_size} at least 1")
-    for arm, changes in study.arms.items() if study.along else ():
-        if not isinstance(value := changes.get(study.along), int | float):
-            raise InputError(f"arm {arm!r}: {study.along}={value!r} must be a number: it is the axis of the charts")
-    if len(set(study.seeds)) < len(study.seeds):
-        raise InputError(f"seeds={','.join(map(str, study.seeds))} must differ")
-    for seed in study.seeds:
-        if not 0 <= seed < 2**32:
-            raise InputError(f"seed {seed} must be at least 0 and below 2**32")
-    cells, trained = [], {}
     known = {arm: changes.get(KNOWN, study.known) for arm, changes in study.arms.items()}
-    for arm in study.arms:
-        try:
-            metrics = check_metrics(study.metrics, known[arm])
-            _check_arm(study, arm, known[arm])
-        except InputError as error:
-            raise InputError(f"arm {arm!r}: {error}") from error
-    check_weights(metrics, study.weights)
+    metrics, cells, trained = _check_study(study, known), [], {}
     common = {"metrics": metrics, "num": study.num, "protocol": PROTOCOL}
     if study.weights:
         common["weights"] = {name: hash_of(Path(path)) for name, path in sorted(study.weights.items())}
@@ -247,6 +228,30 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
     modes = "; ".join(dict.fromkeys(known.values()))
     inputs = {"arm": "floors", "seed": study.seeds[0], "data": data, "known": modes} | common
     return Plan(study, tuple(cells), Cell("floors", study.seeds[0], None, {}, inputs, _result_file(out, inputs)))
+
+
+def _check_study(study: Study, known: Mapping[str, str]) -> tuple[str, ...]:
+    """Checks a study, with the mode of each arm. Returns the names of its metrics."""
+    if not study.arms or not study.seeds:
+        raise InputError(f"a study must have arms and seeds, not {list(study.arms)} and {list(study.seeds)}")
+    if study.num < 2 or study.batch_size < 1:
+        raise InputError(f"num={study.num} must be at least 2, and batch_size={study.batch_size} at least 1")
+    for arm, changes in study.arms.items() if study.along else ():
+        if not isinstance(value := changes.get(study.along), int | float):
+            raise InputError(f"arm {arm!r}: {study.along}={value!r} must be a number: it is the axis of the charts")
+    if len(set(study.seeds)) < len(study.seeds):
+        raise InputError(f"seeds={','.join(map(str, study.seeds))} must differ")
+    for seed in study.seeds:
+        if not 0 <= seed < 2**32:
+            raise InputError(f"seed {seed} must be at least 0 and below 2**32")
+    for arm in study.arms:
+        try:
+            metrics = check_metrics(study.metrics, known[arm])
+            _check_arm(study, arm, known[arm])
+        except InputError as error:
+            raise InputError(f"arm {arm!r}: {error}") from error
+    check_weights(metrics, study.weights)
+    return metrics
 
 
 def shard(plan: Plan, part: int, parts: int) -> list[Run]:
