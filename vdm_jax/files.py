@@ -2,9 +2,11 @@
 
 import contextlib
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vdm_jax.errors import InputError
 
@@ -39,6 +41,15 @@ def write_text(path: FilePath, text: str) -> None:
     """Writes a text file completely or not at all. Raises InputError if it cannot be written."""
     with whole_file(path) as part:
         part.write_text(text)
+
+
+def read_json_lines(path: FilePath) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file, up to the first incomplete line: a running job may be writing the last line."""
+    lines = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(path).read_text().splitlines():
+            lines.append(json.loads(line))
+    return lines
 
 
 @contextlib.contextmanager

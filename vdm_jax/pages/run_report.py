@@ -16,6 +16,7 @@ import vdm_jax
 from vdm_jax.config import default_config, read_config
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import Interval
+from vdm_jax.files import read_json_lines
 from vdm_jax.pages.chart import Line, line_chart
 from vdm_jax.pages.page import document, embed_video, image_figure, number, table, video_figure
 from vdm_jax.pages.samples import find_samples
@@ -35,7 +36,7 @@ def make_report(run: Path, *, num: int = 24, progress: Callable[[Iterable], Iter
         InputError: the folder is not a run, or a file in it is damaged.
     """
     config = json.loads(read_config(run).to_json())
-    metrics = _read_lines(run / "metrics.jsonl")
+    metrics = read_json_lines(run / "metrics.jsonl")
     sections = {
         "Curves": _curves(metrics),
         "Samples over training": _sheets(run / "samples"),
@@ -54,17 +55,6 @@ def _missing(text: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ training
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file, up to the first incomplete line: a running job may be writing the last line."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
 
 
 def _summary(run: Path, config: Mapping[str, Any], metrics: list[dict[str, Any]]) -> str:
@@ -230,7 +220,7 @@ def _environment(run: Path) -> str:
         for what, name in files.items()
         if (run / name).exists()
     }
-    lines = _read_lines(run / "environment.jsonl")
+    lines = read_json_lines(run / "environment.jsonl")
     starts = [{"begun": x["time"], "at step": x["step"], "mesh": x["mesh"], "on": x["machine"]} for x in lines]
     rows = dates | {"report made": f"{datetime.now():%Y-%m-%d %H:%M}", "on": platform.platform()} | versions
     return (
