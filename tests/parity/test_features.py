@@ -32,7 +32,6 @@ from tests.pretrained.make_golden_features import (
 )
 from tests.pretrained.networks import numbers, relative, tensor
 from vdm_jax.evaluation.features import clip_image_features, clip_input, clip_text_features, cosines, resized
-from vdm_jax.models.rngs import Keys
 from vdm_jax.models.judges.lpips import PLANS
 from vdm_jax.models.judges.videomae import VideoMAE
 from vdm_jax.models.rngs import Keys
