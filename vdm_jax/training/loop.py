@@ -80,11 +80,7 @@ def _train(
     check_batch(mesh, config.batch_size, config.accumulate)
     tx, schedule = optimizer_of(config)
     schedule = jax.jit(schedule)
-    model, data = model or build(config, mesh), config.data
-    saved = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
-    if config.init_from and not saved:
-        model = begin_with(model, config.init_from, mesh)
-    model = with_frozen(model, workdir, mesh)
+    model = _initialised(config, workdir, model or build(config, mesh), mesh)
     split = split_of(config, model)
 
     # ----------------------------------------------------------------------------------------------- data
@@ -113,7 +109,7 @@ def _train(
         _note_beginning(workdir / "environment.jsonl", start, len(source), sizes)
 
     # ----------------------------------------------------------------------------------------------- step
-    loss = denoising(model, objective_of(config), stills=data.joint_images, layout=ActivationLayout(mesh))
+    loss = denoising(model, objective_of(config), stills=config.data.joint_images, layout=ActivationLayout(mesh))
     train_step = make_train_step(loss, tx, mesh, seed=config.seed, accumulate=config.accumulate, ema=config.ema)
     sharding = batch_sharding(mesh)
 
@@ -165,11 +161,16 @@ def _train(
         iterator.close()
         log.close()
         stop.restore()
-    if stop.signal in (signal.SIGTERM, signal.SIGHUP):
-        sys.exit(0)
-    if stop.signal == signal.SIGINT:
-        raise KeyboardInterrupt
+    stop.end()
     return state
+
+
+def _initialised(config: ml_collections.ConfigDict, workdir: Path, model: Model, mesh: Mesh) -> Model:
+    """Puts parameters into the model that another run, or this run's folder, has for it."""
+    saved = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    if config.init_from and not saved:
+        model = begin_with(model, config.init_from, mesh)
+    return with_frozen(model, workdir, mesh)
 
 
 def _open_data(config: ml_collections.ConfigDict, model: Model, mesh: Mesh) -> tuple[Any, BatchIterator]:
@@ -259,6 +260,13 @@ class _StopSignal:
             if multihost_utils.reached_preemption_sync_point(step):
                 self.signal = signal.SIGTERM
         return self.signal is not None
+
+    def end(self) -> None:
+        """Ends the process, or raises KeyboardInterrupt, if a signal stopped the loop."""
+        if self.signal in (signal.SIGTERM, signal.SIGHUP):
+            sys.exit(0)
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
 
     def restore(self) -> None:
         for number, handler in self._before.items():
