@@ -95,11 +95,8 @@ def _train(
         state, position = restored
         start = int(state.step)
         iterator.set_state(position)
-    elif jax.process_index() == 0:
-        overview = parameter_overview.get_parameter_overview(planned.params, include_stats=False, max_lines=60)
-        write_text(workdir / "parameters.txt", overview + "\n")
-    if restored is None and (frozen := frozen_new(model, split)) and not (workdir / FROZEN).exists():
-        _save_frozen(workdir / FROZEN, frozen)
+    else:
+        _describe(workdir, planned.params, frozen_new(model, split))
     sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
     _log_plan(config, workdir, planned, f"{mesh.devices.flat[0].device_kind} ({sizes})", len(source), start)
     if start >= config.steps:
@@ -223,8 +220,14 @@ def _try_samples(draw: Callable[[], None], step: int) -> None:
         logging.warning("\nno samples of step %d: %s", step, str(error).splitlines()[0])
 
 
-def _save_frozen(folder: Path, frozen: PyTree) -> None:
-    """Keeps the frozen parameters that no published folder holds, so that the run folder describes itself."""
+def _describe(workdir: Path, params: PyTree, frozen: PyTree) -> None:
+    """Writes the table of trained parameters, and the frozen parameters that no published folder holds."""
+    if jax.process_index() == 0:
+        overview = parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=60)
+        write_text(workdir / "parameters.txt", overview + "\n")
+    folder = workdir / FROZEN
+    if not frozen or folder.exists():
+        return
     checkpoints = Checkpoints(folder)
     checkpoints.save(0, {"params": frozen})
     checkpoints.close()
