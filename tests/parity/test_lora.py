@@ -10,7 +10,6 @@ import pytest
 if find_spec("torch") is None:  # before what imports it
     pytest.skip("needs the parity extra", allow_module_level=True)
 from safetensors.numpy import save_file
-from vdm_jax.training.trainee import join
 
 from tests.parity.test_clip import ours as encoded
 from tests.parity.test_pipelines import BETAS, parts
@@ -21,6 +20,7 @@ from vdm_jax.pretrained.families import translate
 from vdm_jax.pretrained.lora import read_lora, save_lora
 from vdm_jax.pretrained.parts.clip import load_text_encoder
 from vdm_jax.pretrained.unets import load_unet
+from vdm_jax.split import join
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
