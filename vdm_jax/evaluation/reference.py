@@ -13,6 +13,7 @@ import numpy as np
 from vdm_jax.config import source_arguments
 from vdm_jax.data.source import make_source, splits_of
 from vdm_jax.errors import InputError
+from vdm_jax.evaluation import judge
 from vdm_jax.typing import UInt8
 
 Progress = Callable[[Sequence[int], str], Iterable[int]]  # called with batches and a description of the work
@@ -62,11 +63,10 @@ def real_data(config: Any) -> RealData:
     if config.data.name != "moving_digits":
         return data
     from vdm_jax.data.moving_digits import prepare  # imports TFDS, which takes a second; folders do not need it
-    from vdm_jax.evaluation.judge import load_or_train_judge
 
     builder = prepare(config.data.data_dir, *([config.data.builder_config] if config.data.builder_config else []))
     file = Path(config.data.data_dir) / f"judge-{builder.builder_config.name}.npz"
-    return dataclasses.replace(data, judge=functools.partial(load_or_train_judge, file, builder))
+    return dataclasses.replace(data, judge=functools.partial(judge.load_or_train_judge, file, builder))
 
 
 def other_data(
