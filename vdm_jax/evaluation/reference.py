@@ -56,8 +56,7 @@ class RealData:
 def real_data(config: Any) -> RealData:
     """The data of a run's config: the held-out split, and as the reference the split of its training.
 
-    Raises:
-        InputError: the data is missing.
+    Raises InputError if the data is missing.
     """
     data = _real_data(**source_arguments(config))
     if config.data.name != "moving_digits":
@@ -99,11 +98,7 @@ def _real_data(name: str, *, data_dir: str | Path, split: str = "train", **kwarg
 def read_clips(
     data: RealData, num: int, seed: int = 0, which: str = "held-out", *, progress: Progress = silent
 ) -> Clips:
-    """`num` random clips from "held-out" or from "reference".
-
-    Raises:
-        InputError: there are fewer clips.
-    """
+    """`num` random clips from "held-out" or from "reference". Raises InputError if there are fewer clips."""
     key = (which, num, seed)
     if key not in data.memory:
         source = data.reference if which == "reference" else data.held_out

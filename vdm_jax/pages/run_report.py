@@ -30,10 +30,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 def make_report(run: Path, *, num: int = 24, progress: Callable[[Iterable], Iterable] = iter) -> str:
     """The page of a run, with at most `num` videos of each folder in samples/.
 
-    JAX sets up no device, so a run that is still training is not disturbed.
-
-    Raises:
-        InputError: the folder is not a run, or a file in it is damaged.
+    JAX sets up no device, so a run that is still training is not disturbed. Raises InputError if the folder is not a
+    run, or a file in it is damaged.
     """
     config = json.loads(read_config(run).to_json())
     metrics = read_json_lines(run / "metrics.jsonl")
