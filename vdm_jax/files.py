@@ -17,10 +17,8 @@ FilePath = str | os.PathLike
 def whole_file(path: FilePath) -> Iterator[Path]:
     """Yields a temporary path to write to; the file replaces `path` at the end. If writing fails, nothing is left.
 
-    The temporary path has the suffix of `path`, by which libraries choose a format. Missing folders are made.
-
-    Raises:
-        InputError: the file cannot be written.
+    The temporary path has the suffix of `path`, by which libraries choose a format. Missing folders are made. Raises
+    InputError if the file cannot be written.
     """
     path = Path(path)
     part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
@@ -56,8 +54,7 @@ def read_json_lines(path: FilePath) -> list[dict[str, Any]]:
 def alone_in(folder: FilePath) -> Iterator[None]:
     """Locks a folder against other processes.
 
-    Raises:
-        InputError: another process has locked the folder, or it cannot be written.
+    Raises InputError if another process has locked the folder, or it cannot be written.
     """
     path = Path(folder) / ".lock"
     try:

@@ -238,8 +238,7 @@ def load_networks(
 ) -> dict[str, Network]:
     """Loads the networks of the metrics; `weights` gives the files of "i3d", "videomae", "clip" and "lpips".
 
-    Raises:
-        InputError: a metric that does not fit the data, or weights that are missing or of another network.
+    Raises InputError for a metric that does not fit the data, or weights that are missing or of another network.
     """
     networks, weights = {}, weights or {}
     check_weights(metrics, weights)

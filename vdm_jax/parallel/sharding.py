@@ -101,10 +101,7 @@ def share_of_batch(mesh: Mesh) -> tuple[int, int]:
 
     Processes whose devices hold the same rows, as over `context` or `tensor`, read the same share. The topology of the
     machine may interleave the rows of several processes; `jax.make_array_from_process_local_data` puts the rows of a
-    share in their places.
-
-    Raises:
-        InputError: processes hold different numbers of rows, or rows that overlap in part.
+    share in their places. Raises InputError if processes hold different numbers of rows, or rows that overlap in part.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     processes = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)

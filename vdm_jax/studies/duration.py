@@ -40,12 +40,11 @@ def seconds_of_steps(plan: Plan, timed: Path) -> dict[str, float]:
 
     The first line includes the compilation. The median of the other lines is taken: the machine may be busy.
     """
-    seconds = {}
-    for run in plan.all_runs.values():
-        for folder in (timed / run.recipe, run.folder):
-            if lines := read_json_lines(folder / "metrics.jsonl")[1:]:
-                rate = statistics.median(line["videos_per_second"] for line in lines)
-                seconds[run.recipe] = run.config.batch_size / rate
+    seconds, runs = {}, plan.all_runs.values()
+    for run, folder in [*((run, timed / run.recipe) for run in runs), *((run, run.folder) for run in runs)]:
+        if lines := read_json_lines(folder / "metrics.jsonl")[1:]:
+            rate = statistics.median(line["videos_per_second"] for line in lines)
+            seconds[run.recipe] = run.config.batch_size / rate
     return seconds
 
 

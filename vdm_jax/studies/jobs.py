@@ -153,8 +153,7 @@ def hours(seconds: float) -> str:
 def adopt(folder: Path, plan: Plan) -> Run:
     """Uses a finished run folder for the plan's run of the same training: makes a link, and writes nothing into it.
 
-    Raises:
-        InputError: no arm has this training (the line shows the nearest), or the run is not finished.
+    Raises InputError if no arm has this training (the line shows the nearest), or the run is not finished.
     """
     config = read_config(folder)
     run = plan.all_runs.get(run_hash(config))

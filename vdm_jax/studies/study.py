@@ -81,8 +81,7 @@ def sweep(arms: Mapping[str, Mapping[str, Any]], key: str, values: Mapping[str, 
 def load_study(spec: str) -> Study:
     """The study of a file, `configs/ablations/x.py` or `configs/ablations/x.py:scale`.
 
-    Raises:
-        InputError: there is no such file or scale, or the file fails.
+    Raises InputError if there is no such file or scale, or the file fails.
     """
     file, _, scale = spec.partition(":")
     path = Path(file)
@@ -115,8 +114,7 @@ def changed(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml
 def change_base(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """A copy of the base of a study with dotted keys changed, including `sample.*`.
 
-    Raises:
-        InputError: no such key, a value of another type, or a key that the base does not set.
+    Raises InputError for no such key, a value of another type, or a key that the base does not set.
     """
     for key, place in {"seed": "--seeds", INIT_FROM: "an arm of the study"}.items():
         if key in changes:
@@ -205,8 +203,7 @@ class Plan:
 def make_plan(study: Study, runs: Path, out: Path) -> Plan:
     """Plans the runs, in folders in `runs`, and the results, as files in `out`. Trains and draws nothing.
 
-    Raises:
-        InputError: an arm that cannot be trained or drawn, with its name.
+    Raises InputError for an arm that cannot be trained or drawn, with its name.
     """
     known = {arm: changes.get(KNOWN, study.known) for arm, changes in study.arms.items()}
     metrics, settings = _check_study(study, known)
