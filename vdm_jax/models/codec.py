@@ -37,8 +37,9 @@ class Codec:
         """Returns the shape of the latents of a video. Raises InputError for a size that the factors do not divide."""
         factors = (self.factors[0], self.factors[1], self.factors[1])
         for name, size, factor in zip(("frames", "height", "width"), video, factors, strict=False):
-            if size % factor or size < factor:
-                raise InputError(f"{name}={size} must be a multiple of {factor} (the autoencoder's)")
+            if size < 1 or size % factor:
+                valid = f"a multiple of {factor} (the autoencoder's)" if size > 0 else "at least 1"
+                raise InputError(f"{name}={size} must be {valid}")
         sizes = (size // factor for size, factor in zip(video, factors, strict=False))
         return (*sizes, self.channels or video[3])
 

@@ -41,10 +41,9 @@ class SpaceAttention(nnx.Module):
         self.norm = GroupNorm(channels, dtype, rngs)
         joint = dict(text_width=text_width if context == "joint" else 0, along="all" if all_frames else "space")
         self.attention = Attention(channels, **joint, **common)
-        self.cross_norm = self.cross = None
-        if context == "cross" and text_width:
-            self.cross_norm = GroupNorm(channels, dtype, rngs)
-            self.cross = Attention(channels, text_width=text_width, context="only", **common)
+        crosses = context == "cross" and text_width
+        self.cross_norm = GroupNorm(channels, dtype, rngs) if crosses else None
+        self.cross = Attention(channels, text_width=text_width, context="only", **common) if crosses else None
 
     def __call__(self, x: Float[Array, "B T H W C"], inputs: Inputs, layout: Layout) -> Float[Array, "B T H W C"]:
         """Adds attention to x. Raises InputError for a text per frame where all frames attend to each other."""
