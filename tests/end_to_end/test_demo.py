@@ -8,6 +8,7 @@ import pytest
 
 from vdm_jax.data.moving_digits import prepare
 from vdm_jax.evaluation import judge as judges
+from vdm_jax.video import read_video
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"""
@@ -48,7 +49,9 @@ def test_trains_samples_measures_and_prints_a_summary_and_a_second_call_only_sam
     for words in ("steps      3, loss", "of training", "accuracy   guidance 3: digit", "samples    run/samples/demo"):
         assert words in out
     drawn = folder / "run" / "samples" / "demo"
-    assert {len(list(drawn.glob(f"*.{suffix}"))) for suffix in ("gif", "mp4")} == {10}
+    assert {len(list(drawn.glob(f"0*.{suffix}"))) for suffix in ("gif", "mp4")} == {10}
+    sheet, _ = read_video(drawn / "sheet.gif")  # two rows of five videos, each pixel four times as large
+    assert sheet.shape == (8, 2 * 65 - 1, 5 * 65 - 1, 3)
     before = (folder / "run" / "metrics.jsonl").read_text()
     _, err = run(folder, *DEMO)
     assert "finished: it is at step 3" in err
