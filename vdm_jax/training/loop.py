@@ -119,7 +119,7 @@ def _train(
     elif jax.process_index() == 0:
         overview = parameter_overview.get_parameter_overview(planned.params, include_stats=False, max_lines=60)
         write_text(workdir / "parameters.txt", overview + "\n")
-    if restored is None and (frozen := frozen_new(model, split)) and not (workdir / FROZEN).exists():
+    if restored is None and (frozen := frozen_new(model, split)) and not (workdir / FROZEN / "names.json").exists():
         _save_frozen(workdir / FROZEN, frozen)
     count = sum(x.size for x in jax.tree.leaves(planned.params))
     sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
