@@ -53,7 +53,7 @@ def main() -> None:
 
     out, runs = Path(OUT.value), Path(RUNS.value)
     plan = make_plan(read_study(), runs, out)
-    timed = runs / "pace.json"
+    timed = runs / "timed"
     if JOB.value:
         return do_job(plan, JOB.value, timed)
     for folder in ADOPT.value:
@@ -105,15 +105,14 @@ def this_command(*arguments: str) -> list[str]:
 
 def do_job(plan, job: str, timed: Path) -> None:
     """Does a job of the plan. The job "time-<run>" trains a few steps of a run and saves their time."""
-    from vdm_jax.studies.duration import time_step
+    from vdm_jax.studies.duration import time_steps
     from vdm_jax.studies.run import FLOORS, work
 
     name = job.removeprefix("time-")
-    runs = {r.name: r for run in plan.runs.values() for r in (run, run.begins_with) if r is not None}
-    if name != FLOORS and name not in runs:
+    if name != FLOORS and name not in plan.all_runs:
         raise InputError(f"--job={job} is not a job of this study: was the study changed meanwhile?")
     if name != job:
-        time_step(runs[name], timed)
+        time_steps(plan.all_runs[name], timed)
     else:
         work(plan, job)
 
@@ -121,13 +120,14 @@ def do_job(plan, job: str, timed: Path) -> None:
 def dry_run(plan, selected, timed: Path, logs: Path) -> None:
     """Prints the remaining work, and its estimated time."""
     from vdm_jax.studies import jobs
-    from vdm_jax.studies.duration import seconds_left, step_of, untimed
+    from vdm_jax.studies.duration import seconds_left, seconds_of_steps, step_of
     from vdm_jax.studies.results import read_result
 
     study = plan.study
     print(f"{study.name}: {study.claim} ({study.source})")
     places = jobs.places(study.devices, PARALLEL.value)
-    recipes = untimed(plan, timed)
+    done = seconds_of_steps(plan, timed)
+    recipes = {run.recipe: run for run in plan.all_runs.values() if run.recipe not in done}.values()
     failed = {}
     for i, run in enumerate(recipes, 1):
         print(f"timing steps, run {i} of {len(recipes)}", file=sys.stderr, flush=True)

@@ -70,16 +70,17 @@ def _build(groups: str, mesh: Mesh | None) -> Model:
     common = dict(mesh=mesh, dtype=parts.dtype, params_dtype="float32")
     params: dict[str, PyTree] = {}
     codec, text, network = PIXELS, None, None
+    arguments = _network_arguments(config) if "network" in loaded else {}  # first: these checks take no time
     if "codec" in loaded:
-        codec, params["codec"] = _load_part(published.load_codec, "codec", parts.codec, **common)
+        codec, params["codec"] = _load_part(published.load_codec, "codec", parts.codec.to_dict(), **common)
     elif parts.codec.get("kind") != "pixels":
         raise InputError(f"model.codec.kind={parts.codec.get('kind')!r} must be 'pixels', or model.codec have a folder")
     shape = (data.frames, data.height, data.width, data.channels)
     latents = codec.shape(shape)
     if "text" in loaded:
-        text, params["text"] = _load_part(published.load_text, "text", parts.text, **common)
+        text, params["text"] = _load_part(published.load_text, "text", parts.text.to_dict(), **common)
     if "network" in loaded:
-        network = _load_part(published.load_network, "network", _network_arguments(config), seed=config.seed, **common)
+        network = _load_part(published.load_network, "network", arguments, seed=config.seed, **common)
         params["network"] = network.params
     modules = nnx.eval_shape(lambda: make_parts(config, latents[3], text))
     for name, module in modules.items():
@@ -163,7 +164,7 @@ def _make(kinds: Mapping[str, Callable], part: str, group: ml_collections.Config
 
 
 def _load_part(load: Callable, part: str, group: Mapping[str, Any], **common: Any) -> Any:
-    arguments = {key: value for key, value in dict(group).items() if key != "kind"}
+    arguments = {key: value for key, value in group.items() if key != "kind"}
     try:
         return load(**arguments, **common)
     except TypeError as error:
@@ -174,9 +175,11 @@ def _network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the arguments of `load_network`: an image network without an adapter gets new motion modules."""
     arguments = config.model.network.to_dict()
     adapter = arguments["motion_adapter"] = arguments.get("motion_adapter") or None
-    image = published.read_config(arguments["folder"])["_class_name"] == "UNet2DConditionModel"
+    kind = published.read_config(arguments["folder"])["_class_name"]
+    if kind in published.FAMILIES and published.FAMILIES[kind].first_frame:
+        raise InputError(f"model.network.folder={arguments['folder']}: training {kind} is not implemented")
     new_motion = arguments.get("new_motion") or None
-    if image and adapter is None:
+    if kind == "UNet2DConditionModel" and adapter is None:
         arguments["new_motion"] = new_motion or {}
     elif new_motion:
         raise InputError(f"model.network.new_motion={new_motion} is for an image model without a motion adapter")
@@ -185,9 +188,7 @@ def _network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def _check_loaded(config: ml_collections.ConfigDict, network, channels: int, text: TextEncoder | None) -> None:
     """Raises InputError for parts or settings that do not fit a loaded network."""
-    kind, folder = network.config["_class_name"], config.model.network.folder
-    if network.family.first_frame:
-        raise InputError(f"model.network.folder={folder}: training {kind} is not implemented")
+    folder = config.model.network.folder
     if config.data.joint_images or config.known.mixture:
         raise InputError("data.joint_images and known.mixture are not for a loaded network: set them to 0 and {}")
     if config.process.to_dict() != {"name": "cosine"}:

@@ -153,7 +153,11 @@ class Model:
         return text
 
     def channels(
-        self, batch: int, known: Known | None, noise: Float[Array, "B T H W C"], level: Float[Array, "B"] | float = 0.0
+        self,
+        batch: int,
+        known: Known | None,
+        noise: Float[Array, "B T H W C"],
+        level: Float[Array, "B"] | Scalar | float = 0.0,
     ) -> Float[Array, "B T H W K"] | None:
         """Returns the known latents as channels for a network that takes them, zeros where nothing is known."""
         if self.tell != "channels":

@@ -70,7 +70,7 @@ def drawn(figure, what="line0"):
 
 def test_a_logarithmic_axis_has_powers_at_equal_distances_and_leaves_out_what_it_cannot_show():
     values = [1000.0, 100, 10, float("nan"), 0, 1]
-    points = drawn(chart.line_chart("loss", [chart.Line("loss", range(6), values)], log=True))
+    points = drawn(chart.line_chart("loss", range(6), values, log=True))
     assert points[:, 0].tolist() == [52, 135.6, 219.2, 470]  # 0, 1, 2 and 5 of 0 … 5, from 52 to 470
     np.testing.assert_allclose(np.diff(points[:, 1]), 62, atol=0.1)
     assert points[-1, 1] == chart.HEIGHT - chart.BOTTOM
@@ -88,7 +88,7 @@ def test_ticks_are_round_numbers_within_the_axis():
 
 def test_a_long_line_becomes_the_mean_of_neighbours_in_the_band_of_their_extremes():
     y = np.tile([0.0, 1.0], 4000)
-    figure = chart.line_chart("loss", [chart.Line("loss", range(8000), y)])
+    figure = chart.line_chart("loss", range(8000), y)
     points = drawn(figure)
     assert len(points) == chart.MOST
     middle = (chart.TOP + chart.HEIGHT - chart.BOTTOM) / 2
@@ -98,12 +98,9 @@ def test_a_long_line_becomes_the_mean_of_neighbours_in_the_band_of_their_extreme
     assert set(band[:, 1]) == {chart.TOP, chart.HEIGHT - chart.BOTTOM}
 
 
-def test_several_lines_are_named_and_one_without_values_is_left_out():
-    lines = [chart.Line(name, [1, 2], [value, 2]) for name, value in (("a", 1.0), ("b", 3.0))]
-    text = chart.line_chart("loss", [*lines, chart.Line("c", [1], [float("nan")])])
-    assert re.findall(r'"key\d">(\w)', text) == ["a", "b"]
-    assert "a 2 at step 2; b 2 at step 2" in text
-    assert "nothing to draw" in chart.line_chart("loss", [chart.Line("c", [1], [float("nan")])])
+def test_the_last_value_is_written_and_a_line_without_values_is_not_drawn():
+    assert "last: 2 at step 2" in chart.line_chart("loss", [1, 2], [1.0, 2])
+    assert "nothing to draw" in chart.line_chart("loss", [1], [float("nan")])
 
 
 def test_samples_are_found_by_format_with_prompt_and_number(tmp_path):

@@ -141,7 +141,7 @@ def test_the_config_is_a_tree_with_what_was_changed_marked(report):
     tree = report[report.index("<h2>Config") : report.index("<h2>Parameters")]
     assert '<dt>batch_size</dt><dd class="changed">8</dd>' in tree
     assert "<dt>accumulate</dt><dd>1</dd>" in tree
-    assert re.search(r"<summary>unet</summary><dl>.*?<dt>patch_time</dt><dd class=\"changed\">2</dd>", tree)
+    assert re.search(r"<summary>network</summary><dl>.*?<dt>patch_time</dt><dd class=\"changed\">2</dd>", tree)
 
 
 def test_fewer_videos_may_be_asked_for(run):

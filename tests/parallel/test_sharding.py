@@ -14,11 +14,11 @@ from einops import rearrange
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from vdm_jax.models.denoiser import Denoiser
 
 from vdm_jax.diffusion.objective import Objective
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
-from vdm_jax.models.denoiser import Denoiser
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import (

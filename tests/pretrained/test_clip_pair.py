@@ -9,8 +9,8 @@ from tests.pretrained.make_golden_clip import tokens
 from tests.pretrained.make_golden_features import CLIP, GOLDEN, named, write_clip, write_folder
 from tests.pretrained.networks import relative
 from vdm_jax.errors import InputError
-from vdm_jax.pretrained.parts.clip_pair import PREFIXES, abstract_of, load_clip
 from vdm_jax.pretrained.names import torch_shapes
+from vdm_jax.pretrained.parts.clip_pair import PREFIXES, abstract_of, load_clip
 
 
 def tensors():

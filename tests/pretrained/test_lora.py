@@ -17,10 +17,10 @@ from vdm_jax.errors import InputError
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained import families
-from vdm_jax.pretrained.parts import clip
-from vdm_jax.pretrained.parts.clip import load_text_encoder, save_encoder
 from vdm_jax.pretrained.folder import Weights
 from vdm_jax.pretrained.lora import merge_lora, parse_lora, read_lora, save_lora
+from vdm_jax.pretrained.parts import clip
+from vdm_jax.pretrained.parts.clip import load_text_encoder, save_encoder
 from vdm_jax.pretrained.unets import load_unet, save_unet
 from vdm_jax.split import join
 

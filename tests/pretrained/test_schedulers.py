@@ -41,8 +41,10 @@ def test_modelscope_is_ddim_on_a_leading_grid_that_ends_at_the_first_training_st
 
 def test_animatediff_has_linear_betas_and_steps_of_one_length():
     schedule = schedule_of(ANIMATEDIFF)
-    assert schedule[0] == make_process("linear")
+    assert schedule[0] == make_process("animatediff")
     assert schedule[1:] == ("eps", "ddim_strided", "linspace", ())
+    folder = {"_class_name": "PNDMScheduler", "prediction_type": "v_prediction", "beta_schedule": "scaled_linear"}
+    assert schedule_of(scheduler(folder)) == schedule._replace(prediction="v")
 
 
 def test_stable_video_diffusion_is_euler_on_karras_sigmas():

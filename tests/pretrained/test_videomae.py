@@ -8,8 +8,8 @@ from flax import nnx
 from tests.pretrained.make_golden_features import GOLDEN, VIDEOMAES, named, videomae_clips, write_folder
 from tests.pretrained.networks import numbers, relative
 from vdm_jax.errors import InputError
-from vdm_jax.models.rngs import Keys
 from vdm_jax.models.judges.videomae import VideoMAE
+from vdm_jax.models.rngs import Keys
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.names import torch_shapes
 from vdm_jax.pretrained.parts.videomae import load_videomae, translate

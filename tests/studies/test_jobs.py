@@ -164,7 +164,7 @@ def test_what_cannot_be_adopted(tmp_path):
 def test_the_progress_says_what_is_done_what_is_left_and_what_goes_on(tmp_path):
     plan = plan_in(tmp_path)
     v, eps, *_ = plan.runs.values()
-    jobs, timed = ["floors", v.name, eps.name], tmp_path / "pace.json"
+    jobs, timed = ["floors", v.name, eps.name], tmp_path / "timed"
     assert progress_line(plan, jobs, ["floors"], timed, 1) == "0/2 results  time left unknown  measuring real clips"
     v.folder.mkdir(parents=True)
     line = '{"step": 8, "videos_per_second": 8.0, "seconds": 4.0}\n'

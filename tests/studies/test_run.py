@@ -15,17 +15,18 @@ import jax
 import numpy as np
 import pytest
 
+from vdm_jax.build import build, load, split_of
+from vdm_jax.checkpoints import Checkpoints
 from vdm_jax.config import write_config
 from vdm_jax.errors import InputError
-from vdm_jax.generation.pipeline import load
+from vdm_jax.generation.pipeline import Pipeline
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.studies import run as study_run
 from vdm_jax.studies.results import read_result
 from vdm_jax.studies.run import FLOORS, locked, trained, work
 from vdm_jax.studies.study import Study, make_plan
-from vdm_jax.training.checkpoints import Checkpoints
-from vdm_jax.training.state import plan_state
-from vdm_jax.training.trainee import from_scratch
+from vdm_jax.training.optimizer import optimizer_of
+from vdm_jax.training.state import plan_state, to_parts
 from vdm_jax.video import to_uint8
 
 tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
@@ -40,11 +41,11 @@ def train(config, folder):
     """Writes the files of a finished training; all parameters are zero."""
     trainings.append(folder)
     write_config(folder, config)
-    tx, _ = configuration.optimizer_of(config)
-    state, _ = plan_state(from_scratch(config).shapes, dict, tx, one_device())
+    tx, _ = optimizer_of(config)
+    state, _ = plan_state(split_of(config, build(config)).trained, dict, tx, one_device())
     state = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), state)
     checkpoints = Checkpoints(folder / "checkpoints")
-    checkpoints.save(config.steps, state, {"next_batch": config.steps})
+    checkpoints.save(config.steps, to_parts(state) | {"data": {"next_batch": config.steps}})
     checkpoints.close()
     (folder / "metrics.jsonl").write_text(LOG)
 
@@ -97,11 +98,11 @@ def test_a_job_goes_on_where_it_was_interrupted_and_does_nothing_twice(plan, mon
     assert asked == [1, 2, 2]
 
     # Results have the videos of the pipeline and the cost of the training; other files are removed.
-    pipeline = load(run.folder, mesh=one_device())
+    pipeline = Pipeline(load(run.folder, mesh=one_device()))
     for cell in plan.cells:
         result = read_result(cell)
         assert list(result.scores[""]) == ["flicker"]
-        assert result.cost["parameters"] == sum(x.size for x in jax.tree.leaves(pipeline.params))
+        assert result.cost["parameters"] == sum(x.size for x in jax.tree.leaves(pipeline.model.params))
         assert result.cost["training_seconds"] == 42.5
         assert result.cost["drawing_seconds"] > 0
         assert len(result.prompts) == 5
@@ -181,7 +182,7 @@ def test_a_folder_of_another_training_is_not_drawn_from(plan):
 def test_what_a_run_begins_with_is_trained_before_it_and_once(tmp_path):
     plan = plan_in(tmp_path, {"a": {"init_from": IMAGES}, "b": {"init_from": IMAGES, "ema": 0.5}})
     a, b = plan.runs.values()
-    images = len(jax.tree.leaves(trained(a).params))
+    images = len(jax.tree.leaves(trained(a).model.params))
     trained(b)
     trained(a)
     assert trainings == [a.begins_with.folder, a.folder, b.folder]
@@ -195,7 +196,7 @@ def test_where_the_last_checkpoint_is_damaged_the_training_is_asked_to_go_on(pla
     (run.folder / "checkpoints" / str(run.config.steps)).mkdir()
     trainings.clear()
     with warnings.catch_warnings(action="ignore"):
-        assert trained(run).step == 20
+        assert trained(run).model.step == 20
     assert trainings == [run.folder]
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vdm_jax.config import read_config, write_config
-from vdm_jax.config import default_config
+from vdm_jax.config import default_config, read_config, write_config
 from vdm_jax.studies.run_hash import run_hash, training_of
 
 
@@ -34,8 +33,8 @@ HASH = run_hash(default_config())
         {"objective__gamma": 1.0},
         {"process__frame_correlation": 0.1},
         {"process__name": "flow"},
-        {"model__unet__time_conv": True},
-        {"model__unet__space_attention": (True, False, True, True)},
+        {"model__network__time_conv": True},
+        {"model__network__space_attention": (True, False, True, True)},
         {"known__mixture": {"first": 1.0}},
         {"optimizer__options": {"b2": 0.9}},
     ],
@@ -56,7 +55,7 @@ def test_whatever_decides_a_training_changes_its_name(changes):
         # Defaults, written out:
         {"objective__weighting": "none"},
         {"process__shift": 1.0, "process__log_snr_min": -20},
-        {"model__unet__channels": 64, "model__unet__multipliers": (1, 2, 4, 8)},
+        {"model__network__channels": 64, "model__network__multipliers": (1, 2, 4, 8)},
         {"model__text__head_size": 32},
         {"known__noise": 0},
     ],
@@ -96,6 +95,6 @@ def test_what_a_run_begins_with_counts_by_its_training_not_by_its_place(tmp_path
 
 
 def test_a_run_folder_has_the_name_of_the_config_that_it_was_trained_with(tmp_path):
-    config = config_with(model__unet__space_attention=(False, True, True, True), data__joint_images=3)
+    config = config_with(model__network__space_attention=(False, True, True, True), data__joint_images=3)
     write_config(Path(tmp_path), config)
     assert run_hash(read_config(tmp_path)) == run_hash(config)

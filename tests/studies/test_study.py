@@ -131,7 +131,7 @@ def test_a_run_that_others_begin_with_is_one_for_all_of_them_and_of_their_seed()
     assert Path(a.config.init_from) == a.begins_with.folder
     assert a.begins_with.name not in plan.runs
     assert len({scratch.name, a.name, b.name}) == 3
-    with pytest.raises(InputError, match=r"arm 'a': init_from: unet/.* has shape .* there and .* here"):
+    with pytest.raises(InputError, match=r"arm 'a': init_from: network/.* has shape .* there and .* here"):
         plan_of({"a": {"init_from": images | {"model.network.channels": 16}}}, base=base)
 
 
@@ -194,7 +194,7 @@ def test_a_sweep_names_what_it_adds():
         (
             {"a": {"known": "super-resolution by 2"}},
             {},
-            "arm 'a': known='super-resolution by 2' needs known.downsample=2",
+            "arm 'a': respect='replace' cannot enlarge a video by 2",
         ),
         (
             {"a": {"known": "first and last frame"}, "b": {}},
@@ -205,10 +205,14 @@ def test_a_sweep_names_what_it_adds():
         ({"a": {}}, {"along": "sample.steps"}, "arm 'a': sample.steps=None must be a number"),
         ({"a": {"steps": 0}}, {}, "arm 'a': config.steps=0 must be at least 1"),
         ({"a": {"objective.prediction": "w"}}, {}, "arm 'a': prediction 'w' is unknown"),
-        ({"a": {"model.network.blockz": 3}}, {}, "arm 'a': config.model does not fit the network"),
-        ({"a": {"sample.stepz": 3}}, {}, "arm 'a': sample.*: "),
+        ({"a": {"model.network.blockz": 3}}, {}, "arm 'a': config.model.network does not fit 'unet'"),
+        ({"a": {"sample.stepz": 3}}, {}, "arm 'a': sample.stepz: no such setting"),
         ({"a": {"sample.solver": "rk4"}}, {}, "arm 'a': solver 'rk4' is unknown"),
-        ({"a": {"sample.respect": "concat"}}, {}, "arm 'a': sample.respect='concat' needs known.mixture"),
+        (
+            {"a": {"sample.respect": "concat"}},
+            {},
+            "arm 'a': respect='concat' needs a run whose network takes known pixels",
+        ),
         ({"a": {"data.frames": 6}}, {}, "must equal the base's"),
         ({"a": {"data.joint_images": 1}}, {}, "arm 'a': joint_images=1 needs patch_time=1"),
         ({"a": {"process.frame_correlation": 1.0}}, {}, "frame_correlation=1.0 must be at least 0 and below 1"),

@@ -92,11 +92,8 @@ class VideoFolder(Sequence[Item]):
     time. A file is open only while an item is read.
 
     Files that cannot be opened or are too short are skipped and named in the log. If a file fails later, in decoding,
-    the next file replaces it, and each process names it once.
-
-    Raises:
-        InputError: the folder does not exist or has no usable video, its captions name missing files, or they cannot
-            be read.
+    the next file replaces it, and each process names it once. Raises InputError if the folder does not exist or has no
+    usable video, its captions name missing files, or they cannot be read.
     """
 
     def __init__(

@@ -84,8 +84,7 @@ def make_source(
 def splits_of(name: str, *, data_dir: str | Path, builder_config: str | None = None) -> list[str]:
     """Returns the splits of a data set, named as for `make_source`; a folder without train/ has "train" only.
 
-    Raises:
-        InputError: the data does not exist.
+    Raises InputError if the data does not exist.
     """
     name, root = name.removeprefix("tfds:"), Path(data_dir)
     if name == "folder":  # without train/, all its videos are the training split

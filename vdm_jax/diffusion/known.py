@@ -133,7 +133,7 @@ def draw_known(
 
 
 def known_channels(
-    known: Known, noise: Float[Array, "B T H W C"], level: Float[Array, "B"] | float = 0.0
+    known: Known, noise: Float[Array, "B T H W C"], level: Float[Array, "B"] | Scalar | float = 0.0
 ) -> Float[Array, "B T H W C1"]:
     """Returns the channels in which a network sees the known part: the video, and one channel for its certainty.
 

@@ -2,7 +2,8 @@
 
 Clips are `B T H W C`, uint8 or float32 in [-1, 1], RGB or grey (the channel is repeated). They lie on the host, as an
 array or a memory-mapped file. A batch at a time is read, resized and given to the network, in float32, on the mesh that
-the network was loaded on. Results are on the host.
+the network was loaded on. Results are on the host. Clips of other channels, and clips whose frames are too few or too
+small for the network, raise InputError.
 
 I3D: the 400 logits (Unterthiner et al. 2018, arXiv 1812.01717). VideoMAE: the input of its classifier (Ge et al. 2024,
 arXiv 2404.12391). CLIP score: the mean cosine of frames and text (Hessel et al. 2021, arXiv 2104.08718).
@@ -34,11 +35,7 @@ Features = Float[np.ndarray, "B D"]
 
 
 def i3d_features(network: PublishedEncoder, videos: Videos, *, batch_size: int = 16) -> Features:
-    """The logits of the network of `load_i3d`. Clips are resized to 224×224, bilinear without antialiasing.
-
-    Raises:
-        InputError: clips of fewer than 9 frames, or neither grey nor RGB.
-    """
+    """The logits of the network of `load_i3d`. Clips are resized to 224×224, bilinear without antialiasing."""
     if videos.shape[1] < i3d.FRAMES:
         raise InputError(f"clips of {videos.shape[1]} frames must have at least {i3d.FRAMES} for I3D")
     return _in_batches(_i3d, network, videos, batch_size)
@@ -49,9 +46,6 @@ def videomae_features(network: PublishedEncoder, videos: Videos, *, batch_size: 
 
     Pixels are in [0, 1] and not normalised, as in the package cd-fvd of the authors of content-debiased distances.
     VideoMAE was trained on normalised clips.
-
-    Raises:
-        InputError: clips of another number of frames than the network's, or neither grey nor RGB.
     """
     frames = network.config["num_frames"]
     if videos.shape[1] != frames:
@@ -62,11 +56,7 @@ def videomae_features(network: PublishedEncoder, videos: Videos, *, batch_size: 
 def lpips_distances(
     network: PublishedEncoder, videos: Videos, reference: np.ndarray, *, batch_size: int = 16
 ) -> Float[np.ndarray, "B"]:
-    """LPIPS between each frame and the same frame of the reference, at their own size; the mean over frames.
-
-    Raises:
-        InputError: clips of different shapes, neither grey nor RGB, or too small for the network.
-    """
+    """LPIPS between each frame and the same frame of the reference, at their own size; the mean over frames."""
     if videos.shape != reference.shape:
         raise InputError(f"clips of {videos.shape} and their reference of {reference.shape} must have one shape")
     return _in_batches(_lpips, network, np.stack([videos, reference], 1), batch_size)
@@ -79,8 +69,7 @@ def clip_image_features(clip: PublishedClip, videos: Videos, *, batch_size: int 
 
 def clip_text_features(clip: PublishedClip, texts: Sequence[str], *, batch_size: int = 64) -> Features:
     """CLIP's embedding of every text."""
-    tokens = np.stack([clip.tokenize(text) for text in texts])
-    return _in_batches(_clip_text, clip.text, tokens, batch_size)
+    return _in_batches(_clip_text, clip.text, np.stack([clip.tokenize(text) for text in texts]), batch_size)
 
 
 def cosines(frames: Float[np.ndarray, "B T P"], texts: Float[np.ndarray, "B P"]) -> Float[np.ndarray, "B"]:

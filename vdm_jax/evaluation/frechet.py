@@ -5,46 +5,38 @@ d² = |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½), for t
 every frame is a sample, or its `Moments`. All computation is in float64 with NumPy. Lower is better.
 """
 
-import dataclasses
 import functools
 import logging
+from typing import NamedTuple
 
 import numpy as np
 
 from vdm_jax.errors import InputError
-from vdm_jax.typing import Array, Float, Int
+from vdm_jax.typing import Array, Float
 
 log = logging.getLogger(__name__)
 
 Features = Float[Array | np.ndarray, "_ ... _"]  # B F or B T F; sizes may differ between sets
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Moments:
-    """Number, mean and scatter of a set of features: all that a Fréchet distance needs."""
+class Moments(NamedTuple):
+    """Number, mean and unbiased covariance of a set of features: all that a Fréchet distance needs."""
 
     count: int
     mean: Float[np.ndarray, "F"]
-    scatter: Float[np.ndarray, "F F"]  # Σ (x − mean)(x − mean)ᵀ
-
-    @property
-    def covariance(self) -> Float[np.ndarray, "F F"]:
-        """The unbiased estimate. Raises InputError below two samples."""
-        if self.count < 2:
-            raise InputError(f"samples={self.count} must be at least 2 to have a covariance")
-        return self.scatter / (self.count - 1)
+    covariance: Float[np.ndarray, "F F"]
 
 
 def moments_of(features: Features) -> Moments:
-    """The moments of an array. Raises InputError for an empty one and for values that are not finite."""
+    """The moments of an array. Raises InputError below two samples and for values that are not finite."""
     rows = np.asarray(features, np.float64).reshape(-1, features.shape[-1])
-    if not len(rows):
-        raise InputError(f"features={features.shape} must hold at least one sample")
+    if len(rows) < 2:
+        raise InputError(f"features={features.shape}: samples={len(rows)} must be at least 2 to have a covariance")
     if bad := int((~np.isfinite(rows).all(1)).sum()):
         raise InputError(f"features of {bad} of {len(rows)} samples are infinite or NaN; all must be finite")
     mean = rows.mean(0)
     centred = rows - mean
-    return Moments(len(rows), mean, centred.T @ centred)
+    return Moments(len(rows), mean, centred.T @ centred / (len(rows) - 1))
 
 
 def frechet_distance(real: Features | Moments, generated: Features | Moments) -> float:
@@ -53,7 +45,7 @@ def frechet_distance(real: Features | Moments, generated: Features | Moments) ->
     Warns if a set has no more samples than features. With more samples the distance is still biased upwards.
     Raises InputError for sets of different widths and for fewer than two samples.
     """
-    a, b = _moments(real), _moments(generated)
+    a, b = (x if isinstance(x, Moments) else moments_of(x) for x in (real, generated))
     if min(a.count, b.count) <= len(a.mean):
         _warn_once(
             f"{min(a.count, b.count)} samples of {len(a.mean)} features: the covariance is singular and the Fréchet "
@@ -62,37 +54,16 @@ def frechet_distance(real: Features | Moments, generated: Features | Moments) ->
     return _distance(a, b)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Extrapolation:
-    """A Fréchet distance extrapolated to infinitely many samples, and the distances it was extrapolated from."""
-
-    distance: float  # for infinitely many samples; may be below 0 for sets that hardly differ
-    counts: Int[np.ndarray, "P"]  # generated rows in each subset; the last subset is the whole set
-    distances: Float[np.ndarray, "P"]  # distance of each subset
-    real: str  # how the real set was cut
-
-    @property
-    def bias(self) -> float:
-        """The estimated bias of the distance with all samples."""
-        return float(self.distances[-1]) - self.distance
-
-    def __str__(self) -> str:
-        return (
-            f"{self.distance:.4g} for infinitely many samples, {self.distances[-1]:.4g} with all {self.counts[-1]} "
-            f"(a line in 1/N through {len(self.counts)} random subsets of {self.counts[0]} or more rows; "
-            f"real set {self.real})"
-        )
-
-
 def unbiased_frechet_distance(
     real: Features | Moments, generated: Features, seed: int = 0, *, smallest: float = 0.5, points: int = 15
-) -> Extrapolation:
+) -> float:
     """FID∞: the distance for infinitely many samples, by a line in 1/N (Chong & Forsyth 2020).
 
     The line is fitted to the distances of random subsets, at regular steps of N from a share `smallest` of the rows to
     all rows. Moments of the real set are used whole, as in the paper. Rows of the real set are cut to the same share,
     which removes the bias of their number, too. The paper begins at a tenth of 50,000 rows; with few rows only the
-    upper half lies on a line. Warns if the smallest subset has no more samples than features.
+    upper half lies on a line. The result may be below 0 for sets that hardly differ. Warns if the smallest subset has
+    no more samples than features.
     Raises InputError for too few rows or points and for a share outside (0, 1).
     """
     if not 0 < smallest < 1 or points < 2:
@@ -111,12 +82,12 @@ def unbiased_frechet_distance(
 
     counts = np.rint(np.linspace(smallest, 1, points) * len(generated)).astype(int)
     distances = np.array([at(count / len(generated)) for count in counts])
-    _, infinite = np.polyfit(1 / counts, distances, 1)
-    return Extrapolation(float(infinite), counts, distances, "whole" if whole else "cut to the same share")
+    return float(np.polyfit(1 / counts, distances, 1)[1])
 
 
 def _distance(a: Moments, b: Moments) -> float:
-    _same_width(a, b)
+    if len(a.mean) != len(b.mean):
+        raise InputError(f"features of {len(a.mean)} and of {len(b.mean)} numbers: they must come from one network")
     # tr (Σ_a^½ Σ_b Σ_a^½)^½ is the sum of the singular values of R_aᵀ R_b, for any R with R Rᵀ = Σ. Singular values are
     # real. The eigenvalues of the product would need square roots of rounding errors.
     overlap = np.linalg.svd(_factor(a.covariance).T @ _factor(b.covariance), compute_uv=False).sum()
@@ -130,15 +101,6 @@ def _factor(covariance: Float[np.ndarray, "F F"]) -> Float[np.ndarray, "F F"]:
     if values[0] < -1e-6 * abs(values[-1]):  # more than rounding, even for moments that were stored as float32
         raise InputError(f"eigenvalues from {values[0]:g} to {values[-1]:g}: a covariance must have none below 0")
     return vectors * np.sqrt(np.where(values > len(values) * np.finfo(float).eps * values[-1], values, 0))
-
-
-def _moments(features: Features | Moments) -> Moments:
-    return features if isinstance(features, Moments) else moments_of(features)
-
-
-def _same_width(a: Moments, b: Moments) -> None:
-    if len(a.mean) != len(b.mean):
-        raise InputError(f"features of {len(a.mean)} and of {len(b.mean)} numbers: they must come from one network")
 
 
 @functools.cache  # not for every resample of a bootstrap

@@ -14,16 +14,16 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from einops import rearrange, reduce
 from flax import nnx
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
-from vdm_jax.data.moving_digits import MOTIONS, MovingDigits
 from vdm_jax.errors import InputError
 from vdm_jax.files import whole_file
 from vdm_jax.typing import Array, Float, Int, Key, Params, PyTree, Scalar, UInt8
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 Clips = Float[Array | np.ndarray, "B T H W C"]  # in [-1, 1]
 Videos = Clips | UInt8[Array | np.ndarray, "B T H W C"]  # bytes, as in the data set
 Labels = Int[Array | np.ndarray, "B"]
+MOTIONS = 6  # as many as data.moving_digits.MOTIONS: that module imports TFDS, which takes a second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Verdict(NamedTuple):
     """The output of the judge for each clip."""
 
     digit: Float[Array, "B 10"]  # probabilities
-    direction: Float[Array, "B M"]  # probabilities, in the order of MOTIONS
+    direction: Float[Array, "B 6"]  # probabilities, in the order of data.moving_digits.MOTIONS
     frame_digit: Float[Array, "B T 10"]  # probabilities from single frames
     frames: Float[Array, "B T 64"]  # features of single frames: blind to motion
     features: Float[Array, "B 96"]  # features of the clip: the mean over frames, then the features of motion
@@ -66,25 +67,21 @@ class Network(nnx.Module):
 
     def __init__(self, frames: int, channels: int, *, rngs: nnx.Rngs):
         conv = functools.partial(nnx.Conv, kernel_size=(3, 3), rngs=rngs)
-        layers = conv(channels, 16), conv(16, 32, strides=2), conv(32, 64, strides=2), conv(64, 64)
-        self.look = nnx.List(layers)
+        self.look = nnx.List([conv(channels, 16), conv(16, 32, strides=2), conv(32, 64, strides=2), conv(64, 64)])
         self.track = nnx.List([conv(frames * channels, 32), conv(32, 32, strides=2)])
         self.digit = nnx.Linear(64, 10, rngs=rngs)
-        self.direction = nnx.Linear(32, len(MOTIONS), rngs=rngs)
+        self.direction = nnx.Linear(32, MOTIONS, rngs=rngs)
 
     def appearance(self, videos: Float[Array, "B T H W C"]) -> Float[Array, "B T 64"]:
         """The maximum over the pixels of each frame."""
-        x = _shrink(videos, 16)
-        b, t, *image = x.shape
-        x = x.reshape(b * t, *image)
+        x = rearrange(_shrink(videos, 16), "b t h w c -> (b t) h w c")
         for layer in self.look:
             x = nnx.relu(layer(x))
-        return x.max((1, 2)).reshape(b, t, -1)
+        return x.max((1, 2)).reshape(*videos.shape[:2], -1)
 
     def motion(self, videos: Float[Array, "B T H W C"]) -> Float[Array, "B 32"]:
         """The mean over pixels. Frames are channels, so that their order counts."""
-        x = jnp.moveaxis(_shrink(videos, 8), 1, 3)
-        x = x.reshape(*x.shape[:3], -1)
+        x = rearrange(_shrink(videos, 8), "b t h w c -> b h w (t c)")
         for layer in self.track:
             x = nnx.relu(layer(x))
         return x.mean((1, 2))
@@ -92,10 +89,9 @@ class Network(nnx.Module):
 
 def _shrink(videos: Float[Array, "B T H W C"], size: int) -> Float[Array, "B T h w C"]:
     """Average pooling by the largest whole factor that leaves the smaller side at least `size` pixels."""
-    b, t, h, w, c = videos.shape
+    h, w = videos.shape[2:4]
     f = max(1, min(h, w) // size)
-    x = videos[:, :, : h // f * f, : w // f * f]
-    return x.reshape(b, t, h // f, f, w // f, f, c).mean((3, 5))
+    return reduce(videos[:, :, : h // f * f, : w // f * f], "b t (h i) (w j) c -> b t h w c", "mean", i=f, j=f)
 
 
 @functools.cache
@@ -222,8 +218,8 @@ def _hash(recipe: Recipe, *origin) -> str:
     return hashlib.sha256(json.dumps([dataclasses.asdict(recipe), *origin]).encode()).hexdigest()[:12]
 
 
-def load_or_train_judge(path: str | Path, builder: MovingDigits, *, seed: int = 0, recipe: Recipe = Recipe()) -> Judge:
-    """The judge of a prepared data set: read from the file at `path`, or trained and saved there.
+def load_or_train_judge(path: str | Path, builder: Any, *, seed: int = 0, recipe: Recipe = Recipe()) -> Judge:
+    """The judge of a prepared `MovingDigits`: read from the file at `path`, or trained and saved there.
 
     A file that is damaged, or of another recipe, seed or data set, is replaced with a warning.
     Raises InputError for the data set with two digits in a clip: the judge reads one digit.
@@ -245,18 +241,13 @@ def load_or_train_judge(path: str | Path, builder: MovingDigits, *, seed: int = 
     judge = train_judge(videos, digit, direction, seed=seed, recipe=recipe)
     judge = dataclasses.replace(judge, recipe=origin)
     log.info("trained the judge of %s in %.0f s", name, time.perf_counter() - start)
+    arrays = {keystr(key): np.asarray(leaf) for key, leaf in tree_leaves_with_path(judge.params)}
     try:
-        _save(path, judge)
+        with whole_file(path) as part:
+            np.savez(part, recipe=np.array(origin), **arrays)
     except InputError as error:  # the judge can be used without its file
         log.warning("%s: the judge is not saved", error)
     return judge
-
-
-def _save(path: Path, judge: Judge) -> None:
-    """Writes a file that `_load` reads."""
-    arrays = {keystr(key): np.asarray(leaf) for key, leaf in tree_leaves_with_path(judge.params)}
-    with whole_file(path) as part:
-        np.savez(part, recipe=np.array(judge.recipe), **arrays)
 
 
 def _load(path: Path, origin: str, shape: tuple[int, ...]) -> Params:

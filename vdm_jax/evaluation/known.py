@@ -9,6 +9,7 @@ from einops import reduce, repeat
 
 from vdm_jax.diffusion.known import Known
 from vdm_jax.errors import InputError
+from vdm_jax.evaluation.digit_metrics import position_error
 from vdm_jax.typing import Bool, Float, Int
 
 Videos = Float[np.ndarray, "B T H W C"]
@@ -22,32 +23,22 @@ class Mode(NamedTuple):
     factor: int = 1  # above 1, the clip is given with fewer rows and columns by this factor: super-resolution
 
 
-def _nothing(t: np.ndarray, *_) -> np.ndarray:
-    return t < 0
-
-
 VIDEO_TO_VIDEO = "video to video"  # sampling begins with the noised clip; no pixel is known for certain
 MODES = {
-    "extension, half known": Mode(lambda t, y, x, frames, rows, columns: t < frames // 2),
-    "extension backward, half known": Mode(lambda t, y, x, frames, rows, columns: t >= frames - frames // 2),
-    "image to video, with the caption": Mode(lambda t, y, x, frames, rows, columns: t == 0, captioned=True),
-    "first and last frame": Mode(lambda t, y, x, frames, rows, columns: t % (frames - 1) == 0),
-    "every second frame": Mode(lambda t, y, x, frames, rows, columns: t % 2 == 0),
+    "extension, half known": Mode(lambda t, y, x, frames, *_: t < frames // 2),
+    "extension backward, half known": Mode(lambda t, y, x, frames, *_: t >= frames - frames // 2),
+    "image to video, with the caption": Mode(lambda t, *_: t == 0, captioned=True),
+    "first and last frame": Mode(lambda t, y, x, frames, *_: t % (frames - 1) == 0),
+    "every second frame": Mode(lambda t, *_: t % 2 == 0),
     "inpainting, left half": Mode(lambda t, y, x, frames, rows, columns: x >= columns // 2),
     "outpainting, a border of an eighth": Mode(
         lambda t, y, x, frames, rows, columns: (
             (abs(y + 0.5 - rows / 2) < rows * 3 / 8) & (abs(x + 0.5 - columns / 2) < columns * 3 / 8)
         )
     ),
-    VIDEO_TO_VIDEO: Mode(_nothing),
-    "super-resolution by 2": Mode(_nothing, factor=2),
+    VIDEO_TO_VIDEO: Mode(lambda t, *_: t < 0),
+    "super-resolution by 2": Mode(lambda t, *_: t < 0, factor=2),
 }
-
-
-def check_mode(mode: str) -> None:
-    """Raises InputError for an unknown mode."""
-    if mode not in MODES:
-        raise InputError(f"known={mode!r} must be one of: {'; '.join(MODES)}")
 
 
 def check_strength(mode: str, strength: float | int) -> None:
@@ -55,6 +46,12 @@ def check_strength(mode: str, strength: float | int) -> None:
     if (mode == VIDEO_TO_VIDEO) != (strength < 1):
         right = "below 1" if mode == VIDEO_TO_VIDEO else "1"
         raise InputError(f"strength={strength:g} must be {right} where known={mode!r}")
+
+
+def check_mode(mode: str) -> None:
+    """Raises InputError for an unknown mode."""
+    if mode not in MODES:
+        raise InputError(f"known={mode!r} must be one of: {'; '.join(MODES)}")
 
 
 def mask_of(mode: str, shape: Sequence[int]) -> Bool[np.ndarray, "1 T H W 1"]:
@@ -108,8 +105,6 @@ def place_kept(videos: Videos, real: Videos, new: Sequence[int]) -> dict[str, np
 
     Returns the mean distance of the centroid from the centroid of the real clip in pixels, and whether it is at most 1.
     """
-    from vdm_jax.evaluation.digit_metrics import position_error  # imports TFDS
-
     distance = position_error(videos, real, new)
     return {"position_error": distance, "within_pixel": distance <= 1}
 

@@ -2,7 +2,7 @@
 
 An extractor computes a row for each clip. A figure summarises the rows, with an interval: their mean, a share, or their
 Fréchet distance from the rows of real clips. A new metric is a line in `METRICS`, and a line in `EXTRACTORS` if it
-needs new rows. docs/metrics.md says what each metric means, and what it does not see.
+needs new rows. docs/evaluation.md says what each metric means, and what it does not see.
 """
 
 import difflib
@@ -19,7 +19,9 @@ from jax.sharding import Mesh
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import features, temporal
 from vdm_jax.evaluation.confidence import Interval, bootstrap, bootstrap_mean, wilson
+from vdm_jax.evaluation.digit_metrics import identity_consistency, nearest, rank
 from vdm_jax.evaluation.frechet import frechet_distance, unbiased_frechet_distance
+from vdm_jax.evaluation.judge import jerk
 from vdm_jax.evaluation.known import MODES, digit_kept, place_kept
 from vdm_jax.evaluation.reference import Clips, RealData, read_all
 from vdm_jax.pretrained.parts import clip_pair, i3d, lpips, videomae
@@ -32,52 +34,27 @@ Rows = dict[str, np.ndarray]  # for each metric, a row for each clip
 # ------------------------------------------------------------------------------------------------ extractors
 
 
-def _judged(clips: Clips, judge: Any) -> Rows:
+def _labels(clips: Clips) -> tuple[np.ndarray, np.ndarray]:
+    """The digit and the direction in each caption."""
     from vdm_jax.data.moving_digits import parse_caption  # imports TFDS, which takes a second
-    from vdm_jax.evaluation.digit_metrics import identity_consistency
 
-    digits, directions = np.array([np.concatenate(parse_caption(caption)) for caption in clips.captions]).T
+    return tuple(np.array([np.concatenate(parse_caption(caption)) for caption in clips.captions]).T)
+
+
+def _judged(clips: Clips, judge: Any) -> Rows:
     verdict = jax.tree.map(np.asarray, judge(clips.videos))
+    digits, directions = _labels(clips)
     digit, direction = verdict.digit.argmax(1) == digits, verdict.direction.argmax(1) == directions
     rows = {"digit": digit, "direction": direction, "both": digit & direction}
     rows |= {"digits_fvd": verdict.features, "digits_fid": verdict.frames}
     return rows | {"identity": identity_consistency(verdict)}
 
 
-def _jerk(clips: Clips) -> Rows:
-    from vdm_jax.evaluation.judge import jerk
-
-    return {"jerk": np.asarray(jerk(clips.videos))}
-
-
-def _nearest(clips: Clips, training: np.ndarray) -> Rows:
-    from vdm_jax.evaluation.digit_metrics import nearest
-
-    return {"novelty": nearest(in_range(clips.videos), in_range(training))[0]}
-
-
-def _place_kept(clips: Clips) -> Rows:
-    return place_kept(in_range(clips.videos), in_range(clips.real), clips.new)
-
-
-def _new_frames(clips: Clips) -> tuple[np.ndarray, np.ndarray]:
-    return in_range(clips.videos)[:, clips.new], in_range(clips.real)[:, clips.new]
-
-
 def _on_new_frames(name: str, rows: Callable[..., np.ndarray]) -> Callable[..., Rows]:
-    return lambda clips, *network: {name: rows(*network, *_new_frames(clips))}
+    def of_clips(clips: Clips, *network: Any) -> Rows:
+        return {name: rows(*network, *(in_range(x)[:, clips.new] for x in (clips.videos, clips.real)))}
 
-
-def _digit_kept(clips: Clips, judge: Any) -> Rows:
-    from vdm_jax.data.moving_digits import parse_caption
-
-    digits = np.array([parse_caption(caption)[0][0] for caption in clips.captions])
-    return {"digit_kept": digit_kept(judge, in_range(clips.videos), digits, clips.new)}
-
-
-def _warping(clips: Clips) -> Rows:
-    videos = in_range(clips.videos)
-    return {"warping": temporal.warping_error(videos), "occluded": temporal.occluded_share(videos)}
+    return of_clips
 
 
 def _clip(clips: Clips, network: clip_pair.PublishedClip) -> Rows:
@@ -89,10 +66,6 @@ def _clip(clips: Clips, network: clip_pair.PublishedClip) -> Rows:
 
 def _of_videos(name: str, rows: Callable[[np.ndarray], np.ndarray]) -> Callable[[Clips], Rows]:
     return lambda clips: {name: rows(in_range(clips.videos))}
-
-
-def _of_network(name: str, rows: Callable[[Any, np.ndarray], np.ndarray]) -> Callable[[Clips, Any], Rows]:
-    return lambda clips, network: {name: rows(network, clips.videos)}
 
 
 def in_range(videos: np.ndarray) -> Float[np.ndarray, "B T H W C"]:
@@ -109,17 +82,25 @@ class Extractor(NamedTuple):
 
 EXTRACTORS = {
     "judge": Extractor(_judged, "judge"),
-    "jerk": Extractor(_jerk),
-    "nearest": Extractor(_nearest, "training"),
+    "jerk": Extractor(lambda clips: {"jerk": np.asarray(jerk(clips.videos))}),
+    "nearest": Extractor(
+        lambda clips, training: {"novelty": nearest(in_range(clips.videos), in_range(training))[0]}, "training"
+    ),
     "flicker": Extractor(_of_videos("flicker", temporal.flicker)),
     "smoothness": Extractor(_of_videos("smoothness", temporal.motion_smoothness)),
-    "warping": Extractor(_warping),
+    "warping": Extractor(_of_videos("warping", temporal.warping_error)),
+    "occluded": Extractor(_of_videos("occluded", temporal.occluded_share)),
     "dynamic": Extractor(_of_videos("dynamic", temporal.dynamic_degree)),
-    "i3d": Extractor(_of_network("fvd", features.i3d_features), "i3d"),
-    "videomae": Extractor(_of_network("videomae", features.videomae_features), "videomae"),
+    "i3d": Extractor(lambda clips, network: {"fvd": features.i3d_features(network, clips.videos)}, "i3d"),
+    "videomae": Extractor(
+        lambda clips, network: {"videomae": features.videomae_features(network, clips.videos)}, "videomae"
+    ),
     "clip": Extractor(_clip, "clip"),
-    "place_kept": Extractor(_place_kept),
-    "digit_kept": Extractor(_digit_kept, "judge"),
+    "place_kept": Extractor(lambda clips: place_kept(in_range(clips.videos), in_range(clips.real), clips.new)),
+    "digit_kept": Extractor(
+        lambda clips, judge: {"digit_kept": digit_kept(judge, in_range(clips.videos), _labels(clips)[0], clips.new)},
+        "judge",
+    ),
     "psnr": Extractor(_on_new_frames("psnr", temporal.psnr)),
     "ssim": Extractor(_on_new_frames("ssim", temporal.ssim)),
     "lpips": Extractor(_on_new_frames("lpips", features.lpips_distances), "lpips"),
@@ -140,8 +121,6 @@ def _mean(rows: np.ndarray, _) -> Interval:
 
 
 def _rank(rows: np.ndarray, held_out: np.ndarray) -> Interval:
-    from vdm_jax.evaluation.digit_metrics import rank
-
     return bootstrap(lambda *sets: float(rank(*sets).mean()), rows, held_out)
 
 
@@ -151,10 +130,7 @@ def _frechet(rows: np.ndarray, reference: np.ndarray) -> Interval:
 
 
 def _infinite(rows: np.ndarray, reference: np.ndarray) -> Interval:
-    def distance(*sets: np.ndarray) -> float:
-        return unbiased_frechet_distance(*sets).distance
-
-    return bootstrap(distance, reference, rows, resamples=40)
+    return bootstrap(unbiased_frechet_distance, reference, rows, resamples=40)
 
 
 COMPARED_WITH = {_rank: "held-out", _frechet: "reference", _infinite: "reference"}  # real clips that a figure needs
@@ -182,7 +158,7 @@ METRICS = {
     "flicker": Metric("flicker", _mean, "↓"),
     "smoothness": Metric("smoothness", _mean, "↑"),
     "warping": Metric("warping", _mean, "↓"),
-    "occluded": Metric("warping", _mean, "↓"),
+    "occluded": Metric("occluded", _mean, "↓"),
     "dynamic": Metric("dynamic", _mean, "↔"),
     "fvd": Metric("i3d", _frechet, "↓"),
     "fvd_infinite": Metric("i3d", _infinite, "↓", "fvd"),
@@ -198,18 +174,16 @@ METRICS = {
     "lpips": Metric("lpips", _mean, "↓"),
 }
 OF_DIGITS = ("digit", "direction", "both", "jerk")
-OF_ANY = ("flicker", "smoothness", "warping", "dynamic")
-OF_WEIGHTS = {"i3d": ("fvd",), "videomae": ("videomae",), "clip": ("clip", "clip_fid", "consistency")}
-OF_WEIGHTS |= {"lpips": ("lpips",)}
 
 
 def default_metrics(data: RealData, weights: Iterable[str] = (), known: str = "") -> tuple[str, ...]:
     """The metrics that fit the data and the mode, with the metrics of all networks whose weights are given."""
-    names = OF_DIGITS if data.judge else OF_ANY
     if known:
-        names = ("digit_kept", "position_error", "within_pixel") if data.judge else ()
-        names += ("psnr", "ssim")
-    return names + sum((OF_WEIGHTS[name] for name in weights), ())
+        names = (*(("digit_kept", "position_error", "within_pixel") if data.judge else ()), "psnr", "ssim")
+    else:
+        names = OF_DIGITS if data.judge else ("flicker", "smoothness", "warping", "dynamic")
+    of_weights = [m for w in weights for m, x in METRICS.items() if EXTRACTORS[x.extractor].needs == w]
+    return names + tuple(m for m in of_weights if METRICS[m].figure is not _infinite)
 
 
 def check_metrics(names: Iterable[str], known: str = "") -> tuple[str, ...]:
@@ -264,8 +238,7 @@ def load_networks(
 ) -> dict[str, Network]:
     """Loads the networks of the metrics; `weights` gives the files of "i3d", "videomae", "clip" and "lpips".
 
-    Raises:
-        InputError: a metric that does not fit the data, or weights that are missing or of another network.
+    Raises InputError for a metric that does not fit the data, or weights that are missing or of another network.
     """
     networks, weights = {}, weights or {}
     check_weights(metrics, weights)
@@ -273,23 +246,17 @@ def load_networks(
         need = EXTRACTORS[METRICS[name].extractor].needs
         if not need or need in networks:
             continue
-        if need in ("judge", "training"):
-            if data.judge is None:
-                raise InputError(f"{name} needs moving digits, one in a clip; the data is {data.name}")
-            networks[need] = _of_digits(need, data)
-            continue
-        load, _ = WEIGHTS[need]
-        networks[need] = Network(load(weights[need], mesh=mesh), hash_of(Path(weights[need])))
+        if need in WEIGHTS:
+            networks[need] = Network(WEIGHTS[need][0](weights[need], mesh=mesh), hash_of(Path(weights[need])))
+        elif data.judge is None:
+            raise InputError(f"{name} needs moving digits, one in a clip; the data is {data.name}")
+        elif need == "training":
+            videos = read_all(data).videos
+            networks[need] = Network(videos, hashlib.sha256(videos).hexdigest()[:12])
+        else:
+            data.memory[need] = judge = data.memory.get(need) or data.judge()
+            networks[need] = Network(judge, judge.digest)
     return networks
-
-
-def _of_digits(need: str, data: RealData) -> Network:
-    if need == "training":
-        videos = read_all(data).videos
-        return Network(videos, hashlib.sha256(videos).hexdigest()[:12])
-    if need not in data.memory:
-        data.memory[need] = data.judge()
-    return Network(data.memory[need], data.memory[need].digest)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import numpy as np
 from vdm_jax.config import source_arguments
 from vdm_jax.data.source import make_source, splits_of
 from vdm_jax.errors import InputError
+from vdm_jax.evaluation import judge
 from vdm_jax.typing import UInt8
 
 Progress = Callable[[Sequence[int], str], Iterable[int]]  # called with batches and a description of the work
@@ -55,18 +56,16 @@ class RealData:
 def real_data(config: Any) -> RealData:
     """The data of a run's config: the held-out split, and as the reference the split of its training.
 
-    Raises:
-        InputError: the data is missing.
+    Raises InputError if the data is missing.
     """
     data = _real_data(**source_arguments(config))
     if config.data.name != "moving_digits":
         return data
     from vdm_jax.data.moving_digits import prepare  # imports TFDS, which takes a second; folders do not need it
-    from vdm_jax.evaluation.judge import load_or_train_judge
 
     builder = prepare(config.data.data_dir, *([config.data.builder_config] if config.data.builder_config else []))
     file = Path(config.data.data_dir) / f"judge-{builder.builder_config.name}.npz"
-    return dataclasses.replace(data, judge=functools.partial(load_or_train_judge, file, builder))
+    return dataclasses.replace(data, judge=functools.partial(judge.load_or_train_judge, file, builder))
 
 
 def other_data(
@@ -99,11 +98,7 @@ def _real_data(name: str, *, data_dir: str | Path, split: str = "train", **kwarg
 def read_clips(
     data: RealData, num: int, seed: int = 0, which: str = "held-out", *, progress: Progress = silent
 ) -> Clips:
-    """`num` random clips from "held-out" or from "reference".
-
-    Raises:
-        InputError: there are fewer clips.
-    """
+    """`num` random clips from "held-out" or from "reference". Raises InputError if there are fewer clips."""
     key = (which, num, seed)
     if key not in data.memory:
         source = data.reference if which == "reference" else data.held_out

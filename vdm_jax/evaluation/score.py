@@ -18,6 +18,7 @@ import numpy as np
 
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import Interval
+from vdm_jax.evaluation.judge import frozen, shuffle_frames
 from vdm_jax.evaluation.known import MODES, check_strength, known_of, mask_of, new_frames, without_a_network
 from vdm_jax.evaluation.metrics import (
     COMPARED_WITH,
@@ -102,30 +103,17 @@ def score(
     return _figures(job, _extract(job, batches(), job.metrics))
 
 
-def floors(
-    data: RealData,
-    metrics: Iterable[str],
-    *,
-    num: int,
-    seed: int = 0,
-    batch_size: int = 64,
-    folder: str | Path | None = None,
-    networks: Mapping[str, Network] | None = None,
-    progress: Progress = silent,
-    known: str = "",
-) -> dict[str, dict[str, Interval]]:
+def floors(data: RealData, metrics: Iterable[str], *, num: int, **kwargs) -> dict[str, dict[str, Interval]]:
     """The metrics of held-out clips ("real"), of the same clips "shuffled" in time, and of the clips "frozen".
 
     If a part of the clips is `known`, "no network" (`known.without_a_network`) replaces "shuffled" and "frozen".
-    The arguments are those of `score`.
+    The arguments are those of `score`, without a pipeline and its settings.
     """
-    from vdm_jax.evaluation.judge import frozen, shuffle_frames  # imports TFDS
-
-    job = _job(data, metrics, num, seed, batch_size, folder, networks, progress, known)
-    real = read_clips(data, num, seed)
+    job = _job(data, metrics, num, **kwargs)
+    real = read_clips(data, num, job.seed)
     changed = {"real": lambda x: x, "shuffled": lambda x: shuffle_frames(x, jax.random.key(0)), "frozen": frozen}
-    if known:
-        changed = {"real": changed["real"], "no network": lambda x: without_a_network(in_range(x), known)}
+    if job.known:
+        changed = {"real": changed["real"], "no network": lambda x: without_a_network(in_range(x), job.known)}
     figures = {}
     for name, change in changed.items():
         clips = Clips(np.asarray(change(real.videos)), real.captions)
@@ -148,7 +136,7 @@ class _Job(NamedTuple):
     known: str
 
 
-def _job(data, metrics, num, seed, batch_size, folder, networks, progress, known) -> _Job:
+def _job(data, metrics, num, seed=0, batch_size=64, folder=None, networks=None, progress=silent, known="") -> _Job:
     metrics = check_metrics(metrics, known)
     if num < 2 or batch_size < 1:
         raise InputError(f"num={num} must be at least 2 to have an interval, batch_size={batch_size} at least 1")
@@ -173,8 +161,8 @@ def _figures(job: _Job, rows: Rows) -> dict[str, Interval]:
     for name in job.metrics:
         metric = METRICS[name]
         key = metric.rows or name
-        real_rows = _real_rows(job, COMPARED_WITH[metric.figure]) if metric.figure in COMPARED_WITH else {}
-        figures[name] = metric.figure(rows[key], real_rows.get(key))
+        which = COMPARED_WITH.get(metric.figure)
+        figures[name] = metric.figure(rows[key], _real_rows(job, which)[key] if which else None)
     return figures
 
 

@@ -47,11 +47,7 @@ def measure_peak(dtype: str) -> dict:
 
 
 def one_cpu() -> jax.Device:
-    """The CPU device for which programs are lowered to count operations, even if there is a GPU or TPU.
-
-    Raises:
-        InputError: JAX_PLATFORMS excludes the CPU.
-    """
+    """The CPU device for which programs are lowered to count operations, even if there is a GPU or TPU."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:

@@ -17,14 +17,14 @@ LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 def read_image(path: FilePath, size: tuple[int, int], channels: int) -> Float[np.ndarray, "H W C"]:
-    """Reads a picture: its middle is cut to the proportions of `size` and resized. Raises InputError for another file."""
+    """Reads a picture: its middle is cut to the proportions of `size` and resized. Raises InputError for others."""
     return _fitted(_read_picture(path)[None], path, size, channels)[0]
 
 
 def read_clip(
     path: FilePath, size: tuple[int, int], channels: int
 ) -> tuple[Float[np.ndarray, "L H W C"], float, tuple[int, int]]:
-    """Reads a video: frames, cut and resized like a picture; frames per second; original rows and columns.
+    """Reads a video: frames, cut and resized like a picture; frames a second; original rows and columns.
 
     Raises:
         InputError: another file.

@@ -117,16 +117,8 @@ class Attention(nnx.Module):
         `mask` is true where a pixel sees a source pixel. Along space its second axis is the frame, and positions are
         pixels; along time its second axis is the pixel, and positions are frames; along "all" it has size 1.
         """
-        frames, source = x.shape[1], text if self.context == "only" else x
-        if not self.fused:
-            pairs = ((self.q, x), (self.k, source), (self.v, source))
-            q, k, v = (split_heads(linear(tokens), 1, self.heads)[0] for linear, tokens in pairs)
-        elif self.context == "only":
-            (q,), (k, v) = split_heads(self.q(x), 1, self.heads), split_heads(self.text_kv(text), 2, self.heads)
-        else:
-            q, k, v = split_heads(self.qkv(x), 3, self.heads)
-        if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+        frames = x.shape[1]
+        q, k, v = self._project(x, text)
         if self.position == "rotary":
             positions = jnp.arange(frames, dtype=jnp.float32)
             q, k = rotate(q, positions), rotate(k, positions)
@@ -147,6 +139,18 @@ class Attention(nnx.Module):
         if self.along == "all":
             out = layout.heads(rearrange(out, "b 1 (t p) n d -> b t p n d", t=frames), back=True)
         return self.out(rearrange(out, "b t p n d -> b t p (n d)"))
+
+    def _project(self, x, text):
+        """Returns queries of x, and keys and values of x or, in cross-attention, of the text."""
+        source = text if self.context == "only" else x
+        if not self.fused:
+            pairs = ((self.q, x), (self.k, source), (self.v, source))
+            q, k, v = (split_heads(linear(tokens), 1, self.heads)[0] for linear, tokens in pairs)
+        elif self.context == "only":
+            (q,), (k, v) = split_heads(self.q(x), 1, self.heads), split_heads(self.text_kv(text), 2, self.heads)
+        else:
+            q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        return (self.q_norm(q), self.k_norm(k), v) if self.qk_norm else (q, k, v)
 
 
 def split_heads(x: Float[Array, "B T P C"], parts: int, heads: int) -> tuple[Array, ...]:

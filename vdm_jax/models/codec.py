@@ -39,8 +39,9 @@ class Codec:
         """Returns the shape of the latents of a video. Raises InputError for a size that does not fit."""
         factors = (self.factors[0], self.factors[1], self.factors[1])
         for name, size, factor in zip(("frames", "height", "width"), video, factors, strict=False):
-            if size % factor or size < factor:
-                raise InputError(f"{name}={size} must be a multiple of {factor} (the autoencoder's)")
+            if size < 1 or size % factor:
+                valid = f"a multiple of {factor} (the autoencoder's)" if size > 0 else "at least 1"
+                raise InputError(f"{name}={size} must be {valid}")
         if self.video_channels not in (None, video[3]):
             raise InputError(f"channels={video[3]} must be {self.video_channels} (the autoencoder's)")
         sizes = (size // factor for size, factor in zip(video, factors, strict=False))

@@ -135,8 +135,7 @@ def read_key(path: FilePath) -> dict[str, Any]:
 def read_answers(paths: Sequence[FilePath], key: Mapping[str, Any]) -> list[Judgement]:
     """Reads the files that the page of a study saved, one for each rater. Unfinished pairs are left out.
 
-    Raises:
-        InputError: a damaged file, a file of another study, or two files of the same rater.
+    Raises InputError for a damaged file, a file of another study, or two files of the same rater.
     """
     judgements, files = [], {}
     for path in paths:

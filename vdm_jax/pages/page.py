@@ -26,6 +26,7 @@ from vdm_jax.video import write_video
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; media-src data: blob:"
 )
+STOP = '<p><button id="stop" aria-pressed="false">Pause all videos</button></p>'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,11 @@ def document(title: str, body: str, parts: Sequence[str] = ("page.css", "page.js
 """
 
 
+def sections(parts: Mapping[str, str]) -> str:
+    """Sections of a page: a heading and its content."""
+    return "".join(f"<section>\n<h2>{name}</h2>\n{content}\n</section>\n" for name, content in parts.items())
+
+
 def data_uri(content: bytes, kind: str) -> str:
     """The data URI of bytes of a media type, such as image/png."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
@@ -92,11 +98,6 @@ def embed_video(video: UInt8[np.ndarray, "T H W C"] | Float[np.ndarray, "T H W C
 def video(uri: str, caption: str) -> str:
     """A silent video in a loop; the caption is for screen readers."""
     return f'<video src="{uri}" aria-label="{escape(caption, quote=True)}" autoplay loop muted playsinline></video>'
-
-
-def video_figure(uri: str, caption: str) -> str:
-    """A silent video in a loop, with its caption below it."""
-    return f"<figure>{video(uri, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def image_figure(path: FilePath, caption: str, least: int = 0) -> str:
@@ -141,10 +142,14 @@ def _cell(cell: Cell, ends: tuple[float, float]) -> str:
 def _error_bar(estimate: Interval | Spread, low: float, high: float) -> str:
     x = [4 + 52 * (v - low) / ((high - low) or 1) for v in (estimate.low, estimate.value, estimate.high)]
     return (
-        f'<svg class="bar" viewBox="0 0 60 12" aria-hidden="true"><path d="M0 6H60" class="grid"/>'
-        f'<path d="M{x[0]:.1f} 2v8M{x[0]:.1f} 6H{x[2]:.1f}M{x[2]:.1f} 2v8" class="line0"/>'
-        f'<circle cx="{x[1]:.1f}" cy="6" r="3" class="dot0"/></svg>'
+        '<svg class="bar" viewBox="0 0 60 12" aria-hidden="true"><path d="M0 6H60" class="grid"/>'
+        f'{whisker(x[0], x[2], 6)}<circle cx="{x[1]:.1f}" cy="6" r="3" class="dot0"/></svg>'
     )
+
+
+def whisker(low: float, high: float, y: float | int) -> str:
+    """A horizontal error bar."""
+    return f'<path class="line0" d="M{low:.1f} {y - 4:.1f}v8M{low:.1f} {y}H{high:.1f}M{high:.1f} {y - 4:.1f}v8"/>'
 
 
 def number(value: Any) -> str:

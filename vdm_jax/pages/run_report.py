@@ -16,9 +16,10 @@ import vdm_jax
 from vdm_jax.config import default_config, read_config
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import Interval
-from vdm_jax.pages.chart import Line, line_chart
-from vdm_jax.pages.page import document, embed_video, image_figure, number, table, video_figure
-from vdm_jax.pages.samples import find_samples
+from vdm_jax.files import read_json_lines
+from vdm_jax.pages.chart import line_chart
+from vdm_jax.pages.page import STOP, document, embed_video, image_figure, number, sections, table, video
+from vdm_jax.pages.samples import Sample, find_samples
 from vdm_jax.video import read_metadata
 
 LINEAR = ("learning_rate", "videos_per_second", "seconds")  # other metrics have logarithmic axes
@@ -29,14 +30,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 def make_report(run: Path, *, num: int = 24, progress: Callable[[Iterable], Iterable] = iter) -> str:
     """The page of a run, with at most `num` videos of each folder in samples/.
 
-    JAX sets up no device, so a run that is still training is not disturbed.
-
-    Raises:
-        InputError: the folder is not a run, or a file in it is damaged.
+    JAX sets up no device, so a run that is still training is not disturbed. Raises InputError if the folder is not a
+    run, or a file in it is damaged.
     """
     config = json.loads(read_config(run).to_json())
-    metrics = _read_lines(run / "metrics.jsonl")
-    sections = {
+    metrics = read_json_lines(run / "metrics.jsonl")
+    parts = {
         "Curves": _curves(metrics),
         "Samples over training": _sheets(run / "samples"),
         "Samples": _samples(run / "samples", num, progress),
@@ -45,8 +44,7 @@ def make_report(run: Path, *, num: int = 24, progress: Callable[[Iterable], Iter
         "Parameters": _parameters(run / "parameters.txt"),
         "Environment": _environment(run),
     }
-    body = "".join(f"<section>\n<h2>{name}</h2>\n{content}\n</section>\n" for name, content in sections.items())
-    return document(f"{run.name}: report", f"<main>\n{_summary(run, config, metrics)}{body}</main>")
+    return document(f"{run.name}: report", f"<main>\n{_summary(run, config, metrics)}{sections(parts)}</main>")
 
 
 def _missing(text: str) -> str:
@@ -54,17 +52,6 @@ def _missing(text: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ training
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file, up to the first incomplete line: a running job may be writing the last line."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
 
 
 def _summary(run: Path, config: Mapping[str, Any], metrics: list[dict[str, Any]]) -> str:
@@ -107,7 +94,7 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
             notes.append(f"{name} is {number(values[0])} throughout.")
         elif name != "seconds":  # the same information as videos_per_second
             drawn[values] = name
-            charts.append(line_chart(name, [Line(name, steps, values)], log=name not in LINEAR))
+            charts.append(line_chart(name, steps, values, log=name not in LINEAR))
     return f'<div class="grid charts">{"".join(charts)}</div>\n<p class="muted">{escape(" ".join(notes))}</p>'
 
 
@@ -137,7 +124,7 @@ def _samples(root: Path, num: int, progress: Callable[[Iterable], Iterable]) -> 
             continue
         samples = next(iter(by_format.values()))
         shown = samples[:num]
-        figures = "".join(video_figure(embed_video(*s.read()), s.prompt or "no prompt") for s in progress(shown))
+        figures = "".join(_video_figure(sample) for sample in progress(shown))
         common = {k: v for k, v in samples[0].settings.items() if all(s.settings.get(k) == v for s in samples)}
         note = ", ".join(f"{k} {v}" for k, v in common.items() if k not in ("run", "fps"))
         count = f" The first {len(shown)} of {len(samples)}." if len(shown) < len(samples) else ""
@@ -145,7 +132,12 @@ def _samples(root: Path, num: int, progress: Callable[[Iterable], Iterable]) -> 
         parts.append(f'<div class="grid">{figures}</div>')
     if not any("<video" in part for part in parts):
         return _missing("No videos: python experiments/sample.py --run &lt;this run&gt; draws some.") + "".join(parts)
-    return '<p><button id="stop" aria-pressed="false">Pause all videos</button></p>\n' + "\n".join(parts)
+    return f"{STOP}\n" + "\n".join(parts)
+
+
+def _video_figure(sample: Sample) -> str:
+    caption = sample.prompt or "no prompt"
+    return f"<figure>{video(embed_video(*sample.read()), caption)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 # -------------------------------------------------------------------------------------------------- scores
@@ -230,7 +222,7 @@ def _environment(run: Path) -> str:
         for what, name in files.items()
         if (run / name).exists()
     }
-    lines = _read_lines(run / "environment.jsonl")
+    lines = read_json_lines(run / "environment.jsonl")
     starts = [{"begun": x["time"], "at step": x["step"], "mesh": x["mesh"], "on": x["machine"]} for x in lines]
     rows = dates | {"report made": f"{datetime.now():%Y-%m-%d %H:%M}", "on": platform.platform()} | versions
     return (

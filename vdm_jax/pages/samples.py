@@ -34,8 +34,7 @@ class Sample:
 def find_samples(folder: FilePath) -> dict[str, list[Sample]]:
     """The samples in a folder, for each format in the order of their numbers. Other files are ignored.
 
-    Raises:
-        InputError: the folder does not exist or holds no sample.
+    Raises InputError if the folder does not exist or holds no sample.
     """
     folder = Path(folder)
     if not folder.is_dir():

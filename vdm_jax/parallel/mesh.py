@@ -25,10 +25,8 @@ def start_processes() -> None:
     Slurm, Open MPI, indexed Kubernetes jobs and TPU pods are recognised by their environment variables; JAX asks the
     cluster, or Google's metadata server, for the rest. Elsewhere, set JAX_COORDINATOR_ADDRESS (host:port),
     JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without signs of a cluster, nothing is done. A failure is raised and never
-    swallowed: N hosts that do not find each other would each train alone.
-
-    Raises:
-        InputError: JAX_COORDINATOR_ADDRESS is set without the number of processes and the number of this one.
+    swallowed: N hosts that do not find each other would each train alone. Raises InputError if JAX_COORDINATOR_ADDRESS
+    is set without the number of processes and the number of this one.
     """
     address, count, process = (
         os.environ.get(f"JAX_{name}", "") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import logging
 import os
 import signal
@@ -36,41 +37,27 @@ def places(devices: int, parallel: int | None = None) -> list[Place]:
         devices: GPUs of each process; 0 gives all GPUs to one process.
         parallel: number of processes. The default is the number of groups of `devices` GPUs; on CPUs and TPUs it is 1.
             Several processes on CPUs get disjoint sets of cores: with shared cores their threads wait for each other.
+            With too few cores, or on a system without affinity, all share them.
     """
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        return _on_cpus(parallel or 1)
-    code = "import jax; print(jax.default_backend(), jax.local_device_count())"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if process.returncode:
-        raise InputError(f"JAX finds no devices: {process.stderr.strip().splitlines()[-1]}")
-    kind, count = process.stdout.split()
-    if kind == "cpu":
-        return _on_cpus(parallel or 1)
+    kind, count = os.environ.get("JAX_PLATFORMS"), "0"
+    if kind != "cpu":
+        code = "import jax; print(jax.default_backend(), jax.local_device_count())"
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        if process.returncode:
+            raise InputError(f"JAX finds no devices: {process.stderr.strip().splitlines()[-1]}")
+        kind, count = process.stdout.split()
     if kind != "gpu" or not devices:
-        return [Place()] * (parallel or 1)
+        number = parallel or 1
+        cores = sorted(os.sched_getaffinity(0)) if kind == "cpu" and hasattr(os, "sched_getaffinity") else []
+        if not 1 < number <= len(cores):
+            return [Place()] * number
+        return [Place(cores=frozenset(cores[i::number])) for i in range(number)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     ids = visible.split(",") if visible else list(map(str, range(int(count))))
     groups = [ids[i : i + devices] for i in range(0, len(ids) - devices + 1, devices)]
     if not groups:
         raise InputError(f"a run of this study needs {devices} devices, and there are {count}")
     return [Place({"CUDA_VISIBLE_DEVICES": ",".join(group)}) for group in groups][:parallel]
-
-
-def _on_cpus(count: int) -> list[Place]:
-    """Divides the cores between `count` places. With too few cores, or on a system without affinity, all share them."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if not 1 < count <= len(cores):
-        return [Place()] * count
-    return [Place(cores=frozenset(cores[i::count])) for i in range(count)]
-
-
-@dataclasses.dataclass(eq=False)
-class _Process:
-    """A running job, with its place and its log file."""
-
-    process: subprocess.Popen
-    place: Place
-    log: Path
 
 
 def carry_out(
@@ -99,38 +86,38 @@ def carry_out(
         while waiting or running:
             while waiting and free:
                 job, place = waiting.pop(0), free.pop()
-                running[job] = _start(command(job), place, logs / f"{job}.log")
+                running[job] = _start(command(job), place, logs / f"{job}.log"), place
             time.sleep(0.2)
             show(list(running))
-            for job, entry in list(running.items()):
-                if entry.process.poll() is None:
+            for job, (process, place) in list(running.items()):
+                if process.poll() is None:
                     continue
                 del running[job]
-                free.append(entry.place)
-                if entry.process.returncode:
-                    failed[job] = _error_of(entry.log, entry.process.returncode)
+                free.append(place)
+                if process.returncode:
+                    failed[job] = _error_of(logs / f"{job}.log", process.returncode)
                 after()
     except BaseException:
-        for entry in running.values():
-            entry.process.terminate()  # Ctrl-C in a terminal reaches the jobs, too; a second signal does no harm
-        for entry in running.values():
-            entry.process.wait()
+        for process, _ in running.values():
+            process.terminate()  # Ctrl-C in a terminal reaches the jobs, too; a second signal does no harm
+        for process, _ in running.values():
+            process.wait()
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
     return failed
 
 
-def _start(command: Sequence[str], place: Place, path: Path) -> _Process:
+def _start(command: Sequence[str], place: Place, path: Path) -> subprocess.Popen:
     with path.open("a") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
-        environment = os.environ | place.environment
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        kwargs = {"env": os.environ | place.environment, "stdout": file, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, **kwargs)
     if place.cores:
         with contextlib.suppress(ProcessLookupError):  # the process has ended already
             os.sched_setaffinity(process.pid, place.cores)  # before the process imports JAX, which counts the cores
-    return _Process(process, place, path)
+    return process
 
 
 def _error_of(path: Path, status: int) -> str:
@@ -148,44 +135,31 @@ def progress_line(plan: Plan, jobs: Sequence[str], running: Sequence[str], timed
     done = sum(cell.file.exists() for cell in cells)
     left = seconds_left(plan, runs, timed)
     time_left = "time left unknown" if left is None else f"{hours(sum(left.values()) / at_a_time)} left"
-    parts = [f"{done}/{len(cells)} results", time_left]
-    for job in running:
-        if job == FLOORS:
-            parts.append("measuring real clips")
-            continue
-        run = plan.runs[job]
+    parts = [f"{done}/{len(cells)} results", time_left] + ["measuring real clips"] * (FLOORS in running)
+    for run in (plan.runs[job] for job in running if job != FLOORS):
+        begins = run.begins_with is not None and not run.begins_with.finished
+        now, what = (run.begins_with, " of its init_from") if begins else (run, "")
+        state = "drawing" if run.finished else f"step {step_of(now)}/{now.config.steps}{what}"
         cell = next((c for c in plan.cells if c.run is run and not c.file.exists()), None)
-        if cell is not None:
-            parts.append(f"{cell.arm}, seed {cell.seed}: {_state(run)}")
+        parts += [f"{cell.arm}, seed {cell.seed}: {state}"] if cell else []
     return "  ".join(parts)
 
 
-def _state(run: Run) -> str:
-    if run.finished:
-        return "drawing"
-    if run.begins_with is not None and not run.begins_with.finished:
-        return f"step {step_of(run.begins_with)}/{run.begins_with.config.steps} of its init_from"
-    return f"step {step_of(run)}/{run.config.steps}"
-
-
 def hours(seconds: float) -> str:
-    """Formats seconds as hours, minutes and seconds: 1:02:03."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+    """Formats seconds as hours, minutes and seconds: 1:02:03; from a day on, also the days."""
+    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def adopt(folder: Path, plan: Plan) -> Run:
     """Uses a finished run folder for the plan's run of the same training: makes a link, and writes nothing into it.
 
-    Raises:
-        InputError: no arm has this training (the line shows the nearest), or the run is not finished.
+    Raises InputError if no arm has this training (the line shows the nearest), or the run is not finished.
     """
     config = read_config(folder)
-    runs = {r.name: r for run in plan.runs.values() for r in (run, run.begins_with) if r is not None}
-    run = runs.get(run_hash(config))
+    run = plan.all_runs.get(run_hash(config))
     if run is None:
         training = training_of(config)
-        least = min((_difference(training_of(r.config), training) for r in runs.values()), key=len)
+        least = min((_difference(training_of(r.config), training) for r in plan.all_runs.values()), key=len)
         raise InputError(f"--adopt={folder}: no run of this study has its training; the nearest has {', '.join(least)}")
     if not (folder / "checkpoints" / str(run.config.steps)).is_dir():
         raise InputError(f"--adopt={folder}: it must be trained to step {run.config.steps} first")

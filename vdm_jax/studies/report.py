@@ -1,14 +1,13 @@
 """Reports the results of a study so far: a table in Markdown and CSV, a plot, and a self-contained page."""
 
 import csv
-import dataclasses
 import io
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,9 +15,9 @@ from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.evaluation.metrics import METRICS
 from vdm_jax.files import write_text
 from vdm_jax.pages.error_bars import Estimate, along, side_by_side, stacked
-from vdm_jax.pages.page import Spread, document, embed_video, number, table, video
+from vdm_jax.pages.page import STOP, Spread, document, embed_video, number, sections, table, video
 from vdm_jax.studies.results import Result, read_result
-from vdm_jax.studies.study import SAMPLE, Cell, Plan, Study, changed, value_at
+from vdm_jax.studies.study import SAMPLE, Plan, Study, changed, value_at
 
 COST = {  # title: (key in the cost of a result, unit)
     "parameters, M": ("parameters", 1e6),
@@ -27,8 +26,7 @@ COST = {  # title: (key in the cost of a result, unit)
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Findings:
+class Findings(NamedTuple):
     """The results of a plan so far."""
 
     plan: Plan
@@ -99,10 +97,9 @@ def write_report(
 def markdown(findings: Findings, command: str) -> str:
     """The claim, the table, and notes on its figures."""
     study, rows = findings.plan.study, rows_of(findings)
-    columns = list(rows[0])
-    lines = [" | ".join(columns), "|".join(["---"] * len(columns))]
-    lines += [" | ".join(_cell(row.get(column, "")) for column in columns) for row in rows]
-    body = "\n".join(f"| {line} |" if i != 1 else f"|{line}|" for i, line in enumerate(lines))
+    lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
+    lines += [f"| {' | '.join(_cell(row.get(column, '')) for column in rows[0])} |" for row in rows]
+    body = "\n".join(lines)
     claim = f"{study.claim} ({study.source})"
     return "\n\n".join([f"# {study.name}", claim, body, " ".join(_notes(findings)), f"```\n{command}\n```"]) + "\n"
 
@@ -163,9 +160,8 @@ def charts_of(findings: Findings) -> list[str]:
                 estimates[arm] = Estimate(error, single)
         if not estimates:
             continue
-        real = None
-        if _real(findings) and metric != "psnr":  # its 100 dB would press all arms into a corner of the chart
-            real = _real(findings)[metric].value
+        # The 100 dB of a real clip would press all arms into a corner of the chart.
+        real = _real(findings)[metric].value if _real(findings) and metric != "psnr" else None
         if findings.plan.study.along:
             lines = _lines(findings.plan.study, estimates)
             charts.append(along(_titled(metric), lines, findings.plan.study.along.removeprefix(SAMPLE), real))
@@ -205,7 +201,7 @@ def page(findings: Findings, charts: Sequence[str], command: str, progress: Call
     notes = "".join(f"<p>{escape(note)}</p>\n" for note in _notes(findings))
     figures = "".join(f'<figure class="chart">{chart}</figure>' for chart in charts)
     arms = [{"arm": arm} | {k: _value_text(study, k, v) for k, v in x.items()} for arm, x in study.arms.items()]
-    sections = {
+    parts = {
         "Scores": f"{table(rows_of(findings))}\n{notes}",
         "Plots": f'<div class="grid charts">{figures}</div>\n<p class="muted">{_legend(findings)}</p>',
         "Videos": _videos(findings, progress),
@@ -213,9 +209,8 @@ def page(findings: Findings, charts: Sequence[str], command: str, progress: Call
         f"<pre>{escape(study.base.to_yaml(default_flow_style=None))}</pre></details>",
         "Command": f"<pre>{escape(command)}</pre>",
     }
-    body = "".join(f"<section>\n<h2>{name}</h2>\n{content}\n</section>\n" for name, content in sections.items())
     head = f'<h1>{escape(study.name)}</h1>\n<p>{escape(study.claim)}</p>\n<p class="muted">{escape(study.source)}</p>\n'
-    return document(f"{study.name}: study", f"<main>\n{head}{body}</main>")
+    return document(f"{study.name}: study", f"<main>\n{head}{sections(parts)}</main>")
 
 
 def _value_text(study: Study, key: str, value: Any) -> str:
@@ -235,12 +230,9 @@ def _legend(findings: Findings) -> str:
 def _videos(findings: Findings, progress: Callable[[Iterable], Iterable]) -> str:
     """A row of videos for each arm, from the first seed. A column has the same caption and noise in all rows."""
     first = findings.plan.study.seeds[0]
-    shown: list[tuple[str, Cell, Result]] = []
-    if findings.floors:
-        shown.append(("real clips", findings.plan.floors, findings.floors))
-    for cell in findings.plan.cells:
-        if cell.seed == first and first in findings.cells[cell.arm]:
-            shown.append((cell.arm, cell, findings.cells[cell.arm][first]))
+    shown = [("real clips", findings.plan.floors, findings.floors)] if findings.floors else []
+    arms = [cell for cell in findings.plan.cells if cell.seed == first and first in findings.cells[cell.arm]]
+    shown += [(cell.arm, cell, findings.cells[cell.arm][first]) for cell in arms]
     if not shown:
         return '<p class="missing">No videos yet.</p>'
     rows, fps = "", findings.plan.study.base.sample.fps
@@ -258,6 +250,6 @@ def _videos(findings: Findings, progress: Callable[[Iterable], Iterable]) -> str
     head = "".join(f'<th scope="col">{escape(prompt)}</th>' for prompt in shown[0][2].prompts)
     return (
         f'<p class="muted">The first videos of each arm, seed {first}, not selected.</p>\n'
-        '<p><button id="stop" aria-pressed="false">Pause all videos</button></p>\n<div class="scroll">'
-        f'<table class="videos"><thead><tr><th></th>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
+        f'{STOP}\n<div class="scroll"><table class="videos"><thead><tr><th></th>{head}</tr></thead>\n'
+        f"<tbody>\n{rows}</tbody></table></div>"
     )

@@ -36,11 +36,7 @@ SHOWN = 6  # videos of each cell on the page
 
 
 def work(plan: Plan, job: str) -> None:
-    """Does the unfinished part of a job of a plan.
-
-    Raises:
-        InputError: the run cannot be trained or loaded.
-    """
+    """Does the unfinished part of a job of a plan. Raises InputError if the run cannot be trained or loaded."""
     if job == FLOORS:
         return _measure_floors(plan)
     run = plan.runs[job]

@@ -81,8 +81,7 @@ def sweep(arms: Mapping[str, Mapping[str, Any]], key: str, values: Mapping[str, 
 def load_study(spec: str) -> Study:
     """The study of a file, `configs/ablations/x.py` or `configs/ablations/x.py:scale`.
 
-    Raises:
-        InputError: there is no such file or scale, or the file fails.
+    Raises InputError if there is no such file or scale, or the file fails.
     """
     file, _, scale = spec.partition(":")
     path = Path(file)
@@ -107,11 +106,7 @@ def load_study(spec: str) -> Study:
 
 
 def changed(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """A copy of a config with dotted keys changed. `sample.*`, `known` and `init_from` are ignored.
-
-    Raises:
-        InputError: no such key, or a value of another type.
-    """
+    """A copy of a config with the changes of an arm, except for `sample.*`, `known` and `init_from`."""
     of_config = {k: v for k, v in changes.items() if not k.startswith(SAMPLE) and k not in (INIT_FROM, KNOWN)}
     return _set(config, of_config)
 
@@ -119,8 +114,7 @@ def changed(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml
 def change_base(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """A copy of the base of a study with dotted keys changed, including `sample.*`.
 
-    Raises:
-        InputError: no such key, a value of another type, or a key that the base does not set.
+    Raises InputError for no such key, a value of another type, or a key that the base does not set.
     """
     for key, place in {"seed": "--seeds", INIT_FROM: "an arm of the study"}.items():
         if key in changes:
@@ -195,6 +189,11 @@ class Plan:
         """All runs by name."""
         return {cell.run.name: cell.run for cell in self.cells}
 
+    @functools.cached_property
+    def all_runs(self) -> dict[str, Run]:
+        """All runs by name, including the runs that initialise others."""
+        return {r.name: r for run in self.runs.values() for r in (run, run.begins_with) if r is not None}
+
     @property
     def modes(self) -> tuple[str, ...]:
         """The modes of all arms; "" for captions alone."""
@@ -204,11 +203,11 @@ class Plan:
 def make_plan(study: Study, runs: Path, out: Path) -> Plan:
     """Plans the runs, in folders in `runs`, and the results, as files in `out`. Trains and draws nothing.
 
-    Raises:
-        InputError: an arm that cannot be trained or drawn, with its name.
+    Raises InputError for an arm that cannot be trained or drawn, with its name.
     """
     known = {arm: changes.get(KNOWN, study.known) for arm, changes in study.arms.items()}
-    metrics, cells, trained = _check_study(study, known), [], {}
+    metrics, settings = _check_study(study, known)
+    cells, trained = [], {}
     common = {"metrics": metrics, "num": study.num, "protocol": PROTOCOL}
     if study.weights:
         common["weights"] = {name: hash_of(Path(path)) for name, path in sorted(study.weights.items())}
@@ -220,18 +219,17 @@ def make_plan(study: Study, runs: Path, out: Path) -> Plan:
         for arm, changes in study.arms.items():
             run = _run_of(study.base, changes, seed, runs)
             run = trained.setdefault(run.name, run)
-            settings = dataclasses.asdict(_settings_of(run.config, _sampling(changes)))
-            inputs = {"arm": arm, "seed": seed, "run": run.name, "settings": settings, "known": known[arm]} | common
+            inputs = {"arm": arm, "seed": seed, "run": run.name, "settings": settings[arm], "known": known[arm]}
             if any(key.startswith("data.") for key in changes):  # otherwise the name of the run depends on the data
                 inputs["data"] = data
-            cells.append(Cell(arm, seed, run, settings, inputs, _result_file(out, inputs)))
+            cells.append(Cell(arm, seed, run, settings[arm], inputs | common, _result_file(out, inputs | common)))
     modes = "; ".join(dict.fromkeys(known.values()))
     inputs = {"arm": "floors", "seed": study.seeds[0], "data": data, "known": modes} | common
     return Plan(study, tuple(cells), Cell("floors", study.seeds[0], None, {}, inputs, _result_file(out, inputs)))
 
 
-def _check_study(study: Study, known: Mapping[str, str]) -> tuple[str, ...]:
-    """Checks a study, with the mode of each arm. Returns the names of its metrics."""
+def _check_study(study: Study, known: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """Checks a study, with the mode of each arm. Returns the names of its metrics, and the settings of each arm."""
     if not study.arms or not study.seeds:
         raise InputError(f"a study must have arms and seeds, not {list(study.arms)} and {list(study.seeds)}")
     if study.num < 2 or study.batch_size < 1:
@@ -244,14 +242,15 @@ def _check_study(study: Study, known: Mapping[str, str]) -> tuple[str, ...]:
     for seed in study.seeds:
         if not 0 <= seed < 2**32:
             raise InputError(f"seed {seed} must be at least 0 and below 2**32")
-    for arm in study.arms:
+    settings = {}
+    for arm, changes in study.arms.items():
         try:
             metrics = check_metrics(study.metrics, known[arm])
-            _check_arm(study, arm, known[arm])
+            settings[arm] = dataclasses.asdict(_check_arm(study, changes, known[arm]))
         except InputError as error:
             raise InputError(f"arm {arm!r}: {error}") from error
     check_weights(metrics, study.weights)
-    return metrics
+    return metrics, settings
 
 
 def shard(plan: Plan, part: int, parts: int) -> list[Run]:
@@ -271,25 +270,29 @@ def _run_of(base: ml_collections.ConfigDict, changes: Mapping[str, Any], seed: i
     return Run(config, name, runs / name, before)
 
 
-def _check_arm(study: Study, arm: str, known: str) -> None:
+def _check_arm(study: Study, changes: Mapping[str, Any], known: str) -> Settings:
     """Builds the shapes of an arm's networks and the table of its sampler, which check their arguments."""
-    changes = study.arms[arm]
     config, model = _check_training(study.base, changes)
     if INIT_FROM in changes:
         _, before = _check_training(study.base, changes[INIT_FROM])
         in_common(model.params, before.params, INIT_FROM)
-    settings = _settings_of(config, _sampling(changes))
-    settings.check_model(model, MODES[known].factor if known else 1)
-    check_sampling(settings, model, [""])
     names = ("frames", "height", "width", "channels")
     shape, base_shape = (tuple(c.data[name] for name in names) for c in (config, study.base))
     if shape != base_shape:
         raise InputError(
             f"{', '.join(names)}={shape} must equal the base's {base_shape}: all arms have the same metrics"
         )
+    try:
+        sampling = {key.removeprefix(SAMPLE): value for key, value in changes.items() if key.startswith(SAMPLE)}
+        settings = Settings(**model.sampling).changed(sampling)
+    except InputError as error:
+        raise InputError(f"{SAMPLE}{error}") from error
     if known:
         mask_of(known, shape)
         check_strength(known, settings.strength)
+    settings.check_model(model, MODES[known].factor if known else 1)
+    check_sampling(settings, model, [""])
+    return settings
 
 
 def _check_training(base, changes) -> tuple[ml_collections.ConfigDict, Model]:
@@ -298,18 +301,6 @@ def _check_training(base, changes) -> tuple[ml_collections.ConfigDict, Model]:
     check_numbers(config)
     optimizer_of(config)
     return config, build(config)
-
-
-def _sampling(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes of an arm that are settings of the sampler."""
-    return {key.removeprefix(SAMPLE): value for key, value in changes.items() if key.startswith(SAMPLE)}
-
-
-def _settings_of(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> Settings:
-    try:
-        return Settings(**build(config).sampling).changed(changes)
-    except InputError as error:
-        raise InputError(f"{SAMPLE}{error}") from error
 
 
 def _result_file(out: Path, inputs: Mapping[str, Any]) -> Path:

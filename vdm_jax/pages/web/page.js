@@ -1,23 +1,20 @@
 "use strict";
 
-// The caption of a chart shows the values nearest to the pointer; the arrow keys step through the values.
+// The caption of a chart shows the value nearest to the pointer; the arrow keys step through the values.
 for (const chart of document.querySelectorAll(".chart[data-points]")) {
-  const lines = JSON.parse(chart.dataset.points), svg = chart.querySelector("svg");
-  const output = chart.querySelector("output"), last = output.textContent, dots = [...svg.querySelectorAll("circle")];
-  const longest = lines.reduce((a, b) => (b.length > a.length ? b : a));
-  let at = longest.length - 1;
+  const points = JSON.parse(chart.dataset.points), svg = chart.querySelector("svg"), dot = svg.querySelector("circle");
+  const output = chart.querySelector("output"), last = output.textContent;
+  let at = points.length - 1;
   function show(x) {
-    const nearest = lines.map((points) => points.reduce((a, b) => (Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a)));
-    output.textContent = nearest.map((point) => point[2]).join("; ");
-    dots.forEach((dot, i) => {
-      dot.setAttribute("cx", nearest[i][0]);
-      dot.setAttribute("cy", nearest[i][1]);
-      dot.setAttribute("r", 4);
-    });
+    const nearest = points.reduce((a, b) => (Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a));
+    output.textContent = nearest[2];
+    dot.setAttribute("cx", nearest[0]);
+    dot.setAttribute("cy", nearest[1]);
+    dot.setAttribute("r", 4);
   }
   function leave() {
     output.textContent = last;
-    dots.forEach((dot) => dot.setAttribute("r", 0));
+    dot.setAttribute("r", 0);
   }
   svg.addEventListener("pointermove", (event) => {
     show(new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()).x);
@@ -26,8 +23,8 @@ for (const chart of document.querySelectorAll(".chart[data-points]")) {
     const by = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
     if (!by) return;
     event.preventDefault();
-    at = Math.min(Math.max(at + by, 0), longest.length - 1);
-    show(longest[at][0]);
+    at = Math.min(Math.max(at + by, 0), points.length - 1);
+    show(points[at][0]);
   });
   svg.addEventListener("pointerleave", leave);
   svg.addEventListener("blur", leave);
