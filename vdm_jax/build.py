@@ -82,14 +82,20 @@ def _build(groups: str, mesh: Mesh | None) -> Model:
     if "network" in loaded:
         network = _load_part(published.load_network, "network", arguments, seed=config.seed, **common)
         params["network"] = network.params
-        _check_loaded(config, network, latents[3], text)
     modules = nnx.eval_shape(lambda: make_parts(config, latents[3], text))
     for name, module in modules.items():
         params[name] = nnx.to_pure_dict(nnx.split(module)[1])
     if "text" in modules:
         text = TextEncoder(nnx.split(modules["text"])[0], modules["text"].tokenize, *[modules["text"].width] * 2)
+    if network:
+        _check_loaded(config, network, latents[3], text)
     graphdef = network.graphdef if network else nnx.split(modules["network"])[0]
-    nnx.merge(graphdef, params["network"]).check(*latents[:3], data.joint_images)
+    try:
+        nnx.merge(graphdef, params["network"]).check(*latents[:3], data.joint_images)
+    except InputError as error:
+        if latents == shape:
+            raise
+        raise InputError(f"latents of {' × '.join(map(str, latents[:3]))}: {error}") from None
     return Model(
         network=graphdef,
         text=text,
@@ -337,7 +343,7 @@ def frozen_new(model: Model, split: Split) -> PyTree:
 def with_frozen(model: Model, run: str | Path, mesh: Mesh) -> Model:
     """Puts the frozen parameters of a run folder into its model, if it has any."""
     folder = Path(run) / FROZEN
-    if not folder.is_dir():
+    if not (folder / "names.json").is_file():  # written last: without it the rest may be half written
         return model
     names = json.loads((folder / "names.json").read_text())
     flat = {path_name(path): path for path, _ in jax.tree_util.tree_leaves_with_path(model.params)}

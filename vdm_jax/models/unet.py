@@ -139,6 +139,8 @@ class UNet(nnx.Module):
         slots = (space_conv, time_conv, space_attention, time_attention)
         fillings = place_fillings(dict(zip(SLOTS, slots, strict=True)), own, levels)
         for (place, level), filling in fillings.items():
+            if not filling["space_conv"]:
+                raise InputError(f"space_conv={space_conv!r} must be filled at every level: it changes the channels")
             _check_heads(widths[-1 if place == "middle" else level], head_size, time_position, filling)
 
         self.width, self.patch, self.remat, self.all_frames = widths[0], (patch_time, patch), remat, all_frames

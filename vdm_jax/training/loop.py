@@ -226,7 +226,7 @@ def _describe(workdir: Path, params: PyTree, frozen: PyTree) -> None:
         overview = parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=60)
         write_text(workdir / "parameters.txt", overview + "\n")
     folder = workdir / FROZEN
-    if not frozen or folder.exists():
+    if not frozen or (folder / "names.json").exists():
         return
     checkpoints = Checkpoints(folder)
     checkpoints.save(0, {"params": frozen})
