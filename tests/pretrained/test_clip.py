@@ -177,7 +177,7 @@ def test_a_long_text_is_cut_and_what_is_lost_is_said_once(tmp_path, caplog):
         assert not caplog.records
         for _ in range(2):
             assert tokenizer("The cat, the  CAT é").tolist() == [521, 515, 513, 267, 515, 522]
-    assert [record.getMessage() for record in caplog.records] == ["text of 7 tokens is cut after 4; lost: 'CAT é'"]
+    assert [record.getMessage() for record in caplog.records] == ["a text of 7 tokens is cut after 4; lost: 'CAT é'"]
     shorter = load_tokenizer(write_vocabulary(tmp_path, model_max_length=5))
     assert len(shorter("")) == 5
 
