@@ -84,7 +84,7 @@ def test_both_namings_are_loaded_from_a_pipeline_into_shards(tmp_path):
     new = write(tmp_path / "new", TEXT, renamed)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     loaded, again = load_text_encoder(tmp_path / "hub", mesh=mesh), load_text_encoder(new)
-    assert loaded.params["blocks"][0]["up"]["kernel"].sharding.shard_shape((24, 40)) == (12, 20)
+    assert loaded.params["blocks"]["up"]["kernel"].sharding.shard_shape((2, 24, 40)) == (2, 12, 20)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, again.params)
     save_encoder(again, tmp_path / "saved")
     before, after = (load_file(folder / "model.safetensors") for folder in (hub, tmp_path / "saved"))

@@ -22,6 +22,7 @@ from vdm_jax.pretrained.lora import Lora, merge_lora
 from vdm_jax.pretrained.names import Naming, Table, load_params, torch_tensors
 from vdm_jax.typing import Params
 
+STACKED = r"^blocks/"
 _BLOCKS: Table = (
     (r"^blocks/", "encoder/layers/"),
     (r"/norm([12])/", r"/layer_norm\1/"),
@@ -130,7 +131,7 @@ def _load(
     module, arguments, naming = translate(config)
     weights = read_weights(folder)
     if module is ClipText and not any(name.startswith("text_model.") for name in weights):
-        naming = Naming(_TEXT)  # transformers 5 writes no prefix
+        naming = naming._replace(table=_TEXT)  # transformers 5 writes no prefix
     for lora in loras:
         merge_lora(lora.where, lora.text, weights)
     abstract = nnx.eval_shape(lambda: module(**arguments, dtype=dtype, rngs=Keys(0)))
@@ -189,7 +190,7 @@ def translate(config: Config) -> tuple[type[ClipText] | type[ClipVision], dict[s
     arguments = arguments_of(kind.architecture, config, kind.keys, kind.ignored, must)
     if arguments.get("end") == 2:
         arguments["end"] = None  # old configs have 2 by mistake; the end token is the highest one
-    return kind.module, arguments, Naming(kind.table)
+    return kind.module, arguments, Naming(kind.table, stacked=STACKED)
 
 
 def arguments_of(

@@ -14,7 +14,7 @@ from vdm_jax.models.judges.videomae import VideoMAE
 from vdm_jax.models.rngs import Keys
 from vdm_jax.pretrained.folder import Weights
 from vdm_jax.pretrained.names import Naming, Table
-from vdm_jax.pretrained.parts.clip import Config, PublishedEncoder, arguments_of, published, read_json
+from vdm_jax.pretrained.parts.clip import STACKED, Config, PublishedEncoder, arguments_of, published, read_json
 
 PUBLISHED = (
     "vit_g_hybrid_pt_1200e_ssv2_ft.pth (OpenGVLab/InternVideoMAE_models, mae-g), made into a folder by "
@@ -100,4 +100,4 @@ def translate(config: Config) -> tuple[dict[str, Any], Naming]:
     final = (config.get("fc_norm_eps", 1e-5) if headed else None) if mean else config["layer_norm_eps"]
     table = (*_TABLE, (r"^norm/", "layernorm/"), (r"^", "videomae/" if headed else ""))
     table = (*table, (r"^videomae/layernorm/", "fc_norm/")) if mean else table
-    return arguments | {"biased": config["qv_bias"], "mean": mean, "final": final}, Naming(table)
+    return arguments | {"biased": config["qv_bias"], "mean": mean, "final": final}, Naming(table, stacked=STACKED)
