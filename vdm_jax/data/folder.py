@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -42,13 +42,11 @@ class ClipShape:
         if self.crop not in ("random", "center"):
             raise InputError(f"crop={self.crop!r} must be 'random' or 'center'")
 
-    def start(self, last: int, rng: np.random.Generator) -> int:
-        """Returns the first frame of the clip, from 0 to `last`."""
-        return int(rng.integers(last + 1)) if self.crop == "random" else last // 2
-
-    def place(self, rng: np.random.Generator) -> tuple[float, float]:
-        """Returns the place of the clip in the picture: (0, 0) is the top left, (1, 1) the bottom right."""
-        return (float(rng.random()), float(rng.random())) if self.crop == "random" else (0.5, 0.5)
+    def draw(self, last: int, rng: np.random.Generator) -> tuple[int, tuple[float, float]]:
+        """Returns the first frame of the clip, from 0 to `last`, and its place in the picture, (0, 0) to (1, 1)."""
+        if self.crop == "center":
+            return last // 2, (0.5, 0.5)
+        return int(rng.integers(last + 1)), (float(rng.random()), float(rng.random()))
 
 
 def fit(
@@ -70,17 +68,27 @@ def fit(
     return np.asarray(resized).reshape(rows, columns, frame.shape[-1])
 
 
-@dataclasses.dataclass(frozen=True)
-class VideoFile:
-    """Describes a readable video: path, caption, frames per second and number of frames."""
+class Clips(Sequence[Item]):
+    """Random access to clips; `clips[i]` draws its clip from (seed, i), the same each time."""
+
+    seed: int
+
+    def __getitem__(self, index: int) -> Item:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.sample(index % len(self), np.random.default_rng([self.seed, index % len(self)]))
+
+
+class VideoFile(NamedTuple):
+    """Describes a readable video."""
 
     path: Path
     caption: str
-    rate: float
-    count: int
+    rate: float  # frames per second
+    count: int  # frames
 
 
-class VideoFolder(Sequence[Item]):
+class VideoFolder(Clips):
     """Gives random access to clips of the mp4, webm, gif, avi and mov files below `root`, sorted by name.
 
     Items are {"video": uint8 [frames, *size, 3], "caption": str}. Captions come from `metadata.jsonl` or
@@ -125,11 +133,6 @@ class VideoFolder(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Item:
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self.sample(index, np.random.default_rng([self.seed, index % len(self)]))
-
     def sample(self, index: int, rng: np.random.Generator, single_frame: bool = False) -> Item:
         """Returns item `index` with start and crop drawn from `rng`; with `single_frame`, a clip of one frame."""
         for attempt in range(len(self)):
@@ -144,8 +147,7 @@ class VideoFolder(Sequence[Item]):
 
     def _clip(self, file: VideoFile, rng: np.random.Generator, single_frame: bool) -> UInt8[np.ndarray, "T H W 3"]:
         frames = 1 if single_frame else self.shape.frames
-        first = self.shape.start(self._last_start(file, frames), rng)
-        place = self.shape.place(rng)
+        first, place = self.shape.draw(self._last_start(file, frames), rng)
         times = first / file.rate + np.arange(frames) * self.shape.stride / (self.fps or file.rate)
         return np.stack([fit(f, self.shape.size, place) for f in _frames_at(file, times)])
 
