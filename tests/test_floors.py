@@ -16,6 +16,7 @@ FLOORS = (
     ("build",),
     ("pretrained",),
     ("model",),
+    ("frozen",),
     ("split", "checkpoints", "config"),
     ("diffusion", "data", "parallel"),
     ("models",),

@@ -20,17 +20,18 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from vdm_jax.build import FROZEN, begin_with, build, frozen_new, objective_of, split_of, with_frozen
+from vdm_jax.build import begin_with, build, objective_of, split_of
 from vdm_jax.checkpoints import Checkpoints
 from vdm_jax.config import check_numbers, check_run, source_arguments, write_config
 from vdm_jax.data.pipeline import BatchIterator, make_iterator
 from vdm_jax.data.source import make_source
 from vdm_jax.errors import InputError
 from vdm_jax.files import alone_in, write_text
+from vdm_jax.frozen import restore_frozen, save_frozen
 from vdm_jax.model import Model
 from vdm_jax.parallel.machine import about_machine
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, check_batch, path_name, share_of_batch
+from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, check_batch, share_of_batch
 from vdm_jax.split import join
 from vdm_jax.training.losses import denoising
 from vdm_jax.training.metrics_log import MetricsLog
@@ -96,7 +97,8 @@ def _train(
         start = int(state.step)
         iterator.set_state(position)
     else:
-        _describe(workdir, planned.params, frozen_new(model, split))
+        _write_overview(workdir / "parameters.txt", planned.params)
+        save_frozen(workdir, {name: tree for name, tree in split.frozen.items() if name not in model.loaded})
     sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
     _log_plan(config, workdir, planned, f"{mesh.devices.flat[0].device_kind} ({sizes})", len(source), start)
     if start >= config.steps:
@@ -167,7 +169,7 @@ def _initialised(config: ml_collections.ConfigDict, workdir: Path, model: Model,
     saved = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
     if config.init_from and not saved:
         model = begin_with(model, config.init_from, mesh)
-    return with_frozen(model, workdir, mesh)
+    return dataclasses.replace(model, params=restore_frozen(workdir, model.params, mesh))
 
 
 def _open_data(config: ml_collections.ConfigDict, model: Model, mesh: Mesh) -> tuple[Any, BatchIterator]:
@@ -220,20 +222,11 @@ def _try_samples(draw: Callable[[], None], step: int) -> None:
         logging.warning("\nno samples of step %d: %s", step, str(error).splitlines()[0])
 
 
-def _describe(workdir: Path, params: PyTree, frozen: PyTree) -> None:
-    """Writes the table of trained parameters, and the frozen parameters that no published folder holds."""
+def _write_overview(path: Path, params: PyTree) -> None:
+    """Writes a table of the trained parameters."""
     if jax.process_index() == 0:
         overview = parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=60)
-        write_text(workdir / "parameters.txt", overview + "\n")
-    folder = workdir / FROZEN
-    if not frozen or (folder / "names.json").exists():
-        return
-    checkpoints = Checkpoints(folder)
-    checkpoints.save(0, {"params": frozen})
-    checkpoints.close()
-    if jax.process_index() == 0:
-        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(frozen)]
-        write_text(folder / "names.json", json.dumps(names))
+        write_text(path, overview + "\n")
 
 
 class _StopSignal:
