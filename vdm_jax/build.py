@@ -27,6 +27,7 @@ from vdm_jax.models.rngs import Keys
 from vdm_jax.models.text.bytes import ByteEncoder
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.parallel.sharding import sharded
 from vdm_jax.pretrained import load as published
 from vdm_jax.released import is_released, released_path
 from vdm_jax.split import Split, in_common, join, make_split
