@@ -159,17 +159,19 @@ class VideoFolder(Clips):
     def _usable(self, paths: list[Path], captions: dict[Path, str]) -> list[VideoFile]:
         """Probes every file (headers only) and leaves out, with one warning, the files that give no clip."""
         files, skipped, last_report = [], [], time.monotonic()
+
+        def usable(path: Path) -> VideoFile | str:
+            try:
+                rate, seconds = probe(path)
+            except InputError as error:
+                return str(error)
+            file = VideoFile(path, captions.get(path, ""), rate, round(rate * seconds))
+            fits = self._last_start(file, self.shape.frames) >= 0
+            return file if fits else f"{path} is too short ({seconds:.2f} s, {file.count} frames)"
+
         with ThreadPoolExecutor(8) as pool:
-            for path, probed in zip(paths, pool.map(_try_probe, paths), strict=True):
-                if isinstance(probed, InputError):
-                    skipped.append(str(probed))
-                    continue
-                rate, seconds = probed
-                file = VideoFile(path, captions.get(path, ""), rate, round(rate * seconds))
-                if self._last_start(file, self.shape.frames) >= 0:
-                    files.append(file)
-                else:
-                    skipped.append(f"{path} is too short ({seconds:.2f} s, {file.count} frames)")
+            for file in pool.map(usable, paths):
+                (skipped if isinstance(file, str) else files).append(file)
                 if time.monotonic() - last_report > 10:
                     last_report = time.monotonic()
                     log.info("%s: checked %d of %d videos", self.root, len(files) + len(skipped), len(paths))
@@ -179,13 +181,6 @@ class VideoFolder(Clips):
             clip = f"{self.shape.frames} frames, stride {self.shape.stride}, fps {self.fps or 'of the file'}"
             raise InputError(f"{self.root}: none of its {len(paths)} videos gives a clip ({clip}): {skipped[0]}")
         return files
-
-
-def _try_probe(path: Path) -> tuple[float, float] | InputError:
-    try:
-        return probe(path)
-    except InputError as error:
-        return error
 
 
 def _frames_at(file: VideoFile, times: np.ndarray) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
@@ -223,18 +218,17 @@ def _captions(root: Path, paths: list[Path]) -> dict[Path, str]:
     for name, read in (("metadata.jsonl", _read_jsonl), ("metadata.csv", _read_csv)):
         if not (root / name).exists():
             continue
-        captions, absent, known = {}, [], set(paths)
+        texts, known = {}, set(paths)
         for number, row in read(root / name):
             if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("file_name", "text")):
                 raise InputError(f"{root / name}, line {number}: needs file_name and text")
             if any("\ud800" <= letter <= "\udfff" for letter in row["text"]):  # possible in JSON, not in UTF-8
                 raise InputError(f"{root / name}, line {number}: the text contains half of a surrogate pair")
-            captions[root / row["file_name"]] = row["text"]
-            if root / row["file_name"] not in known:
-                absent.append(row["file_name"])
-        if absent:
+            texts[row["file_name"]] = row["text"]
+        if absent := [file for file in texts if root / file not in known]:
             some = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
             raise InputError(f"{root / name} has captions for {len(absent)} files that are no videos here: {some}")
+        captions = {root / file: text for file, text in texts.items()}
         if without := len(known - captions.keys()):
             log.warning("%s has no caption for %d of %d videos (now empty)", root / name, without, len(paths))
         return captions

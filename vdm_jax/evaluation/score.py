@@ -116,7 +116,7 @@ def floors(data: RealData, metrics: Iterable[str], *, num: int, **kwargs) -> dic
     figures = {}
     for name, change in changed.items():
         clips = job.real._replace(videos=np.asarray(change(job.real.videos)))
-        figures[name] = _figures(job, _extract(job, _batches(job, clips, name), job.metrics))
+        figures[name] = _figures(job, _extract(job, _batches(job, clips, f"{name} clips"), job.metrics))
     return figures
 
 
@@ -167,12 +167,12 @@ def _real_rows(job: _Job, which: str) -> Rows:
     key = (which, job.num, job.seed, *metrics, *digests)
     if key not in job.data.memory:
         clips = read_clips(job.data, job.num, job.seed, which)
-        job.data.memory[key] = _extract(job, _batches(job, clips, which), metrics)
+        job.data.memory[key] = _extract(job, _batches(job, clips, f"{which} clips"), metrics)
     return job.data.memory[key]
 
 
-def _batches(job: _Job, clips: Clips, name: str) -> Iterator[Clips]:
-    for first in job.progress(range(0, job.num, job.size), f"{name} clips"):
+def _batches(job: _Job, clips: Clips, description: str) -> Iterator[Clips]:
+    for first in job.progress(range(0, job.num, job.size), description):
         rows = slice(first, first + job.size)
         true = None if clips.real is None else clips.real[rows]
         yield clips._replace(videos=clips.videos[rows], captions=clips.captions[rows], real=true)
