@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["vdm_jax", "vdm_jax.*"]),
-    package_data={"vdm_jax.evaluation": ["web/*"]},
+    package_data={"vdm_jax.pages": ["web/*"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10",

@@ -2,8 +2,8 @@
 
 python experiments/ablate.py --study configs/ablations/guidance.py --out studies/guidance [--dry-run]
 
-What is done is not done again, and what was interrupted goes on. Runs lie in one folder, named by what decides their
-training: arms that are trained alike share one, in whatever study they are.
+Finished work is not repeated, and interrupted work is resumed. Runs are folders named by the hash of their training, so
+arms with the same training share a run, even between studies.
 """
 
 import ast
@@ -22,58 +22,58 @@ from vdm_jax.errors import InputError
 
 STUDY = flags.DEFINE_string("study", None, "Study file, such as configs/ablations/guidance.py, or file.py:scale.")
 OUT = flags.DEFINE_string("out", None, "Folder of results, table.md, table.csv, plot.svg and report.html.")
-RUNS = flags.DEFINE_string("runs", "studies/runs", "Folder of trained runs, shared by all studies.")
+RUNS = flags.DEFINE_string("runs", "studies/runs", "Folder of runs, shared by all studies.")
 SEEDS = flags.DEFINE_list("seeds", None, "Seeds (default: the study's).")
 NUM = flags.DEFINE_integer("num", None, "Videos for each arm and seed (default: the study's).", lower_bound=2)
 SET = flags.DEFINE_multi_string("set", [], "Changes a key of the base config, as in --set data.data_dir=/data.")
-ADOPT = flags.DEFINE_list("adopt", [], "Finished run folders to use for arms that are trained alike.")
-SHARD = flags.DEFINE_string("shard", "1/1", "This machine's share of the runs, as in 2/4.")
+ADOPT = flags.DEFINE_list("adopt", [], "Finished run folders to use for arms with the same training.")
+SHARD = flags.DEFINE_string("shard", "1/1", "Part of the runs for this machine: 2/4 is the second quarter.")
 PARALLEL = flags.DEFINE_integer("parallel", None, "Runs at a time (default: as GPUs allow, else 1).", lower_bound=1)
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan with the time it takes, after timing a few steps.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and its estimated time, after timing a few steps.")
 I3D = flags.DEFINE_string("i3d", None, "Weights for fvd (docs/features.md).")
 VIDEOMAE = flags.DEFINE_string("videomae", None, "Weights for videomae.")
 CLIP = flags.DEFINE_string("clip", None, "Weights for clip, clip_fid and consistency.")
 LPIPS = flags.DEFINE_string("lpips", None, "Weights for lpips.")
-JOB = flags.DEFINE_string("job", "", "Do one job in this process; the command starts itself with this.")
+JOB = flags.DEFINE_string("job", "", "Internal: the job of this process.")
 
 
 def main() -> None:
-    """Plans, then carries out the plan; a job of it in its own process."""
+    """Plans the study and carries out the plan, with a process for each job."""
     if not STUDY.value or not OUT.value:
         raise InputError("--study=configs/ablations/<study>.py and --out=studies/<name> are needed")
 
     import jax
 
     if not JOB.value:
-        jax.config.update("jax_platforms", "cpu")  # the devices are for the jobs
-        logging.getLogger().setLevel(logging.WARNING)  # and so is what they have to say
+        jax.config.update("jax_platforms", "cpu")  # devices and their messages are for the jobs
+        logging.getLogger().setLevel(logging.WARNING)
 
-    from vdm_jax.evaluation import ablation_jobs as jobs
-    from vdm_jax.evaluation.ablation import make_plan, shard
+    from vdm_jax.studies import jobs
+    from vdm_jax.studies.study import make_plan, shard
 
     out, runs = Path(OUT.value), Path(RUNS.value)
     plan = make_plan(read_study(), runs, out)
-    timed = runs / "pace.json"
+    timed = runs / "timed"
     if JOB.value:
         return do_job(plan, JOB.value, timed)
     for folder in ADOPT.value:
         run = jobs.adopt(Path(folder), plan)
-        print(f"{folder} is {run.folder}")
-    ours = shard(plan, *read_shard())
+        print(f"{folder} is used as {run.folder}")
+    selected = shard(plan, *read_shard())
     if DRY_RUN.value:
-        return dry_run(plan, ours, timed, out / "logs")
-    return carry_out(plan, ours, timed, out)
+        return dry_run(plan, selected, timed, out / "logs")
+    return carry_out(plan, selected, timed, out)
 
 
 def read_study():
-    """The study with the flags' changes."""
-    from vdm_jax.evaluation.ablation import change_base, load_study
+    """The study, with the changes from the flags."""
+    from vdm_jax.studies.study import change_base, load_study
 
     study = load_study(STUDY.value)
     changes = {}
     for text in SET.value:
-        key, is_there, value = text.partition("=")
-        if not is_there:
+        key, separator, value = text.partition("=")
+        if not separator:
             raise InputError(f"--set={text} must be key=value")
         try:
             changes[key] = ast.literal_eval(value)
@@ -82,7 +82,7 @@ def read_study():
     try:
         seeds = tuple(study.seeds if SEEDS.value is None else map(int, SEEDS.value))
     except ValueError:
-        raise InputError(f"--seeds={','.join(SEEDS.value)} must be numbers with commas between") from None
+        raise InputError(f"--seeds={','.join(SEEDS.value)} must be integers separated by commas") from None
     files = {"i3d": I3D, "videomae": VIDEOMAE, "clip": CLIP, "lpips": LPIPS}
     files = {name: flag.value for name, flag in files.items() if flag.value}
     base, num = change_base(study.base, changes), NUM.value or study.num
@@ -90,113 +90,115 @@ def read_study():
 
 
 def read_shard() -> tuple[int, int]:
-    """--shard as (part, parts)."""
+    """Parses --shard to (part, parts)."""
     try:
         part, parts = map(int, SHARD.value.split("/"))
         return part, parts
     except ValueError:
-        raise InputError(f"--shard={SHARD.value} must be a part of so many, as in 2/4") from None
+        raise InputError(f"--shard={SHARD.value} must be part/parts, such as 2/4") from None
 
 
-def this_command(*more: str) -> list[str]:
-    """The command that was given."""
-    return [sys.executable, *sys.argv, *more]
+def this_command(*arguments: str) -> list[str]:
+    """The command line of this process, with more arguments."""
+    return [sys.executable, *sys.argv, *arguments]
 
 
 def do_job(plan, job: str, timed: Path) -> None:
-    """A job of the plan; "time-" and a run's name takes a few steps of it and notes how long one is."""
-    from vdm_jax.evaluation.ablation_run import FLOORS, work
-    from vdm_jax.evaluation.ablation_time import time_step
+    """Does a job of the plan. The job "time-<run>" trains a few steps of a run and saves their time."""
+    from vdm_jax.studies.duration import time_steps
+    from vdm_jax.studies.run import FLOORS, work
 
     name = job.removeprefix("time-")
-    runs = {r.name: r for run in plan.runs.values() for r in (run, run.begins_with) if r is not None}
-    if name != FLOORS and name not in runs:
-        raise InputError(f"--job={job} is not one of this study: was it changed meanwhile?")
+    if name != FLOORS and name not in plan.all_runs:
+        raise InputError(f"--job={job} is not a job of this study: was the study changed meanwhile?")
     if name != job:
-        time_step(runs[name], timed)
+        time_steps(plan.all_runs[name], timed)
     else:
         work(plan, job)
 
 
-def dry_run(plan, ours, timed: Path, logs: Path) -> None:
-    """Prints what there is to do, and how long it takes."""
-    from vdm_jax.evaluation import ablation_jobs as jobs
-    from vdm_jax.evaluation.ablation_results import read_result
-    from vdm_jax.evaluation.ablation_time import seconds_left, step_of, untimed
+def dry_run(plan, selected, timed: Path, logs: Path) -> None:
+    """Prints the remaining work, and its estimated time."""
+    from vdm_jax.studies import jobs
+    from vdm_jax.studies.duration import seconds_left, seconds_of_steps, step_of
+    from vdm_jax.studies.results import read_result
 
     study = plan.study
     print(f"{study.name}: {study.claim} ({study.source})")
-    where = jobs.places(study.devices, PARALLEL.value)
-    todo = untimed(plan, timed)
+    places = jobs.places(study.devices, PARALLEL.value)
+    done = seconds_of_steps(plan, timed)
+    recipes = {run.recipe: run for run in plan.all_runs.values() if run.recipe not in done}.values()
     failed = {}
-    for i, run in enumerate(todo, 1):
-        print(f"timing the steps of a run, {i} of {len(todo)}", file=sys.stderr, flush=True)
+    for i, run in enumerate(recipes, 1):
+        print(f"timing steps, run {i} of {len(recipes)}", file=sys.stderr, flush=True)
         job = f"time-{run.name}"
-        failed |= jobs.carry_out([job], lambda job: this_command(f"--job={job}"), logs, where[:1])
+        failed |= jobs.carry_out([job], lambda job: this_command(f"--job={job}"), logs, places[:1])
     if failed:
         raise InputError(f"a run of the study cannot be trained: {next(iter(failed.values()))}")
-    left = seconds_left(plan, ours, timed)
+    left = seconds_left(plan, selected, timed)
     print("\n| run | state | cells to measure | time |\n|---|---|---|---|")
-    for run in ours:
+    for run in selected:
         cells = [cell for cell in plan.cells if cell.run is run]
         missing = [cell for cell in cells if read_result(cell) is None]
         arms = ", ".join(dict.fromkeys(cell.arm for cell in cells))
         arms = arms if len(arms) < 60 else f"{cells[0].arm} … {cells[-1].arm}"
-        before = f", begins with {run.begins_with.name}" if run.begins_with is not None else ""
-        state = "trained" if run.finished else f"step {step_of(run)} of {run.config.steps}{before}"
-        took = jobs.hours(left[run.name])
-        print(f"| {run.name}, seed {run.config.seed}: {arms} | {state} | {len(missing)} of {len(cells)} | {took} |")
-    total = sum(left.values()) / len(where)
-    print(f"\n{len(ours)} runs, {len(where)} at a time: about {jobs.hours(total)}. Nothing was trained or measured.")
+        init = f", init_from {run.begins_with.name}" if run.begins_with is not None else ""
+        state = "trained" if run.finished else f"step {step_of(run)} of {run.config.steps}{init}"
+        hours = jobs.hours(left[run.name])
+        print(f"| {run.name}, seed {run.config.seed}: {arms} | {state} | {len(missing)} of {len(cells)} | {hours} |")
+    total = jobs.hours(sum(left.values()) / len(places))
+    print(f"\n{len(selected)} runs, {len(places)} at a time: about {total}. Nothing was trained or measured.")
 
 
-def carry_out(plan, ours, timed: Path, out: Path) -> None:
-    """Does what is left to do, and writes the report."""
+def carry_out(plan, selected, timed: Path, out: Path) -> None:
+    """Does the remaining work, and writes the report."""
     from tqdm import tqdm
 
-    from vdm_jax.evaluation import ablation_jobs as jobs
-    from vdm_jax.evaluation.ablation_report import markdown, read_found, write_report
-    from vdm_jax.evaluation.ablation_results import read_result
-    from vdm_jax.evaluation.ablation_run import FLOORS
+    from vdm_jax.studies import jobs
+    from vdm_jax.studies.report import markdown, read_findings, write_report
+    from vdm_jax.studies.results import read_result
+    from vdm_jax.studies.run import FLOORS
 
-    given = re.sub(r" --?shard[= ]\S+", "", shlex.join(["python", *sys.argv]))
-    names = [run.name for run in ours if any(read_result(c) is None for c in plan.cells if c.run is run)]
+    command_line = re.sub(r" --?shard[= ]\S+", "", shlex.join(["python", *sys.argv]))
+    names = [run.name for run in selected if any(read_result(c) is None for c in plan.cells if c.run is run)]
     if read_result(plan.floors) is None:
         names.insert(0, FLOORS)
-    where = jobs.places(plan.study.devices, PARALLEL.value) if names else [jobs.Place()]
+    places = jobs.places(plan.study.devices, PARALLEL.value) if names else [jobs.Place()]
     live, last = sys.stderr.isatty(), [0.0, ""]
 
     def show(running):
         if time.monotonic() - last[0] < (1 if live else 60):
             return
-        line = jobs.progress_line(plan, names, running, timed, len(where))
+        line = jobs.progress_line(plan, names, running, timed, len(places))
         last[0], before, last[1] = time.monotonic(), last[1], line
         if line != before:
             print(f"\r\x1b[2K{line[:150]}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
     def after():
-        write_report(read_found(plan), out, given)
+        write_report(read_findings(plan), out, command_line)
 
-    def done(names, where):
-        how = {"show": show, "after": after}
-        return jobs.carry_out(names, lambda job: this_command(f"--job={job}"), out / "logs", where, **how)
+    def run_jobs(names, places):
+        kwargs = {"show": show, "after": after}
+        return jobs.carry_out(names, lambda job: this_command(f"--job={job}"), out / "logs", places, **kwargs)
 
     try:
-        failed = done([FLOORS], where[:1]) if FLOORS in names else {}
-        rest = [name for name in names if name != FLOORS]
-        if failed and rest:  # what is wrong with real clips would end every run, after its training
-            raise InputError(f"real clips cannot be measured, and no run was begun: {failed[FLOORS]}")
-        failed |= done(rest, where)
+        failed = run_jobs([FLOORS], places[:1]) if FLOORS in names else {}
+        runs = [name for name in names if name != FLOORS]
+        if failed and runs:  # the same error would stop every run, after its training
+            raise InputError(f"real clips cannot be measured, so no run was started: {failed[FLOORS]}")
+        failed |= run_jobs(runs, places)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted; the same command continues from here", file=sys.stderr)
         raise
-    found = read_found(plan)
-    write_report(found, out, given, lambda rows: tqdm(rows, desc="encoding videos", leave=False, disable=not live))
-    print(f"\n{markdown(found, given)}")
-    print(f"{found.count} of {len(plan.cells)} results. Table, plot and page: {out}/table.md, plot.svg, report.html")
+    findings = read_findings(plan)
+    encoding = {"desc": "encoding videos", "leave": False, "disable": not live}
+    write_report(findings, out, command_line, lambda rows: tqdm(rows, **encoding))
+    print(f"\n{markdown(findings, command_line)}")
+    count = f"{len(findings.results)} of {len(plan.cells)}"
+    print(f"{count} results. Table, plot and page: {out}/table.md, plot.svg, report.html")
     if failed:
-        job, why = next(iter(failed.items()))
-        raise InputError(f"{len(failed)} of {len(names)} jobs failed; the results of the others are kept. {job}: {why}")
+        job, reason = next(iter(failed.items()))
+        raise InputError(f"{len(failed)} of {len(names)} jobs failed; all other results are kept. {job}: {reason}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ python experiments/benchmark.py --config=configs/moving_digits.py --startup --pe
 """
 
 import concurrent.futures
+import dataclasses
 import json
 import os
 import statistics
@@ -25,14 +26,14 @@ BATCH = flags.DEFINE_integer("batch_size", None, "Videos per step (default: the 
 STEPS = flags.DEFINE_integer("steps", 10, "Timed runs, after warm-up.", lower_bound=1)
 SAMPLE_STEPS = flags.DEFINE_integer("sample_steps", 8, "Sampling steps.", lower_bound=1)
 STARTUP = flags.DEFINE_bool("startup", False, "Also time the import and the first training step.")
-PEER = flags.DEFINE_enum("peer", None, ["diffusers"], "Also time this library's network beside ours.")
-PEER_SHAPE = flags.DEFINE_string("peer_shape", "4x8x16x16", "Its batch x frames x height x width.")
-PEER_WIDTHS = flags.DEFINE_list("peer_widths", ["64", "128"], "Its width at each level.")
-OUT = flags.DEFINE_string("out", None, "JSON file for the figures.")
+PEER = flags.DEFINE_enum("peer", None, ["diffusers"], "Also time a network of this library, in turns with ours.")
+PEER_SHAPE = flags.DEFINE_string("peer_shape", "4x8x16x16", "Batch x frames x height x width of the comparison.")
+PEER_WIDTHS = flags.DEFINE_list("peer_widths", ["64", "128"], "Width of each level of the comparison.")
+OUT = flags.DEFINE_string("out", None, "JSON file for the numbers.")
 
 
 def main() -> None:
-    """Checks the input, measures, prints a markdown table and writes the figures."""
+    """Checks the input, measures, prints a markdown table and writes the numbers."""
     config = command.read_config_flag()
     if BATCH.value:
         config.batch_size = BATCH.value
@@ -48,10 +49,10 @@ def main() -> None:
     from vdm_jax.parallel.machine import about_machine
 
     jax.config.update("jax_enable_compilation_cache", False)  # compilations are timed fresh
-    if PEER.value:  # leaves the peer its share of a GPU's memory
+    if PEER.value:  # leaves memory of the GPU to the peer
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     result = {"config": json.loads(config.to_json())}
-    if STARTUP.value:  # first: the processes that it starts need the devices for themselves
+    if STARTUP.value:  # first: the processes that it starts need the devices
         result["startup"] = measure_startup(config)
     result["machine"] = about_machine(("torch", "diffusers") if PEER.value else ())
     result["training"] = measure_training(config, STEPS.value)
@@ -73,147 +74,140 @@ def main() -> None:
 
 
 def set_up(config):
-    """(mesh, abstract model, optimizer, graphdef, state) as `training.loop` makes them."""
-
-    from vdm_jax import configuration
+    """Returns (mesh, model, split, optimizer, state) as `training.loop` makes them."""
+    from vdm_jax.build import build, split_of
     from vdm_jax.parallel.mesh import make_mesh
     from vdm_jax.parallel.sharding import check_batch
-    from vdm_jax.training.state import create_state
+    from vdm_jax.training.optimizer import optimizer_of
+    from vdm_jax.training.state import plan_state
 
-    mesh, data = make_mesh(**config.mesh.to_dict()), config.data
+    mesh = make_mesh(**config.mesh.to_dict())
     check_batch(mesh, config.batch_size)
-    model = configuration.abstract_model(config)
-    model.unet.check_size(data.frames, data.height, data.width, data.joint_images)
-    tx, _ = configuration.optimizer_of(config)
-    return (
-        mesh,
-        model,
-        tx,
-        *create_state(lambda r: configuration.make_model(config, r), tx, mesh, config.seed),
-    )
+    model = build(config, mesh)
+    split = split_of(config, model)
+    tx, _ = optimizer_of(config)
+    _, initialise = plan_state(split.trained, split.initialise, tx, mesh, *split.arrays)
+    return mesh, model, split, tx, initialise()
 
 
 def countable(config):
-    """The network with attention that XLA can count: it does not look into the fused kernel."""
-    from flax import nnx
-
-    from vdm_jax.configuration import abstract_model
+    """Returns the model with attention that XLA can count: it does not look into the fused kernel."""
+    from vdm_jax.build import build
 
     config = config.copy_and_resolve_references()
     config.unlock()
-    config.model.unet.attention = "xla"
-    return nnx.split(abstract_model(config))[0]
+    config.model.network.attention = "xla"
+    return build(config)
 
 
-def measure_training(config, runs: int) -> dict:
-    """The training step of `training.loop` on random videos that lie on the device: no data pipeline."""
+def random_batch(config, model, mesh) -> dict:
+    """Returns a training batch of random videos that lies on the devices."""
     import jax
     import numpy as np
 
-    from vdm_jax import configuration
-    from vdm_jax.evaluation.speed import (
-        bytes_on_a_device,
-        count_collectives,
-        flops_of,
-        one_cpu,
-        peak_memory,
-        shapes_on_cpu,
-        summarize,
-        time_calls,
-    )
-    from vdm_jax.parallel.mesh import make_mesh
     from vdm_jax.parallel.sharding import batch_sharding
-    from vdm_jax.training.step import make_train_step
 
-    mesh, model, tx, graphdef, state = set_up(config)
-    data, size, images = config.data, config.batch_size, config.data.joint_images
-    shape, tokens = (data.frames + images, data.height, data.width, data.channels), model.tokenize("a video")
+    size, stills, tokens = config.batch_size, config.data.joint_images, model.tokenize("a video")
+    frames, *pixels = model.shape
+    rng = np.random.default_rng(0)
     batch = {
-        "video": np.random.default_rng(0).integers(0, 256, (size, *shape), np.uint8),
+        "video": rng.integers(0, 256, (size, frames + stills, *pixels), np.uint8),
         "tokens": np.tile(tokens, (size, 1)),
     }
-    if images:
-        batch["image_tokens"] = np.tile(tokens, (size, images, 1))
-    batch = jax.device_put(batch, batch_sharding(mesh))
+    if stills:
+        batch["image_tokens"] = np.tile(tokens, (size, stills, 1))
+    return jax.device_put(batch, batch_sharding(mesh))
 
-    def make(graphdef, accumulate, mesh):
-        objective, process = configuration.objective_of(config), configuration.process_of(config)
-        null = None if model.text is None else model.tokenize("")
-        options = {"null_tokens": null, "images": images, "accumulate": accumulate, "ema": config.ema}
-        options["conditioning"] = configuration.conditioning_of(config)
-        return make_train_step(graphdef, objective, process, tx, mesh, seed=config.seed, **options)
 
-    counted = make(countable(config), 1, make_mesh(devices=[one_cpu()]))
-    flops = sum(flops_of(program, mesh.size) for program in counted.lower(*shapes_on_cpu((state, batch))))
+def measure_training(config, runs: int) -> dict:
+    """Times the training step of `training.loop` on one batch: no data pipeline."""
+    import jax
+
+    from vdm_jax.build import objective_of
+    from vdm_jax.evaluation import speed
+    from vdm_jax.parallel.mesh import make_mesh
+    from vdm_jax.parallel.sharding import ActivationLayout
+    from vdm_jax.training.losses import denoising
+    from vdm_jax.training.step import make_train_step
+
+    mesh, model, split, tx, state = set_up(config)
+    batch, frozen = random_batch(config, model, mesh), split.frozen
+
+    def make(model, accumulate, mesh):
+        layout, stills = ActivationLayout(mesh), config.data.joint_images
+        loss = denoising(model, objective_of(config), stills=stills, layout=layout)
+        return make_train_step(loss, tx, mesh, seed=config.seed, accumulate=accumulate, ema=config.ema)
+
+    counted = make(countable(config), 1, make_mesh(devices=[speed.one_cpu()]))
+    programs = counted.lower(*speed.shapes_on_cpu((state, batch, frozen)))
+    flops = sum(speed.flops_of(program, mesh.size) for program in programs)
     start = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor() as background:
-        compiled = make(graphdef, config.accumulate, mesh).compile(background, state, batch)()
+        compiled = make(model, config.accumulate, mesh).compile(background, state, batch, frozen)()
     compile_seconds = time.perf_counter() - start
     *gradients, last = compiled.programs
-    averages = bytes_on_a_device((state.ema, state.opt_state))
+    averages = speed.bytes_on_a_device((state.ema, state.opt_state))
 
     def step():
         nonlocal state
-        state, _ = jax.block_until_ready(compiled(state, batch))
+        state, _ = jax.block_until_ready(compiled(state, batch, frozen))
 
-    seconds = summarize(time_calls(step, runs))
-    memory = [peak_memory(last), *(peak_memory(program, beside=averages) for program in gradients)]
+    seconds = speed.summarize(speed.time_calls(step, runs))
+    text = "".join(program.as_text() for program in compiled.programs)
+    memory = [speed.peak_memory(last), *(speed.peak_memory(program, beside=averages) for program in gradients)]
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "compile_seconds": compile_seconds,
         "seconds": seconds,
-        "videos_per_second": size / seconds["median"],
+        "videos_per_second": config.batch_size / seconds["median"],
         "flops": flops,
         "memory": max(memory, key=lambda m: m["bytes"]),
-        "collectives": count_collectives("".join(program.as_text() for program in compiled.programs))
-        if mesh.size > 1
-        else {},
+        "collectives": speed.count_collectives(text) if mesh.size > 1 else {},
     }
 
 
 def measure_sampling(config, runs: int, steps: int) -> dict:
-    """One call of the network, and the whole sampler of `generation.pipeline` as the config sets it."""
+    """Times one call of the network, and the whole sampler of `generation.pipeline` with the config's settings."""
     import jax
+    import jax.numpy as jnp
     import numpy as np
-    from flax import nnx
 
     from vdm_jax.diffusion.known import Known
-    from vdm_jax.evaluation.speed import flops_of, shapes_on_cpu, summarize, time_calls
-    from vdm_jax.generation.pipeline import make_pipeline
-    from vdm_jax.models.space import ONE_DEVICE
+    from vdm_jax.evaluation import speed
+    from vdm_jax.generation.pipeline import Pipeline
+    from vdm_jax.models.conditions import Conditions
+    from vdm_jax.models.layout import ONE_DEVICE
     from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding
+    from vdm_jax.split import join
 
-    mesh, _, _, graphdef, state = set_up(config)
-    size, params = config.batch_size, state.params
-    pipeline = make_pipeline(config, graphdef, params, mesh, 0)
-    model = nnx.merge(graphdef, params)
-    prompt, known = "a video" if pipeline.takes_text else "", {}
-    if pipeline.conditioning is not None and (coarse := pipeline.conditioning.downsample) > 1:
-        shape = (1, *pipeline.shape)
-        known = {"coarse": coarse, "known": Known(np.zeros(shape, np.float32), np.ones((*shape[:-1], 1), bool))}
-    tokens = np.tile(pipeline.tokenize(prompt), (size, 1))
-    text = None if model.text is None else jax.jit(model.encode)(tokens)
-    told = np.zeros((size, *pipeline.shape[:-1], pipeline.shape[-1] + 1), np.float32) if model.told else None
-    inputs = (np.zeros((size, *pipeline.shape), np.float32), np.ones(size, np.float32), text, told)
-    inputs = jax.device_put(inputs, batch_sharding(mesh))
+    mesh, model, split, _, state = set_up(config)
+    size, params = config.batch_size, join(state.params, split.frozen)
+    model = dataclasses.replace(model, params=params)
+    pipeline, prompt, known = Pipeline(model, mesh), prompt_of(model), {}
+    if model.downsample > 1:
+        video, mask = np.zeros((1, *model.shape), np.float32), np.ones((1, *model.shape[:3], 1), bool)
+        known = {"coarse": model.downsample, "known": Known(video, mask)}
+    text = jax.jit(model.static.encode)(params, np.tile(model.tokenize(prompt), (size, 1, 1)))
+    z = jnp.zeros((size, *model.latent_shape))
+    conditions = Conditions(text, model.channels(size, None, z))
+    inputs = jax.device_put((z, jnp.ones(size), conditions), batch_sharding(mesh))
 
-    def lower(graphdef, layout, given):
-        def predict(params, z, time, text, told):
-            return nnx.merge(graphdef, params)(z, time, text, known=told, layout=layout)
+    def lower(model, layout, arguments):
+        def predict(params, z, time, conditions):
+            return model.merge(params)(z, time, conditions, layout=layout)
 
-        return jax.jit(predict).lower(*given)
+        return jax.jit(predict).lower(*arguments)
 
-    call = lower(graphdef, ActivationLayout(mesh), (params, *inputs)).compile()
-    seconds = summarize(time_calls(lambda: call(params, *inputs).block_until_ready(), runs))
+    call = lower(model.static, ActivationLayout(mesh), (params, *inputs)).compile()
+    seconds = speed.summarize(speed.time_calls(lambda: call(params, *inputs).block_until_ready(), runs))
 
-    def sampler():
-        list(pipeline.batches([prompt] * size, batch_size=size, steps=steps, **known))
-
-    first, *rest = time_calls(sampler, 1 + max(2, runs // 3), warmup=0)
-    whole = summarize(rest)
+    draw = lambda: list(pipeline.batches([prompt] * size, batch_size=size, steps=steps, **known))  # noqa: E731
+    first, *rest = speed.time_calls(draw, 1 + max(2, runs // 3), warmup=0)
+    whole = speed.summarize(rest)
+    counted = lower(countable(config).static, ONE_DEVICE, speed.shapes_on_cpu((params, *inputs)))
     return {
         "seconds": seconds,
-        "flops": flops_of(lower(countable(config), ONE_DEVICE, shapes_on_cpu((params, *inputs))), mesh.size),
+        "flops": speed.flops_of(counted, mesh.size),
         "compile_seconds": first - whole["median"],  # the first call traces and compiles
         "sampler_seconds": whole,
         "step_seconds": whole["median"] / steps,
@@ -223,37 +217,44 @@ def measure_sampling(config, runs: int, steps: int) -> dict:
     }
 
 
+def prompt_of(model) -> str:
+    """Returns a prompt that the model takes."""
+    return "" if model.text is None else "a video"
+
+
 def compare_modes(pipeline, size: int, steps: int, rounds: int) -> dict[str, float]:
-    """Time of a sampler that knows half of the frames, over that of one that knows nothing: median of turns."""
+    """Returns the time of a sampler that knows half of the frames, over the time of one that knows nothing.
+
+    It is the median ratio of calls in turns, for each way to respect what is known.
+    """
     import numpy as np
 
     from vdm_jax.diffusion.known import Known
 
-    if pipeline.conditioning is not None and pipeline.conditioning.downsample > 1:
+    model = pipeline.model
+    if model.downsample > 1:
         return {}
-    mask = np.arange(pipeline.shape[0])[None, :, None, None, None] < pipeline.shape[0] // 2
-    known = Known(np.zeros((1, *pipeline.shape), np.float32), np.broadcast_to(mask, (1, *pipeline.shape[:3], 1)))
-    ways = ["replace"] if pipeline.conditioning is None else ["replace", "concat"]
-
-    prompt = "a video" if pipeline.takes_text else ""
+    mask = np.arange(model.shape[0])[None, :, None, None, None] < model.shape[0] // 2
+    known = Known(np.zeros((1, *model.shape), np.float32), np.broadcast_to(mask, (1, *model.shape[:3], 1)))
+    ways = ["replace", *(["concat"] if model.tell == "channels" else []), *(["times"] if model.time_per_frame else [])]
 
     def seconds(known, respect):
         start = time.perf_counter()
-        list(pipeline.batches([prompt] * size, batch_size=size, steps=steps, known=known, respect=respect))
+        prompts = [prompt_of(model)] * size
+        list(pipeline.batches(prompts, batch_size=size, steps=steps, known=known, respect=respect))
         return time.perf_counter() - start
 
-    turns = [[seconds(None, way) for way in ways] + [seconds(known, way) for way in ways] for _ in range(1 + rounds)][
-        1:
-    ]
+    turns = [[seconds(None, way) for way in ways] + [seconds(known, way) for way in ways] for _ in range(1 + rounds)]
+    turns = turns[1:]  # the first turn compiles
     return {way: statistics.median(turn[len(ways) + i] / turn[i] for turn in turns) for i, way in enumerate(ways)}
 
 
 def measure_startup(config) -> dict[str, float]:
-    """Seconds in fresh processes: to import the package, and until train.py has done its first step."""
-    from vdm_jax.configuration import source_arguments
+    """Times fresh processes: the import of the package, and train.py until its first step is done."""
+    from vdm_jax.config import source_arguments
     from vdm_jax.data.source import make_source
 
-    make_source(**source_arguments(config))  # builds the data set, where that is yet to be done
+    make_source(**source_arguments(config))  # builds the data set, if it is not there
     result = {}
     for name, line in (("import", "import vdm_jax"), ("import_load", "from vdm_jax import load")):
         timed = f"import time; start = time.perf_counter(); {line}; print(time.perf_counter() - start)"
@@ -273,10 +274,10 @@ def measure_startup(config) -> dict[str, float]:
 
 
 def _first_step(config: Path, workdir: Path, cache: Path) -> float:
-    """Seconds until train.py has written its first line of metrics."""
+    """Returns the seconds until train.py has written its first line of metrics."""
     script, log = Path(__file__).with_name("train.py"), workdir / "metrics.jsonl"
     start = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as errors:  # no pipe, which would be full before it is read
+    with tempfile.TemporaryFile("w+") as errors:  # a pipe would be full before it is read
         process = subprocess.Popen(
             [sys.executable, script, f"--config={config}", f"--workdir={workdir}"],
             env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)},
@@ -288,8 +289,8 @@ def _first_step(config: Path, workdir: Path, cache: Path) -> float:
         seconds = time.perf_counter() - start
         if status := process.wait():
             errors.seek(0)
-            said = errors.read().split("\n")
-            raise InputError(f"train.py failed: {next(filter(None, reversed(said)), f'status {status}')}")
+            lines = errors.read().split("\n")
+            raise InputError(f"train.py failed: {next(filter(None, reversed(lines)), f'status {status}')}")
     return seconds
 
 
@@ -297,7 +298,7 @@ def _first_step(config: Path, workdir: Path, cache: Path) -> float:
 
 
 def report(result: dict) -> list[str]:
-    """The figures as a markdown table."""
+    """Returns the lines of a markdown table."""
     config, training, sampling = result["config"], result["training"], result["sampling"]
     peak, memory = result["peak"], training["memory"]
     rows = {

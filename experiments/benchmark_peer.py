@@ -1,12 +1,12 @@
-"""A U-Net of ours beside diffusers' UNet3DConditionModel of the same widths: `benchmark.py --peer diffusers`.
+"""Compares a U-Net of ours with diffusers' UNet3DConditionModel of the same widths: `benchmark.py --peer diffusers`.
 
-Both have in every layer a space convolution, a time convolution, space attention with cross-attention to the
-context, and time attention. The peer's layers hold more, and cannot be had without it: four time convolutions
-for one; a feed-forward network of four times the width after each attention; two attentions over time;
-3×3 convolutions at the stem, the head and between levels, where ours has linear maps; attention over time
-before the first level. Its layers have 2 heads, ours heads of half the first width. So the table also has the
-time per GFLOP; XLA leaves out what a convolution does on padding and torch counts it (about 6 %, against us).
-Both run without dropout, on mean squared error and AdamW; ours compiled, the peer eager with fused kernels.
+Both have in every layer a space convolution, a time convolution, space attention with cross-attention to the context,
+and time attention. The peer's layers hold more, and none of it can be left out: four time convolutions instead of one;
+a feed-forward network of four times the width after each attention; two attentions over time; 3×3 convolutions at the
+stem, the head and between levels, where ours has linear maps; attention over time before the first level. Its layers
+have 2 heads, ours heads of half the first width. So the table also has the time per GFLOP. XLA does not count the work
+of a convolution on padding, and torch does (about 6 %, to our disadvantage). Both run without dropout, on mean squared
+error and AdamW. Ours is compiled, the peer runs eagerly with fused kernels.
 """
 
 import os
@@ -16,17 +16,17 @@ from importlib import util
 
 from vdm_jax.errors import InputError
 
-CHANNELS, TOKENS, CONTEXT, HEADS = 4, 64, 64, 2
-Runs = dict[str, Callable[[], None]]  # "forward" and "training step": each returns when its result is there
+CHANNELS, TOKENS, TEXT_WIDTH, HEADS = 4, 64, 64, 2
+Runs = dict[str, Callable[[], None]]  # "forward" and "training step"; a call returns when its result is there
 
 
 def check(
-    shape: str, widths: list[str], *, named: str = "peer_", example: str = "4x8x16x16"
+    shape: str, widths: list[str], *, prefix: str = "peer_", example: str = "4x8x16x16"
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The sizes of the comparison as numbers: as many as the example has, and the widths of the levels.
+    """Parses the sizes of the comparison, as many as `example` has, and the widths of the levels.
 
     Raises:
-        InputError: the comparison cannot be made so; `named` is what its flags begin with.
+        InputError: sizes or widths that do not fit. `prefix` is the beginning of the flags' names.
     """
     missing = [package for package in ("torch", "diffusers") if util.find_spec(package) is None]
     if missing:
@@ -37,29 +37,29 @@ def check(
         sizes, numbers = (), ()
     axes = ("batch", "frames", "height", "width")[-len(example.split("x")) :]
     if len(sizes) != len(axes) or min(sizes) < 1:
-        raise InputError(f"--{named}shape={shape} must be {' x '.join(axes)}, such as {example}")
+        raise InputError(f"--{prefix}shape={shape} must be {' x '.join(axes)}, such as {example}")
     if not numbers or min(numbers) < 32 or any(width % 32 or width % numbers[0] for width in numbers):
-        raise InputError(f"--{named}widths={','.join(widths)} must be multiples of 32 and of the first of them")
+        raise InputError(f"--{prefix}widths={','.join(widths)} must be multiples of 32 and of the first of them")
     factor = 2 ** (len(numbers) - 1)
     if sizes[-2] % factor or sizes[-1] % factor:
         raise InputError(
-            f"--{named}shape={shape}: height and width must be multiples of {factor} ({len(numbers)} levels)"
+            f"--{prefix}shape={shape}: height and width must be multiples of {factor} ({len(numbers)} levels)"
         )
     return sizes, numbers
 
 
 def measure(shape: tuple[int, ...], widths: tuple[int, ...], rounds: int, dtype: str) -> dict:
-    """Times both in alternation: ours, the peer, ours, …; the ratio is the median of the pairs' ratios."""
-    ours, ours_about = _ours(shape, widths, dtype)
-    peer, peer_about = _peer(shape, widths, dtype)
-    result = {"shape": shape, "widths": widths, "dtype": dtype, "ours": ours_about, "peer": peer_about}
+    """Times both networks in turns; returns seconds, ratios, parameters and operations."""
+    ours, our_counts = _ours(shape, widths, dtype)
+    peer, peer_counts = _peer(shape, widths, dtype)
+    result = {"shape": shape, "widths": widths, "dtype": dtype, "ours": our_counts, "peer": peer_counts}
     for name in ours:
         result[name] = compare(ours[name], peer[name], rounds)
     return result
 
 
 def compare(ours: Callable[[], None], peer: Callable[[], None], rounds: int) -> dict:
-    """Seconds of each, and the ratio ours/peer over pairs of neighbouring calls, after a warm-up of two."""
+    """Returns the seconds of both, and the ratio ours / peer over pairs of calls in turns, after a warm-up of two."""
     from vdm_jax.evaluation.speed import summarize
 
     times = []
@@ -86,6 +86,7 @@ def _ours(shape, widths, dtype) -> tuple[Runs, dict]:
     from flax import nnx
 
     from vdm_jax.evaluation.speed import flops_of, shapes_on_cpu
+    from vdm_jax.models.conditions import Conditions, Text
     from vdm_jax.models.unet import UNet
 
     def make(attention="auto"):
@@ -96,7 +97,7 @@ def _ours(shape, widths, dtype) -> tuple[Runs, dict]:
             blocks=1,
             time_conv=True,
             head_size=widths[0] // HEADS,
-            context_width=CONTEXT,
+            text_width=TEXT_WIDTH,
             context="cross",
             dtype=dtype,
             attention=attention,
@@ -108,37 +109,36 @@ def _ours(shape, widths, dtype) -> tuple[Runs, dict]:
     tx = optax.adamw(1e-4)
     state = (params, tx.init(params))
     z, target = jax.random.normal(jax.random.key(0), (2, *shape, CHANNELS))
-    condition = (
-        jnp.full(shape[0], 500.0),
-        jax.random.normal(jax.random.key(1), (shape[0], 1, TOKENS, CONTEXT)),
-    )
+    tokens = jax.random.normal(jax.random.key(1), (shape[0], 1, TOKENS, TEXT_WIDTH))
+    text = Text(tokens, jnp.ones(tokens.shape[:3], bool), tokens[:, :, 0])
+    inputs = (jnp.full(shape[0], 500.0), Conditions(text))
 
-    def programs(graphdef, state, z, target, *condition):
-        def forward(params, z, time, context):
-            return nnx.merge(graphdef, params)(z, time, context=context)
+    def programs(graphdef, state, z, target, *inputs):
+        def forward(params, z, time, conditions):
+            return nnx.merge(graphdef, params)(z, time, conditions)
 
-        def step(state, z, target, *condition):
-            loss = lambda params: jnp.mean((forward(params, z, *condition) - target) ** 2)  # noqa: E731
+        def step(state, z, target, *inputs):
+            loss = lambda params: jnp.mean((forward(params, z, *inputs) - target) ** 2)  # noqa: E731
             updates, moments = tx.update(jax.grad(loss)(state[0]), state[1], state[0])
             return optax.apply_updates(state[0], updates), moments
 
-        lowered = jax.jit(forward).lower(state[0], z, *condition)
-        return lowered, jax.jit(step, donate_argnums=0).lower(state, z, target, *condition)
+        lowered = jax.jit(forward).lower(state[0], z, *inputs)
+        return lowered, jax.jit(step, donate_argnums=0).lower(state, z, target, *inputs)
 
-    given, plain = (state, z, target, *condition), nnx.split(nnx.eval_shape(lambda: make("xla")))[0]
-    flops = [flops_of(lowered) for lowered in programs(plain, *shapes_on_cpu(given))]
-    about = {"parameters": sum(x.size for x in jax.tree.leaves(params))}
-    about |= dict(zip(("forward", "training step"), flops, strict=True))
-    forward, step = (lowered.compile() for lowered in programs(graphdef, *given))
-    held = [jax.tree.map(jnp.copy, state)]  # a step donates what it is given
+    arguments, plain = (state, z, target, *inputs), nnx.split(nnx.eval_shape(lambda: make("xla")))[0]
+    flops = [flops_of(lowered) for lowered in programs(plain, *shapes_on_cpu(arguments))]
+    counts = {"parameters": sum(x.size for x in jax.tree.leaves(params))}
+    counts |= dict(zip(("forward", "training step"), flops, strict=True))
+    forward, step = (lowered.compile() for lowered in programs(graphdef, *arguments))
+    held = [jax.tree.map(jnp.copy, state)]  # a step donates its state
 
     def train():
-        held[0] = jax.block_until_ready(step(held[0], z, target, *condition))
+        held[0] = jax.block_until_ready(step(held[0], z, target, *inputs))
 
     return {
-        "forward": lambda: forward(params, z, *condition).block_until_ready(),
+        "forward": lambda: forward(params, z, *inputs).block_until_ready(),
         "training step": train,
-    }, about
+    }, counts
 
 
 def _peer(shape, widths, dtype) -> tuple[Runs, dict]:
@@ -153,7 +153,7 @@ def _peer(shape, widths, dtype) -> tuple[Runs, dict]:
         raise InputError("--peer=diffusers: JAX uses a GPU and this torch cannot; install torch with CUDA")
     device = torch.device("cuda" if gpu else "cpu")
     torch.set_num_threads(os.cpu_count())
-    torch.set_float32_matmul_precision("high")  # TF32 on GPU, as JAX does by itself
+    torch.set_float32_matmul_precision("high")  # TF32 on GPU, which is JAX's default
     torch.manual_seed(0)
     net = UNet3DConditionModel(
         in_channels=CHANNELS,
@@ -162,7 +162,7 @@ def _peer(shape, widths, dtype) -> tuple[Runs, dict]:
         up_block_types=("CrossAttnUpBlock3D",) * len(widths),
         block_out_channels=widths,
         layers_per_block=1,
-        cross_attention_dim=CONTEXT,
+        cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=HEADS,  # the number of heads, in spite of its name
     )
     net = net.to(device).eval()  # eval: without dropout
@@ -170,7 +170,7 @@ def _peer(shape, widths, dtype) -> tuple[Runs, dict]:
     z, target = torch.randn(2, batch, CHANNELS, frames, height, width, device=device)
     condition = (
         torch.full((batch,), 500.0, device=device),
-        torch.randn(batch, TOKENS, CONTEXT, device=device),
+        torch.randn(batch, TOKENS, TEXT_WIDTH, device=device),
     )
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
     precision = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
@@ -192,24 +192,24 @@ def _peer(shape, widths, dtype) -> tuple[Runs, dict]:
         optimizer.step()
         wait()
 
-    about = {"parameters": sum(p.numel() for p in net.parameters())}
+    counts = {"parameters": sum(p.numel() for p in net.parameters())}
     for name, call in (("forward", forward), ("training step", train)):
-        # The fused attention is not in the counter's books.
+        # The counter does not count the fused attention.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             call()
-        about[name] = counter.get_total_flops()
-    return {"forward": forward, "training step": train}, about
+        counts[name] = counter.get_total_flops()
+    return {"forward": forward, "training step": train}, counts
 
 
 def report(result: dict) -> list[str]:
-    """The comparison as a markdown table."""
+    """Returns the lines of a markdown table."""
     ours, peer = result["ours"], result["peer"]
     widths, shape = "-".join(map(str, result["widths"])), " × ".join(map(str, result["shape"]))
-    counts = [about["parameters"] / 1e6 for about in (ours, peer)]
+    sizes = [counts["parameters"] / 1e6 for counts in (ours, peer)]
     lines = [
         f"\n| widths {widths}, {shape}, {result['dtype']} | ours | UNet3DConditionModel | ours / peer |",
         "|---|---|---|---|",
-        f"| parameters | {counts[0]:.2f} M | {counts[1]:.2f} M | {counts[0] / counts[1]:.2f} |",
+        f"| parameters | {sizes[0]:.2f} M | {sizes[1]:.2f} M | {sizes[0] / sizes[1]:.2f} |",
     ]
     for name in ("forward", "training step"):
         times, ratio = result[name], result[name]["ratio"]

@@ -1,10 +1,11 @@
-"""Times published families beside diffusers: the same network with the same weights, in turns.
+"""Compares published families with diffusers: times the same network with the same weights, in turns.
 
 python experiments/benchmark_published.py --widths 64,128 --shape 8x16x16 --out published.json
 
-Each family is a network of its kind with fewer channels and random weights, written by diffusers into a folder and
-loaded here. Measured are one call of it, ten steps of sampling with guidance from noise to latents, and the decoding of
-the frames by an autoencoder of a quarter of Stable Diffusion's channels. Both must give the same answers.
+Each family is a network of its kind with fewer channels and random weights. diffusers writes it into a folder, and it
+is loaded from there. The measurements are one call of it, ten steps of sampling with guidance from noise to latents,
+and the decoding of the frames by an autoencoder with a quarter of Stable Diffusion's channels. Both libraries must give
+the same results.
 """
 
 import functools
@@ -20,12 +21,12 @@ from vdm_jax import command
 from vdm_jax.errors import InputError
 from vdm_jax.files import write_text
 
-WIDTHS = flags.DEFINE_list("widths", ["64", "128"], "Channels of each level; multiples of 32.")
+WIDTHS = flags.DEFINE_list("widths", ["64", "128"], "Channels of each level, multiples of 32.")
 SHAPE = flags.DEFINE_string("shape", "8x16x16", "Frames x rows x columns of the latents of one video.")
 ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed turns, after a warm-up of two.", lower_bound=1)
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and computation, of both.")
-COMPILE = flags.DEFINE_bool("compile_peer", False, "Runs torch.compile on the peer's networks.")
-OUT = flags.DEFINE_string("out", None, "JSON file for the figures.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of weights and computation, for both.")
+COMPILE = flags.DEFINE_bool("compile_peer", False, "Compile the peer's networks with torch.compile.")
+OUT = flags.DEFINE_string("out", None, "JSON file for the numbers.")
 
 TOKENS, STEPS, GUIDANCE = 77, 10, 7.5
 FAMILIES = ("ModelScope", "AnimateDiff", "Stable Video Diffusion")
@@ -33,10 +34,10 @@ AGREE = {"float32": 1e-4, "bfloat16": 0.1}  # relative L2 error of one call
 
 
 def main() -> None:
-    """Checks the input, measures each family, prints a markdown table and writes the figures."""
-    shape, widths = benchmark_peer.check(SHAPE.value, WIDTHS.value, named="", example="8x16x16")
+    """Checks the input, measures each family, prints a markdown table and writes the numbers."""
+    shape, widths = benchmark_peer.check(SHAPE.value, WIDTHS.value, prefix="", example="8x16x16")
     command.check_out(OUT.value)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the peer its share of a GPU's memory
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves memory of the GPU to the peer
 
     import jax
 
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def peer_network(family: str, widths: tuple[int, ...]):
-    """(diffusers' network, its scheduler) of a family with the given channels, all attending."""
+    """Returns (diffusers' network, its scheduler) of a family, with attention at all levels."""
     import diffusers
 
     levels = len(widths)
@@ -94,9 +95,8 @@ def peer_network(family: str, widths: tuple[int, ...]):
 
 
 def measure_family(family: str, shape: tuple[int, ...], widths: tuple[int, ...]) -> dict:
-    """Times of one call and of ten guided steps; raises InputError where the two answer differently."""
+    """Times one call and ten guided steps. Raises InputError where the two results differ."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
     import torch
     from flax import nnx
@@ -104,6 +104,7 @@ def measure_family(family: str, shape: tuple[int, ...], widths: tuple[int, ...])
     from vdm_jax.diffusion.grids import make_grid
     from vdm_jax.diffusion.guidance import guided
     from vdm_jax.diffusion.sampler import sample
+    from vdm_jax.models.conditions import Conditions, Text
     from vdm_jax.pretrained.schedulers import schedule_of
     from vdm_jax.pretrained.unets import load_unet
 
@@ -118,74 +119,75 @@ def measure_family(family: str, shape: tuple[int, ...], widths: tuple[int, ...])
     in_time = family == FAMILIES[2]
     channels, tokens = net.config.in_channels, 1 if in_time else TOKENS
     z = rng.normal(size=(1, frames, rows, columns, 4)).astype(np.float32)
-    told = rng.normal(size=(1, frames, rows, columns, channels - 4)).astype(np.float32)
-    context = rng.normal(size=(2, 1, tokens, net.config.cross_attention_dim)).astype(np.float32)
-    added = np.float32([[6, 127, 0.02]] * 2) if in_time else None
+    known = rng.normal(size=(1, frames, rows, columns, channels - 4)).astype(np.float32)
+    text = rng.normal(size=(2, 1, tokens, net.config.cross_attention_dim)).astype(np.float32)
+    scalars = np.float32([[6, 127, 0.02]]) if in_time else None
 
     # Ours.
-    def call(params, z, time, context, added, told):
-        z = jnp.concatenate([z, jnp.concatenate([told] * (len(z) // len(told)))], -1)
-        return nnx.merge(unet.graphdef, params)(z, time, context=context, added=added)
+    def conditions_of(tokens):
+        mask = np.ones(tokens.shape[:3], bool)
+        return Conditions(Text(tokens, mask, tokens[:, :, 0]), known if channels > 4 else None, scalars)
+
+    def call(params, z, time, conditions):
+        return nnx.merge(unet.graphdef, params)(z, time, conditions)
 
     schedule = schedule_of(dict(scheduler.config) | {"_class_name": type(scheduler).__name__})
     times = make_grid(schedule.grid, STEPS, schedule.process, **dict(schedule.grid_options))
 
     @jax.jit
-    def draw(params, z, context, added, told):
-        def predict(z, time, drop):
-            return call(params, z, time, context, added, told)
-
-        denoise = guided(predict, schedule.process, schedule.prediction, weight=GUIDANCE)
+    def draw(params, z, branches):
+        predict = functools.partial(call, params)
+        denoise = guided(predict, schedule.process, schedule.prediction, branches, [GUIDANCE])
         return sample(denoise, z, times, schedule.process, solver=schedule.solver)
 
     forward = jax.jit(call)
-    half = None if added is None else added[:1]
-    given = jax.device_put((z, np.float32([500]), context[:1], half, told))
+    branches = jax.device_put([conditions_of(text[:1]), conditions_of(text[1:])])
+    arguments = jax.device_put((z, np.float32([500]), branches[0]))
 
     # The peer's.
-    channel = 2 if in_time else 1  # its axis: frames come before it there, and after it in the others
+    axis = 2 if in_time else 1  # of channels: frames come before it in Stable Video Diffusion, elsewhere after it
 
-    def theirs(x):
-        return torch.from_numpy(np.moveaxis(x, -1, channel)).to(device, dtype)
+    def to_torch(x):
+        return torch.from_numpy(np.moveaxis(x, -1, axis)).to(device, dtype)
 
-    text = torch.from_numpy(context[:, 0]).to(device, dtype)
-    extra = {"added_time_ids": torch.from_numpy(added).to(device, dtype)} if in_time else {}
+    peer_text = torch.from_numpy(text[:, 0]).to(device, dtype)
+    extra = {"added_time_ids": torch.from_numpy(scalars).to(device, dtype)} if in_time else {}
     if family == "AnimateDiff":
-        text = text.repeat_interleave(frames, 0)
+        peer_text = peer_text.repeat_interleave(frames, 0)
     network = torch.compile(net) if COMPILE.value else net
-    peer_z, peer_told = theirs(z), theirs(told)
+    peer_z, peer_known = to_torch(z), to_torch(known)
 
     @torch.inference_mode()
     def peer_forward():
-        part = {name: value[:1] for name, value in extra.items()}
-        x = torch.cat([peer_z, peer_told], channel)
-        return _wait(network(x, 500.0, encoder_hidden_states=text[: len(text) // 2], **part).sample)
+        x = torch.cat([peer_z, peer_known], axis)
+        return _wait(network(x, 500.0, encoder_hidden_states=peer_text[: len(peer_text) // 2], **extra).sample)
 
     @torch.inference_mode()
     def peer_draw():
         scheduler.set_timesteps(STEPS, device=device)
         x = peer_z * scheduler.init_noise_sigma
+        twice = {name: torch.cat([value] * 2) for name, value in extra.items()}
         for time in scheduler.timesteps:
             both = scheduler.scale_model_input(torch.cat([x, x]), time)
-            both = torch.cat([both, torch.cat([peer_told] * 2)], channel)
-            drop, keep = network(both, time, encoder_hidden_states=text, **extra).sample.chunk(2)
-            x = scheduler.step(drop + GUIDANCE * (keep - drop), time, x).prev_sample
+            both = torch.cat([both, torch.cat([peer_known] * 2)], axis)
+            null, full = network(both, time, encoder_hidden_states=peer_text, **twice).sample.chunk(2)
+            x = scheduler.step(null + GUIDANCE * (full - null), time, x).prev_sample
         return _wait(x)
 
-    _check(family, forward(unet.params, *given), peer_forward(), channel)
-    noise = jax.device_put((z * float(scheduler.init_noise_sigma), context, added, told))
+    _check(family, forward(unet.params, *arguments), peer_forward(), axis)
+    noise = jax.device_put(z * float(scheduler.init_noise_sigma))
     return {
         "one call": benchmark_peer.compare(
-            lambda: forward(unet.params, *given).block_until_ready(), peer_forward, ROUNDS.value
+            lambda: forward(unet.params, *arguments).block_until_ready(), peer_forward, ROUNDS.value
         ),
         f"{STEPS} guided steps": benchmark_peer.compare(
-            lambda: draw(unet.params, *noise).block_until_ready(), peer_draw, ROUNDS.value
+            lambda: draw(unet.params, noise, branches).block_until_ready(), peer_draw, ROUNDS.value
         ),
     }
 
 
 def measure_decoding(shape: tuple[int, ...], widths: tuple[int, ...]) -> dict:
-    """Times of decoding the frames of a video, all at once."""
+    """Times the decoding of the frames of a video, all at once."""
     import diffusers
     import jax
     import numpy as np
@@ -219,13 +221,14 @@ def measure_decoding(shape: tuple[int, ...], widths: tuple[int, ...]) -> dict:
     return {"decoding": benchmark_peer.compare(ours, peer, ROUNDS.value)}
 
 
-def _check(name: str, ours, theirs, channels: int) -> None:
+def _check(name: str, ours, peers, axis: int) -> None:
+    """Raises InputError for results that differ; `axis` is the peer's axis of channels."""
     import numpy as np
 
-    ours, theirs = np.asarray(ours, np.float32), np.moveaxis(theirs.float().cpu().numpy(), channels, -1)
-    error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+    ours, peers = np.asarray(ours, np.float32), np.moveaxis(peers.float().cpu().numpy(), axis, -1)
+    error = np.linalg.norm(ours - peers) / np.linalg.norm(peers)
     if not error < AGREE[DTYPE.value]:
-        raise InputError(f"{name}: the answers differ by {error:.1e} of their size; times would mean nothing")
+        raise InputError(f"{name}: the results differ by {error:.1e} of their size, so times would mean nothing")
 
 
 def _device():
@@ -235,7 +238,7 @@ def _device():
     if jax.default_backend() == "gpu" and not torch.cuda.is_available():
         raise InputError("JAX uses a GPU and this torch cannot; install torch with CUDA")
     torch.set_num_threads(os.cpu_count())
-    torch.set_float32_matmul_precision("high")  # TF32 on GPU, as JAX does by itself
+    torch.set_float32_matmul_precision("high")  # TF32 on GPU, which is JAX's default
     return torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
 
 

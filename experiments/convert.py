@@ -1,4 +1,4 @@
-"""Files of weights for the convert_*.py scripts, which need torch but not this package."""
+"""Reads and writes files of weights for the convert_*.py scripts, which need torch but not this package."""
 
 import argparse
 import contextlib
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 
 def read(parser: argparse.ArgumentParser, path: Path) -> Any:
-    """What torch.save wrote, without running code of it; ends the command in one line where that cannot be read."""
+    """Reads a file of torch.save without running its code; ends the command with one line if it cannot be read."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
@@ -20,7 +20,7 @@ def read(parser: argparse.ArgumentParser, path: Path) -> Any:
 
 
 def write(parser: argparse.ArgumentParser, path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes a safetensors file, whole or not at all, and says so; ends the command where it cannot be written."""
+    """Writes a safetensors file, whole or not at all; ends the command with one line if it cannot be written."""
     part = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

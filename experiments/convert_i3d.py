@@ -1,4 +1,4 @@
-"""Makes a safetensors file of I3D's weights, which are published as pickles or TorchScript; run it where torch is.
+"""Converts I3D's weights, which are published as pickles or TorchScript, to a safetensors file. Needs torch.
 
 python experiments/convert_i3d.py --input i3d_torchscript.pt --output i3d.safetensors
 
@@ -15,7 +15,7 @@ from convert import read, write
 
 
 def tensors_of(parser: argparse.ArgumentParser, path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a TorchScript archive, or of a file of a state dict."""
+    """Returns the tensors of a TorchScript archive, or of a state dict's file."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any("/code/" in name for name in archive.namelist()):
@@ -30,5 +30,5 @@ if __name__ == "__main__":
     files = parser.parse_args()
     tensors = tensors_of(parser, files.input)
     if not tensors:
-        parser.error(f"{files.input} holds no tensors by name, as a frozen TorchScript program does")
+        parser.error(f"{files.input} holds no named tensors; a frozen TorchScript program has none")
     write(parser, files.output, tensors)

@@ -1,8 +1,8 @@
-"""Makes one safetensors file of LPIPS's weights, which are published as two pickles; run it where torch is.
+"""Converts LPIPS's weights, which are published as two pickles, to one safetensors file. Needs torch.
 
 python experiments/convert_lpips.py --network alexnet-owt-7be5be79.pth --layers alex.pth --output lpips-alex.safetensors
 
-The first is torchvision's AlexNet or VGG-16, the second the file of version 0.1 in the authors' package.
+--network is torchvision's AlexNet or VGG-16, --layers the file of version 0.1 in the authors' package.
 """
 
 import argparse
@@ -19,5 +19,7 @@ if __name__ == "__main__":
     network, layers = read(parser, files.network), read(parser, files.layers)
     tensors = {name: tensor for name, tensor in network.items() if name.startswith("features.")}
     if not tensors or not all(name.startswith("lin") for name in layers):
-        parser.error(f"{files.network} must hold features.*, and {files.layers} lin0.model.1.weight and its like")
+        parser.error(
+            f"{files.network} must hold features.*, and {files.layers} must hold lin*, such as lin0.model.1.weight"
+        )
     write(parser, files.output, tensors | layers)

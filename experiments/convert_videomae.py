@@ -1,9 +1,9 @@
-"""Makes a folder in the format of transformers from a published file of VideoMAE v2; run it where torch is.
+"""Converts a published file of VideoMAE v2 to a folder in the format of transformers. Needs torch.
 
 python experiments/convert_videomae.py --input vit_g_hybrid_pt_1200e_ssv2_ft.pth --output videomae-giant
 
-The file is read by torch.load(weights_only=True), which runs no code of it. What its tensors do not say (heads, frames,
-size) is the giant's, which content-debiased Fréchet video distances are of.
+The file is read by torch.load(weights_only=True), which runs no code of it. Its tensors do not say the numbers of heads
+and frames, nor the size: the defaults are the giant's, the model of content-debiased Fréchet video distances.
 """
 
 import argparse
@@ -28,7 +28,7 @@ NAMES = (
 
 
 def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors as transformers calls them; queries, keys and values come apart."""
+    """Returns the tensors under the names of transformers; queries, keys and values are separate there."""
     tensors = {}
     for name, tensor in state.items():
         for pattern, replacement in NAMES:
@@ -43,7 +43,7 @@ def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def config_of(tensors: dict[str, torch.Tensor], heads: int, frames: int, size: int) -> dict:
-    """The config that goes with them. All norms of version 2 have an epsilon of 1e-6."""
+    """Returns the config of the tensors. All norms of version 2 have an epsilon of 1e-6."""
     kernel = tensors["videomae.embeddings.patch_embeddings.projection.weight"]
     middle = tensors["videomae.encoder.layer.0.intermediate.dense.weight"]
     layers = {name.split(".")[3] for name in tensors if name.startswith("videomae.encoder.layer.")}
@@ -75,14 +75,14 @@ if __name__ == "__main__":
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--size", type=int, default=224)
-    given = parser.parse_args()
-    torch.serialization.add_safe_globals([argparse.Namespace])  # the training's flags, which may lie beside
-    state = read(parser, given.input)
+    arguments = parser.parse_args()
+    torch.serialization.add_safe_globals([argparse.Namespace])  # the flags of the training, which the file may hold
+    state = read(parser, arguments.input)
     state = next((state[key] for key in ("model", "module") if key in state), state)
     tensors = renamed(state)
     try:
-        config = config_of(tensors, given.heads, given.frames, given.size)
+        config = config_of(tensors, arguments.heads, arguments.frames, arguments.size)
     except KeyError as missing:
-        parser.error(f"{given.input} is no VideoMAE v2 with a classifier: it has nothing for {missing}")
-    write(parser, given.output / "model.safetensors", tensors)
-    (given.output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        parser.error(f"{arguments.input} is no VideoMAE v2 with a classifier: it has no {missing}")
+    write(parser, arguments.output / "model.safetensors", tensors)
+    (arguments.output / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,10 +1,9 @@
-"""The whole path in one command: train the small config, sample ten prompts, measure, and sum up.
+"""The whole path in one command: trains the small config, samples ten prompts, measures, and prints a summary.
 
 python experiments/demo.py --run runs/moving_digits
 """
 
 import json
-import runpy
 import subprocess
 import sys
 import time
@@ -15,23 +14,23 @@ from absl import flags
 from vdm_jax import command
 from vdm_jax.errors import InputError
 
-RUN = flags.DEFINE_string("run", "runs/moving_digits", "Run folder; made, or gone on with.")
-CONFIG = flags.DEFINE_string("config", "configs/moving_digits.py", "Config to train, of moving digits.")
-NUM = flags.DEFINE_integer("num", 200, "Samples to measure at each guidance weight.", lower_bound=2)
+RUN = flags.DEFINE_string("run", "runs/moving_digits", "Run folder; an existing run is continued.")
+CONFIG = flags.DEFINE_string("config", "configs/moving_digits.py", "Config to train; its data must be moving digits.")
+NUM = flags.DEFINE_integer("num", 200, "Samples to measure for each guidance scale.", lower_bound=2)
 
 HERE = Path(__file__).parent
 PROMPTS = HERE / "demo_prompts.txt"
-STEPS = "--steps=8"  # more draw nothing better: docs/ablations/sampler/table.md
+STEPS = "--steps=8"  # more steps are not better: docs/ablations/sampler/table.md
 
 
 def main() -> None:
-    """Runs train, sample and evaluate one after the other; each can be called alone in the same way."""
+    """Runs train.py, sample.py and evaluate.py, each with the printed command, and prints a summary."""
     start, run = time.perf_counter(), Path(RUN.value)
     check_data()
     step("train", f"--config={CONFIG.value}", f"--workdir={run}")
     steps = json.loads((run / "config.json").read_text())["steps"]
-    if not (run / "checkpoints" / str(steps)).is_dir():  # it was told to stop, by SIGTERM
-        print("stopped; the same command goes on from here", file=sys.stderr)
+    if not (run / "checkpoints" / str(steps)).is_dir():  # SIGTERM stopped it
+        print("stopped; the same command continues from here", file=sys.stderr)
         return
     out = run / "samples" / "demo"
     step("sample", f"--run={run}", f"--prompts={PROMPTS}", f"--out={out}", "--format=gif,mp4,png", STEPS)
@@ -49,37 +48,35 @@ time       {minutes(trained)} of training, {minutes(time.perf_counter() - start)
         floor = f" (frames shuffled: {scores['shuffled']['jerk']['value']:.2f})" if name == "real" else ""
         word = "accuracy" if name.startswith("guidance") else ""
         print(f"{word:<10} {label}: digit {digit:.1%}, direction {direction:.1%}, jerk {jerk:.2f}{floor}")
-    print(f"samples    {out}: sheet.png shows all, and each is there as gif, mp4 and png")
+    print(f"samples    {out}: sheet.png shows all; each is a gif, an mp4 and a png")
     print(f'more       python experiments/sample.py --run {run} --prompt "a seven going up"')
 
 
 def check_data() -> None:
-    """Raises InputError where the config is not of the digits that the prompts and the summary are about."""
-    try:
-        file, *argument = CONFIG.value.split(":", 1)
-        name = runpy.run_path(file)["get_config"](*argument).data.name
-    except Exception as error:  # a config is a program: what it may raise has no limit
-        raise InputError(f"--config={CONFIG.value} cannot be read: {type(error).__name__}: {error}") from error
+    """Raises InputError for a config of other data: prompts and summary are about digits."""
+    from vdm_jax.config import read_file
+
+    name = read_file(CONFIG.value).data.name
     if name != "moving_digits":
-        raise InputError(f"--config={CONFIG.value} trains on {name}: the demo is about moving_digits")
+        raise InputError(f"--config={CONFIG.value} trains on {name}, and the demo needs moving_digits")
 
 
 def step(script: str, *arguments: str) -> None:
-    """Runs one of the other commands; passes on its failure and a Ctrl-C."""
+    """Runs another command; passes on its failure and a Ctrl-C."""
     print(f"\n$ python experiments/{script}.py {' '.join(arguments)}", flush=True)
     process = subprocess.Popen([sys.executable, HERE / f"{script}.py", *arguments])
     try:
         status = process.wait()
-    except KeyboardInterrupt:  # the terminal has told the child, too: it saves
+    except KeyboardInterrupt:  # the child has it, too, and saves
         status = process.wait()
     if status == 130:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; the same command continues from here", file=sys.stderr)
     if status:
         sys.exit(status)
 
 
 def minutes(seconds: float) -> str:
-    """3:05 min."""
+    """Returns 3:05 min for 185 seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"
 
 

@@ -1,4 +1,4 @@
-"""Writes what a run made of a published model for diffusers to load: the U-Net's folder, or the LoRA that it trained.
+"""Writes the U-Net of a run, or the LoRA that the run trained, as a folder that diffusers loads.
 
 python experiments/export.py --run runs/motion --out exported/unet
 python experiments/export.py --run runs/style --lora --out exported/style
@@ -9,33 +9,37 @@ from absl import flags
 from vdm_jax import command
 from vdm_jax.errors import InputError
 
-RUN = flags.DEFINE_string("run", None, "Run folder of a config with `pretrained.folder`.")
+RUN = flags.DEFINE_string("run", None, "Run folder of a config with `model.network.folder`.")
 OUT = flags.DEFINE_string("out", None, "Folder for the weights.")
-LORA = flags.DEFINE_bool("lora", False, "Only the low-rank changes of a run with `pretrained.train=lora`.")
+LORA = flags.DEFINE_bool("lora", False, "Write only the low-rank changes of a run with `train.parts='lora'`.")
 
 
 def main() -> None:
-    """Loads the run's averaged parameters, merges them with what was frozen unless they go alone, and writes."""
+    """Loads the run's averaged parameters, and writes them alone (--lora) or merged with the frozen ones."""
     if not RUN.value or not OUT.value:
         raise InputError("--run=runs/<name> and --out=<folder> are needed")
 
-    from vdm_jax.configuration import read_config
-    from vdm_jax.generation.finetune import load_changes
-    from vdm_jax.generation.pipeline import load
+    from vdm_jax.build import load_trained
+    from vdm_jax.config import read_config
     from vdm_jax.pretrained.families import translate
     from vdm_jax.pretrained.lora import save_lora
     from vdm_jax.pretrained.unets import PublishedUNet, save_unet
+    from vdm_jax.split import join
 
-    if not read_config(RUN.value).pretrained.folder:
+    config = read_config(RUN.value)
+    if "folder" not in config.model.network:
         raise InputError(f"{RUN.value} trained a network of its own, which diffusers does not know")
+    if LORA.value and config.train.parts != "lora":
+        raise InputError(f"{RUN.value} has train.parts={config.train.parts!r}, not 'lora': it has no low-rank changes")
+    model, trained, split = load_trained(RUN.value)
+    kind = model.unet_config["_class_name"]
     if LORA.value:
-        step, changes, config = load_changes(RUN.value)
-        save_lora(changes, translate(config)[1], OUT.value)
-        print(f"{OUT.value}: LoRA for {config['_class_name']}, of step {step}")
+        save_lora(trained["network"], translate(model.unet_config)[1], OUT.value)
+        print(f"{OUT.value}: LoRA for {kind}, of step {model.step}")
         return
-    pipeline = load(RUN.value)
-    save_unet(PublishedUNet(None, pipeline.params["unet"], pipeline.unet_config), OUT.value)
-    print(f"{OUT.value}: {pipeline.unet_config['_class_name']} of step {pipeline.step}, for diffusers to load")
+    params = join(trained, split.frozen)
+    save_unet(PublishedUNet(None, params["network"], model.unet_config), OUT.value)
+    print(f"{OUT.value}: {kind} of step {model.step}, for diffusers to load")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Blind side-by-side judgement of sets of videos by people: makes the page, and counts its answers.
+"""Blind side-by-side judgement of sets of videos by people: makes the page, and evaluates its answers.
 
 python experiments/human_eval.py make --set ours=runs/x/samples/seed0 --set base=runs/y/samples/seed0 --out study.html
 python experiments/human_eval.py aggregate --key study.key.json --answers answers-1.json,answers-2.json
@@ -13,40 +13,40 @@ from absl import flags
 
 from vdm_jax import command
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.human import QUESTION, SCALES
+from vdm_jax.pages.human import QUESTION, SCALES
 
 SETS = flags.DEFINE_multi_string("set", [], "make: <name>=<folder> of videos by sample.py; two or more.")
 NUM = flags.DEFINE_integer("num", 50, "make: pairs to judge.", lower_bound=1)
-QUESTION_FLAG = flags.DEFINE_string("question", QUESTION, "make: what is asked of each pair.")
+QUESTION_FLAG = flags.DEFINE_string("question", QUESTION, "make: the question about each pair.")
 SCALE = flags.DEFINE_multi_string(
     "scale",
     [f"{name}: {text}" for name, text in SCALES.items()],
-    "make: '<name>: <question>' that each video is rated by, from 1 to 5; empty for none.",
+    "make: '<name>: <question>', a rating of each video from 1 to 5; empty for none.",
 )
-OUT = flags.DEFINE_string("out", "study.html", "make: the page; its key goes beside it, as <name>.key.json.")
-ANSWERS = flags.DEFINE_list("answers", [], "aggregate: files that the page has saved, one of each rater.")
-KEY = flags.DEFINE_string("key", "study.key.json", "aggregate: the study's key; results go beside it.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the pairs, their order and sides; or of the bootstrap.", lower_bound=0)
+OUT = flags.DEFINE_string("out", "study.html", "make: the page; the key is written next to it, as <name>.key.json.")
+ANSWERS = flags.DEFINE_list("answers", [], "aggregate: files saved by the page, one for each rater.")
+KEY = flags.DEFINE_string("key", "study.key.json", "aggregate: the key of the study; results are written next to it.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the pairs, their order and sides, or of the bootstrap.", lower_bound=0)
 
 
 def make() -> None:
     """Writes the page and the key."""
     from tqdm import tqdm
 
-    from vdm_jax.evaluation.human import make_study
     from vdm_jax.files import write_text
+    from vdm_jax.pages.human import make_study
 
     sets = {}
-    for given in SETS.value:
-        name, _, folder = given.partition("=")
+    for text in SETS.value:
+        name, _, folder = text.partition("=")
         if not name or not folder or name in sets:
-            raise InputError(f"--set={given} must be <name>=<folder>, each name once")
+            raise InputError(f"--set={text} must be <name>=<folder>, each name once")
         sets[name] = folder
-    scales = dict(_scale(given) for given in SCALE.value if given)
+    scales = dict(_parse_scale(text) for text in SCALE.value if text)
     page, key_file = Path(OUT.value), Path(OUT.value).with_suffix(".key.json")
     if page.suffix != ".html":
         raise InputError(f"--out={page} must end in .html")
-    text, key = make_study(
+    html, key = make_study(
         sets,
         num=NUM.value,
         seed=SEED.value,
@@ -55,27 +55,27 @@ def make() -> None:
         progress=lambda pairs: tqdm(pairs, unit="pair", desc="encoding"),
     )
     write_text(key_file, json.dumps(key, indent=2, ensure_ascii=False) + "\n")
-    write_text(page, text)
+    write_text(page, html)
     count = len(key["pairs"])
-    less = f" (all there are: --num={NUM.value})" if count < NUM.value else ""
-    print(f"{count} pairs{less} in {page}, {len(text) / 1e6:.1f} MB: send it to the raters, they send answers back.")
-    print(f"Keep {key_file} from them: it says which video is whose.")
+    note = f" (all that exist: --num={NUM.value})" if count < NUM.value else ""
+    print(f"{count} pairs{note} in {page}, {len(html) / 1e6:.1f} MB: send it to the raters, who send answers back.")
+    print(f"Do not send {key_file}: it says which set each video is from.")
 
 
-def _scale(given: str) -> tuple[str, str]:
-    name, _, text = given.partition(":")
-    if not name.strip() or not text.strip():
-        raise InputError(f"--scale={given!r} must be '<name>: <question>'")
-    return name.strip(), text.strip()
+def _parse_scale(text: str) -> tuple[str, str]:
+    name, _, question = text.partition(":")
+    if not name.strip() or not question.strip():
+        raise InputError(f"--scale={text!r} must be '<name>: <question>'")
+    return name.strip(), question.strip()
 
 
 def aggregate() -> None:
-    """Prints what the answers say, and writes it."""
-    from vdm_jax.evaluation import human
+    """Prints and writes the statistics of the answers."""
     from vdm_jax.files import write_text
+    from vdm_jax.pages import human
 
     if not ANSWERS.value:
-        raise InputError("--answers=<file>,… is needed: what the page of the study has saved")
+        raise InputError("--answers=<file>,… is needed: the files saved by the page of the study")
     key = human.read_key(KEY.value)
     results = human.aggregate(human.read_answers(ANSWERS.value, key), key, SEED.value)
     human.print_results(results)
@@ -88,7 +88,7 @@ JOBS = {"make": make, "aggregate": aggregate}
 
 
 def main() -> None:
-    """Does the job that the first word names."""
+    """Runs the command of the first word."""
     if not job:
         raise InputError(f"the first word must be {' or '.join(JOBS)}; see --help")
     JOBS[job]()

@@ -9,19 +9,17 @@ from ml_collections import config_flags
 from vdm_jax import command
 
 config_flags.DEFINE_config_file("config", None, "Config file.")
-LINES = flags.DEFINE_integer("lines", 0, "Longest table to print; 0: all.", lower_bound=0)
+LINES = flags.DEFINE_integer("lines", 0, "Lines of the table at most; 0: all.", lower_bound=0)
 
 
 def main() -> None:
-    """Builds the model's shapes only."""
+    """Builds the model's shapes, and prints them."""
     config = command.read_config_flag()
     from clu import parameter_overview
-    from flax import nnx
 
-    from vdm_jax import configuration
+    from vdm_jax.build import build
 
-    model = configuration.abstract_model(config)
-    params = nnx.to_pure_dict(nnx.split(model)[1])
+    params = build(config).params
     print(parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=LINES.value or None))
 
 

@@ -1,4 +1,4 @@
-"""Makes one self-contained page of a run: curves, samples, scores, config. The run may still be training.
+"""Makes a self-contained page of a run: curves, samples, scores, config. The run may still be training.
 
 python experiments/report.py --run runs/digits
 """
@@ -11,19 +11,19 @@ from vdm_jax import command
 from vdm_jax.errors import InputError
 
 RUN = flags.DEFINE_string("run", None, "Run folder.")
-OUT = flags.DEFINE_string("out", None, "The page (default: <run>/report.html).")
-NUM = flags.DEFINE_integer("num", 24, "Videos of each folder in samples/.", lower_bound=1)
+OUT = flags.DEFINE_string("out", None, "File of the page (default: <run>/report.html).")
+NUM = flags.DEFINE_integer("num", 24, "Number of videos from each folder in samples/.", lower_bound=1)
 
 
 def main() -> None:
-    """Writes the page, and says where."""
+    """Writes the page, and prints its path."""
     if not RUN.value:
         raise InputError("--run=runs/<name> is needed")
 
     from tqdm import tqdm
 
-    from vdm_jax.evaluation.report import make_report
     from vdm_jax.files import write_text
+    from vdm_jax.pages.run_report import make_report
 
     run = Path(RUN.value)
     out = Path(OUT.value) if OUT.value else run / "report.html"

@@ -1,4 +1,4 @@
-"""The smallest run with every part in it, on a folder of tiny videos (`write_videos`)."""
+"""The smallest run that has every part, on a folder of tiny videos (`write_videos`)."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import numpy as np
 from vdm_jax.config import default_config
 from vdm_jax.video import write_video
 
-COUNT = 11  # videos; no multiple of the batch
+COUNT = 11  # videos, not a multiple of the batch
 
 
 def get_config():
@@ -35,7 +35,7 @@ def get_config():
 
 
 def write_videos(folder: Path) -> Path:
-    """Noise that is larger and longer than the clips cut from it."""
+    """Writes videos of noise, larger and longer than the clips cut from them."""
     rng = np.random.default_rng(0)
     for number in range(COUNT):
         write_video(folder / f"{number}.gif", rng.integers(256, size=(6, 10, 12, 3)).astype(np.uint8), fps=10)

@@ -45,11 +45,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def read_config_flag(name: str = "config") -> ml_collections.ConfigDict:
-    """Returns the config of a config-file flag.
-
-    Raises:
-        InputError: the flag is missing, or its file cannot be read.
-    """
+    """Returns the config of a config-file flag. Raises InputError if flag or file is missing."""
     config = flags.FLAGS[name].value
     if config is None:
         raise InputError(f"--{name}=configs/<experiment>.py is needed")

@@ -2,9 +2,11 @@
 
 import contextlib
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vdm_jax.errors import InputError
 
@@ -15,10 +17,8 @@ FilePath = str | os.PathLike
 def whole_file(path: FilePath) -> Iterator[Path]:
     """Yields a temporary path to write to; the file replaces `path` at the end. If writing fails, nothing is left.
 
-    The temporary path has the suffix of `path`, by which libraries choose a format. Missing folders are made.
-
-    Raises:
-        InputError: the file cannot be written.
+    The temporary path has the suffix of `path`, by which libraries choose a format. Missing folders are made. Raises
+    InputError if the file cannot be written.
     """
     path = Path(path)
     part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
@@ -41,12 +41,20 @@ def write_text(path: FilePath, text: str) -> None:
         part.write_text(text)
 
 
+def read_json_lines(path: FilePath) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file, up to the first incomplete line: a running job may be writing the last line."""
+    lines = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(path).read_text().splitlines():
+            lines.append(json.loads(line))
+    return lines
+
+
 @contextlib.contextmanager
 def alone_in(folder: FilePath) -> Iterator[None]:
     """Locks a folder against other processes.
 
-    Raises:
-        InputError: another process has locked the folder, or it cannot be written.
+    Raises InputError if another process has locked the folder, or it cannot be written.
     """
     path = Path(folder) / ".lock"
     try:

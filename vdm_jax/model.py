@@ -104,6 +104,11 @@ class Model:
         return self.masks.downsample if self.masks is not None else 1
 
     @property
+    def identity(self) -> tuple[Any, ...]:
+        """All but weights and settings that a drawing depends on."""
+        return self.origin, self.step, self.shape, self.process, self.prediction, self.masks
+
+    @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """The shape of what the network draws."""
         return self.codec.shape(self.shape)

@@ -1,24 +1,25 @@
-"""What mixes frames: attention over time, apart from space or at once with it, convolutions, both, or nothing.
+"""Layers that mix frames: attention over time, attention over space and time at once, convolutions, both, or none.
 
     python experiments/ablate.py --study configs/ablations/time_layers.py --out studies/time_layers
     python experiments/ablate.py --study configs/ablations/time_layers.py:small --out studies/time_layers
     python experiments/ablate.py --study configs/ablations/time_layers.py:ucf101 \
         --out studies/time_layers-ucf101 --i3d i3d.safetensors
 
-Parameters, training and drawing time stand beside the scores. On digits the stem takes one frame at a time, so that
-nothing but the layers mixes frames, and the batch is half of the demo's. `small` is four of the nine arms; the whole
-study goes on from it. `ucf101` has not been run.
+The table has parameters, training time and drawing time next to the scores. On digits the stem takes one frame at a
+time, so that only the layers mix frames, and the batch is half of the demo's. `small` has four of the nine arms; the
+whole study reuses its results. `ucf101` was never run.
 """
 
 from pathlib import Path
 from typing import Literal
 
-from vdm_jax.evaluation.ablation import Study, load_config
+from vdm_jax.config import read_file
+from vdm_jax.studies.study import Study
 
 CONFIGS = Path(__file__).parents[1]
 CLAIM = (
-    "Space and time apart will do, if attention over time is told the order of frames. That it is not shows in motion, "
-    "not in single frames."
+    "Separate layers for space and time are enough, if attention over time knows the order of frames. Without the "
+    "order, motion is worse and single frames are not."
 )
 SOURCE = "Ho et al. 2022, arXiv 2204.03458, section 3; convolutions over time: Singer et al. 2022, arXiv 2209.14792"
 
@@ -26,33 +27,33 @@ SMALL = ("attention, relative position", "attention, sinusoidal position", "conv
 
 
 def nowhere(levels: tuple[bool, ...]) -> tuple[bool, ...]:
-    """The slot at no level."""
+    """Leaves the slot empty at all levels."""
     return (False,) * len(levels)
 
 
 def get_study(scale: Literal["digits", "small", "ucf101"] = "digits") -> Study:
     """The study at the scale of "digits" or "ucf101", or its "small" form on digits."""
     if scale == "ucf101":
-        base, metrics = load_config(CONFIGS / "video_diffusion_models.py", "ucf101"), ("fvd", "smoothness", "dynamic")
-        how = {"num": 2048, "devices": 0}
+        base, metrics = read_file(f"{CONFIGS / 'video_diffusion_models.py'}:ucf101"), ("fvd", "smoothness", "dynamic")
+        kwargs = {"num": 2048, "devices": 0}
     else:
         base, metrics = (
-            load_config(CONFIGS / "moving_digits.py"),
+            read_file(CONFIGS / "moving_digits.py"),
             ("digit", "direction", "digits_fvd", "digits_fid", "jerk"),
         )
-        base.model.unet.patch_time, base.batch_size, how = 1, 8, {}
-    time_conv, attention = "model.unet.time_conv", "model.unet.time_attention"
+        base.model.network.patch_time, base.batch_size, kwargs = 1, 8, {}
+    time_conv, attention = "model.network.time_conv", "model.network.time_attention"
     arms = {"convolutions and attention": {time_conv: True}}
     for position in ("relative", "sinusoidal", "rotary", "none"):
-        arms[f"attention, {position} position"] = {time_conv: False, "model.unet.time_position": position}
+        arms[f"attention, {position} position"] = {time_conv: False, "model.network.time_position": position}
     arms["convolutions alone"] = {time_conv: True, attention: nowhere}
     arms["space alone"] = {time_conv: False, attention: nowhere}
-    arms["no attention over space"] = {time_conv: False, "model.unet.space_attention": nowhere}
+    arms["no attention over space"] = {time_conv: False, "model.network.space_attention": nowhere}
     arms["attention over space and time at once"] = {
         time_conv: False,
         attention: nowhere,
-        "model.unet.all_frames": True,
+        "model.network.all_frames": True,
     }
     if scale == "small":
         arms = {name: arms[name] for name in SMALL}
-    return Study(claim=CLAIM, source=SOURCE, base=base, arms=arms, metrics=metrics, **how)
+    return Study(claim=CLAIM, source=SOURCE, base=base, arms=arms, metrics=metrics, **kwargs)

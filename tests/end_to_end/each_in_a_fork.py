@@ -1,11 +1,14 @@
-"""Runs commands, each in a fork of one process that has imported everything: a start would cost seconds each.
+"""Runs commands, each in a fork of one process that has imported everything: imports would cost seconds each time.
 
-Reads {"command": [script, argument, …], "folder": …} as lines of JSON from standard input; answers each with a line
-[status, stdout, stderr].
+Reads lines of JSON from standard input, {"command": [script, argument, …], "folder": …}. Writes a line
+[status, stdout, stderr] for each.
 """
 
+import contextlib
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import sys
@@ -18,25 +21,18 @@ import scipy.ndimage  # noqa: F401
 import tensorflow_datasets  # noqa: F401
 import tqdm  # noqa: F401
 
-import vdm_jax.evaluation.ablation_jobs
-import vdm_jax.evaluation.ablation_report
-import vdm_jax.evaluation.ablation_run
-import vdm_jax.evaluation.human
-import vdm_jax.evaluation.moving_digits
-import vdm_jax.evaluation.report
-import vdm_jax.evaluation.score
-import vdm_jax.generation.finetune
-import vdm_jax.generation.modes
-import vdm_jax.generation.pipeline
-import vdm_jax.generation.published
-import vdm_jax.training.loop  # noqa: F401
+import vdm_jax
+
+for module in pkgutil.walk_packages(vdm_jax.__path__, "vdm_jax."):
+    with contextlib.suppress(ImportError):  # a command that needs the module fails
+        importlib.import_module(module.name)
 
 TIMEOUT = 600  # seconds
 warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")  # as in pyproject.toml
 
 
 def status_of(command: list[str], folder: str, stdout: int, stderr: int) -> int:
-    """The exit status of a command, run in a child as `python command…` would in the folder."""
+    """Runs a command in a child, as `python command…` in the folder; returns its exit status."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -61,8 +57,8 @@ def status_of(command: list[str], folder: str, stdout: int, stderr: int) -> int:
 
 
 for line in sys.stdin:
-    asked = json.loads(line)
+    request = json.loads(line)
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        status = status_of(asked["command"], asked["folder"], stdout.fileno(), stderr.fileno())
+        status = status_of(request["command"], request["folder"], stdout.fileno(), stderr.fileno())
         stdout.seek(0), stderr.seek(0)
         print(json.dumps([status, stdout.read(), stderr.read()]), flush=True)

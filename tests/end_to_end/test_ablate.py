@@ -1,4 +1,4 @@
-"""A study as a user runs it: trained and measured, gone on with after a file was damaged, and its plan."""
+"""A study as a user runs it: trained and measured, resumed after a file was damaged, and its plan."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ tiny = run_path(str(ROOT / "tests" / "tiny_config.py"))
 
 STUDY = """
 from runpy import run_path
-from vdm_jax.evaluation.ablation import Study
+from vdm_jax.studies.study import Study
 
 def get_study():
     base = run_path({config!r})["get_config"]()
@@ -50,7 +50,7 @@ def test_a_study_in_two_sittings(run, outcome, folder):
     assert (folder / "out" / "report.html").read_text().count("<video ") == 3 * 4
     assert (folder / "out" / "plot.svg").read_text().startswith("<svg ")
 
-    # Of the second sitting only what is missing is done.
+    # The second sitting does only the missing work.
     log = folder / "out" / "logs" / f"{two['run']}.log"
     before = log.read_text()
     assert "2 steps of 8" in before
@@ -62,17 +62,17 @@ def test_a_study_in_two_sittings(run, outcome, folder):
     assert rows_of(folder)[1]["flicker"] == three["flicker"]
     again = log.read_text().removeprefix(before)
     assert "measuring 3 steps, seed 0" in again
-    assert "2 steps of 8" not in again  # trained, that is
+    assert "2 steps of 8" not in again  # no step was trained
     assert "measuring 2 steps" not in again
 
-    # What is wrong with real clips is said before anything is trained.
+    # An error in the real clips is reported before anything is trained.
     (folder / "more.py").write_text((folder / "study.py").read_text().replace("num=4", "num=40"))
     status, _, err = outcome(folder, ROOT / "experiments" / "ablate.py", "--study=more.py", "--out=more", "--runs=none")
     assert status == 2
-    assert "real clips cannot be measured, and no run was begun: num=40 needs 80 real clips" in err
+    assert "real clips cannot be measured, so no run was started: num=40 needs 80 real clips" in err
     assert not (folder / "none").exists()
 
-    # All is there: the plan says so, with nothing to time.
+    # The plan of a finished study: nothing to time.
     out, _ = run(folder, *study, "--dry-run")
     assert f"| {two['run']}, seed 0: 2 steps, 3 steps | trained | 0 of 2 | 0:00:00 |" in out
     assert "1 runs, 1 at a time: about 0:00:00." in out

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
-from vdm_jax.configuration import default_config
+from vdm_jax.config import default_config
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import speed
 from vdm_jax.parallel.machine import about_machine
@@ -23,7 +23,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    """The script as a module, without its flags: other scripts' have the same names."""
+    """Imports the script as a module without its flags, whose names other scripts have, too."""
     for module in (flags, config_flags):
         for name in filter(lambda name: name.startswith("DEFINE"), dir(module)):
             monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
@@ -48,15 +48,16 @@ def config():
     config.batch_size = 8
     config.optimizer.name = "sgd"
     config.data.update(frames=2, height=4, width=4)
-    config.model.text.length = 0
-    config.model.unet = {
+    config.model.text = {"kind": "none"}
+    config.model.network = {
+        "kind": "unet",
         "channels": 8,
         "multipliers": (1,),
         "blocks": 1,
         "patch": 2,
         "head_size": 8,
         "space_attention": False,
-        "time_attention": False,  # the fewest operations: what takes time here is compiling them
+        "time_attention": False,  # the fewest operations: compiling them is what takes time here
     }
     return config
 
@@ -88,7 +89,7 @@ def test_collectives_are_counted_once():
     assert speed.count_collectives(hlo) == {"all-reduce": 1, "all-gather": 1}
 
 
-def test_bytes_on_a_device_are_those_of_its_shard():
+def test_bytes_on_a_device_are_the_bytes_of_its_shards():
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
     arrays = [jax.device_put(jnp.ones((16, 3)), NamedSharding(mesh, P(axis))) for axis in ("data", None)]
     assert speed.bytes_on_a_device(arrays) == 4 * (2 * 3 + 16 * 3)
@@ -98,10 +99,12 @@ def test_measures_and_reports_a_config(benchmark, config):
     training = benchmark.measure_training(config, runs=2)
     sampling = benchmark.measure_sampling(config, runs=2, steps=2)
     assert training["collectives"]["all-reduce"] >= 1  # eight devices share the gradient
-    assert training["memory"]["bytes"] > 4 * 3 * training["parameters"]  # every device has its own, averages, gradients
+    assert (
+        training["memory"]["bytes"] > 4 * 3 * training["parameters"]
+    )  # parameters, averages and gradients of every device
     assert training["flops"] > sampling["flops"] > 0  # a step holds a call of the network and its gradient
     assert training["videos_per_second"] == pytest.approx(8 / training["seconds"]["median"])
-    assert sampling["ratio_with_known"].keys() == {"replace"}  # this network is not told
+    assert sampling["ratio_with_known"].keys() == {"replace"}  # the network sees no known pixels
     assert sampling["step_seconds"] == pytest.approx(sampling["sampler_seconds"]["median"] / 2)
 
     for group in (training, sampling):
@@ -112,6 +115,16 @@ def test_measures_and_reports_a_config(benchmark, config):
     table = [line for line in lines if line.startswith("|")]
     assert {line.count("|") for line in table} == {3}
     assert any("| **training step** |" in line for line in table)
+
+
+def test_measures_networks_that_see_known_pixels_and_stills(benchmark, config):
+    config.known.update(mixture={"first": 1.0}, tell="times")
+    config.data.joint_images = 1
+    assert benchmark.measure_training(config, runs=1)["flops"] > 0
+    ratios = benchmark.measure_sampling(config, runs=1, steps=1)["ratio_with_known"]
+    assert ratios.keys() == {"replace", "times"}
+    config.known.tell = "channels"
+    assert benchmark.measure_sampling(config, runs=1, steps=1)["ratio_with_known"].keys() == {"replace", "concat"}
 
 
 def test_a_batch_that_does_not_divide_is_refused(benchmark, config):
@@ -133,7 +146,7 @@ def test_a_comparison_that_cannot_be_made_is_refused(peer, monkeypatch, argument
     with pytest.raises(InputError, match=message):
         peer.check(*arguments)
     with pytest.raises(InputError, match="--shape=8x16 must be frames x height x width, such as 8x16x16"):
-        peer.check("8x16", ["64"], named="", example="8x16x16")
+        peer.check("8x16", ["64"], prefix="", example="8x16x16")
 
 
 def test_without_the_parity_extra_it_says_what_to_install(peer, monkeypatch):
@@ -142,7 +155,7 @@ def test_without_the_parity_extra_it_says_what_to_install(peer, monkeypatch):
         peer.check("4x8x16x16", ["64"])
 
 
-def test_the_ratio_is_ours_over_the_peers(peer, monkeypatch):
+def test_the_ratio_is_our_time_over_the_peers(peer, monkeypatch):
     clock = iter(float(i * i) for i in range(100))  # each call lasts longer than the one before
     monkeypatch.setattr(peer.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(peer.time, "sleep", lambda seconds: None)
@@ -153,17 +166,17 @@ def test_the_ratio_is_ours_over_the_peers(peer, monkeypatch):
 
 
 @pytest.mark.parity
-@pytest.mark.filterwarnings("ignore")  # torch's and diffusers' own
+@pytest.mark.filterwarnings("ignore")  # of torch and diffusers
 def test_counts_the_work_of_the_peer(peer):
     pytest.importorskip("torch")
     pytest.importorskip("diffusers")
-    calls, about = peer._peer((1, 2, 4, 4), (32,), "float32")
+    calls, counts = peer._peer((1, 2, 4, 4), (32,), "float32")
     for call in calls.values():
         call()
-    assert about["training step"] > 2 * about["forward"] > 0
+    assert counts["training step"] > 2 * counts["forward"] > 0
 
     equal = dict.fromkeys(("median", "min", "max"), 0.5)
-    result = {"shape": (1, 2, 4, 4), "widths": (32,), "dtype": "float32", "ours": about, "peer": about}
+    result = {"shape": (1, 2, 4, 4), "widths": (32,), "dtype": "float32", "ours": counts, "peer": counts}
     for name in calls:
         result[name] = {"ours": equal, "peer": equal, "ratio": dict.fromkeys(equal, 1.0)}
     lines = peer.report(result)

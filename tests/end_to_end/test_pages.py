@@ -1,4 +1,4 @@
-"""The pages in a real browser: a study that is judged by keys and by mouse, saved and counted; a run's report."""
+"""The pages in a real browser: a study judged by keys and mouse, saved and evaluated; and the report of a run."""
 
 import json
 import os
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from vdm_jax import configuration
-from vdm_jax.evaluation.ablation import Study, make_plan
-from vdm_jax.evaluation.ablation_report import read_found, write_report
-from vdm_jax.evaluation.ablation_results import Result, write_result
 from vdm_jax.evaluation.confidence import Interval
+from vdm_jax.studies.report import read_findings, write_report
+from vdm_jax.studies.results import Result, write_result
+from vdm_jax.studies.study import Study, make_plan
 from vdm_jax.video import write_image, write_video
 
 selenium = pytest.importorskip("selenium", reason="needs selenium (the dev extra)")
@@ -32,7 +32,7 @@ tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
 
 @pytest.fixture(scope="module")
 def folder(run, tmp_path_factory):
-    """Two sets of four videos and the study of them; a run of 200 steps."""
+    """Two sets of four videos, their study, and a run of 200 steps."""
     folder = tmp_path_factory.mktemp("pages")
     for name, level in (("ours", 200), ("base", 60)):
         for number in range(4):
@@ -42,7 +42,7 @@ def folder(run, tmp_path_factory):
             write_video(folder / "one" / "samples" / name / f"{number}.gif", video, 8, about)
     sets = [f"--set={name}=one/samples/{name}" for name in ("ours", "base")]
     out, _ = run(folder, "human_eval.py", "make", *sets, "--scale=motion: How natural?", "--num=9")
-    assert "4 pairs (all there are: --num=9) in study.html" in out
+    assert "4 pairs (all that exist: --num=9) in study.html" in out
     configuration.write_config(folder / "one", tiny["get_config"]())
     lines = [{"step": s, "loss": 1 / s, "videos_per_second": 40.0, "seconds": 1.0, "skipped": 0} for s in range(1, 201)]
     (folder / "one" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -66,7 +66,7 @@ def browser(folder):
 
 
 def until(condition, seconds=60):
-    """Waits for what the page does by itself."""
+    """Waits until a condition is true."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it does not happen"
@@ -100,7 +100,7 @@ def test_a_study_is_judged_left_gone_on_with_saved_and_counted(run, folder, brow
     assert browser.switch_to.active_element.get_attribute("id") == "where"
     until(lambda: playing(browser))
 
-    # By keys: it goes on by itself when all is answered, and back.
+    # By keys: a complete pair shows the next pair; Backspace goes back.
     assert not browser.find_element(By.ID, "next").is_enabled()
     press(browser, Keys.ARROW_RIGHT, "4")
     assert (where(browser), pressed(browser)) == ("Pair 1 of 4", ["Right →", "4"])
@@ -109,21 +109,21 @@ def test_a_study_is_judged_left_gone_on_with_saved_and_counted(run, folder, brow
     press(browser, Keys.BACKSPACE)
     assert (where(browser), pressed(browser)) == ("Pair 1 of 4", ["Right →", "4", "2"])
 
-    # A pair that was gone back to waits: change it with the mouse, then go on.
+    # A pair that was complete before stays: change it with the mouse, then continue.
     browser.find_element(By.CSS_SELECTOR, "[data-preference=left]").click()
-    browser.find_elements(By.CSS_SELECTOR, ".values button")[9].click()  # 5 for the right one
+    browser.find_elements(By.CSS_SELECTOR, ".values button")[9].click()  # 5 for the right video
     assert (where(browser), pressed(browser)) == ("Pair 1 of 4", ["← Left", "4", "5"])
     browser.find_element(By.ID, "next").click()
     assert where(browser) == "Pair 2 of 4"
 
-    # With the keyboard's focus on the scales, digits follow it.
+    # With the keyboard focus on a scale, digits rate its item.
     browser.execute_script("document.querySelectorAll('.values button')[5].focus()")
-    press(browser, "3", "1")  # right, then left, which is still open
+    press(browser, "3", "1")  # right, then left, which has no rating yet
     assert pressed(browser) == ["1", "3"]
     press(browser, Keys.ARROW_DOWN)
     assert where(browser) == "Pair 3 of 4"
 
-    # Closed amid a pair, it goes on there.
+    # A page closed within a pair resumes at this pair.
     press(browser, Keys.ARROW_LEFT)
     browser.refresh()
     assert (where(browser), pressed(browser)) == ("Pair 3 of 4", ["← Left"])
@@ -168,7 +168,7 @@ def test_a_report_shows_curves_and_plays_videos(run, folder, browser):
     assert "one/report.html" in out
     browser.get((folder / "one" / "report.html").as_uri())
     button = browser.find_element(By.ID, "stop")
-    browser.execute_script("arguments[0].scrollIntoView()", button)  # what nobody sees does not play
+    browser.execute_script("arguments[0].scrollIntoView()", button)  # videos outside the window do not play
     until(lambda: playing(browser))
     assert len(browser.find_elements(By.TAG_NAME, "video")) == 8
     assert browser.execute_script(
@@ -204,7 +204,7 @@ def test_a_report_of_a_study_plays_its_videos(folder, browser):
     cost = {"parameters": 1, "training_seconds": 1.0, "drawing_seconds": 1.0}
     videos = np.random.default_rng(0).uniform(-1, 1, (2, 4, 8, 8, 3)).astype(np.float32)
     write_result(plan.cells[0], Result(scores, cost, {}, "1 × cpu", ["a", "b"]), videos)
-    write_report(read_found(plan), folder / "study", "python x", iter)
+    write_report(read_findings(plan), folder / "study", "python x", iter)
     browser.get((folder / "study" / "report.html").as_uri())
     button = browser.find_element(By.ID, "stop")
     browser.execute_script("arguments[0].scrollIntoView()", button)

@@ -9,8 +9,10 @@ import pytest
 from tests.end_to_end.conftest import ROOT
 from tests.pretrained.pipelines import write_lora, write_pipeline
 from tests.tiny_config import write_videos
-from vdm_jax.generation.published import load_published
+from vdm_jax.generation.pipeline import Pipeline
 from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.pretrained.load import load_published
+from vdm_jax.pretrained.lora import read_lora
 from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.video import read_metadata, read_video, write_video
 
@@ -25,7 +27,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_draws_what_is_asked_for(run, folder):
+def test_draws_a_prompt_with_a_lora_and_at_another_length(run, folder):
     model = ["--pretrained=model", "--size=16,16", "--steps=2"]
     out, _ = run(folder, "sample.py", *model, "--prompt=the cat", "--negative_prompt=in 12", "--format=gif,npy")
     assert "1 videos in samples/model/seed0" in out
@@ -35,28 +37,29 @@ def test_draws_what_is_asked_for(run, folder):
     frames, fps = read_video(stem.with_suffix(".gif"))
     assert frames.shape == (16, 128, 128, 3)
     assert fps == pytest.approx(8, rel=0.05)
-    about = read_metadata(stem.with_suffix(".gif"))
-    assert (about["run"], about["prompt"], about["guidance"]) == ("model", "the cat", 9.0)
+    metadata = read_metadata(stem.with_suffix(".gif"))
+    assert (metadata["run"], metadata["prompt"], metadata["guidance"]) == ("model", "the cat", 9.0)
 
-    more = ["--prompt=the cat", "--negative_prompt=in 12", "--lora=style.safetensors:0.5", "--out=styled"]
-    run(folder, "sample.py", *model, *more, "--format=gif,npy")
+    styled = ["--prompt=the cat", "--negative_prompt=in 12", "--lora=style.safetensors:0.5", "--out=styled"]
+    run(folder, "sample.py", *model, *styled, "--format=gif,npy")
     assert np.abs(np.load(folder / "styled" / "000-the-cat.npy") - video).max() > 1e-3
     assert read_metadata(folder / "styled" / "000-the-cat.gif")["lora"] == ["style.safetensors:0.5"]
 
     run(folder, "sample.py", *model, "--prompt=the cat", "--frames=4", "--out=short", "--format=npy")
     one = make_mesh(devices=jax.devices()[:1])
-    short = load_published(folder / "model", frames=4, size=(16, 16), mesh=one)(["the cat"], seed=0, steps=2)[0]
+    short = Pipeline(load_published(folder / "model", frames=4, size=(16, 16), mesh=one), one)
+    short = short(["the cat"], seed=0, steps=2)[0]
     np.testing.assert_allclose(np.load(folder / "short" / "000-the-cat.npy"), short, atol=1e-4)
-    assert np.abs(short - video[:4]).max() > 1e-3  # no part of a longer one
+    assert np.abs(short - video[:4]).max() > 1e-3  # not a part of the longer video
 
 
-def test_is_measured_beside_a_folder_of_videos(run, folder):
+def test_is_measured_against_a_folder_of_videos(run, folder):
     for number in range(4):
         video = np.random.default_rng(number).integers(256, size=(16, 20, 20, 3)).astype(np.uint8)
         write_video(folder / "real" / f"{number}.gif", video, 8)
         (folder / "real" / f"{number}.txt").write_text("the cat")
-    how = ["--metrics=flicker,dynamic", "--num=2", "--steps=2", "--guidance=2"]
-    out, _ = run(folder, "evaluate.py", "--pretrained=model", "--real=real", *how)
+    arguments = ["--metrics=flicker,dynamic", "--num=2", "--steps=2", "--guidance=2"]
+    out, _ = run(folder, "evaluate.py", "--pretrained=model", "--real=real", *arguments)
     assert "data real, train; reference other clips of it: nothing is held out" in out
     assert "written to evaluations/model/evaluation.json" in out
     scores = json.loads((folder / "evaluations" / "model" / "evaluation.json").read_text())
@@ -65,18 +68,31 @@ def test_is_measured_beside_a_folder_of_videos(run, folder):
     assert scores["model"] == "model"
 
 
-def test_an_image_model_learns_to_move_from_a_folder_of_videos(run, folder):
-    config = [f"--config={ROOT / 'configs' / 'finetune_motion_module.py'}", "--workdir=run", "--config.batch_size=2"]
-    config += ["--config.pretrained.folder=image", "--config.model.dtype=float32", "--config.data.frames=4"]
-    config += ["--config.data.height=16", "--config.data.width=16", "--config.data.num_workers=0"]
-    config += ["--config.optimizer.warmup=0", "--config.log_every=1", "--config.sample.steps=2"]
-    small = json.dumps({"motion_num_attention_heads": 2, "motion_max_seq_length": 4})
-    (folder / "config.py").write_text(
-        f"import runpy\ndef get_config():\n    config = runpy.run_path({config[0].split('=')[1]!r})['get_config']()\n"
-        f"    config.pretrained.new_motion = {small}\n    config.sample.prompts = ()\n    return config\n"
-    )
-    out, _ = run(folder, "train.py", "--config=config.py", *config[1:], "--config.steps=2")
+FINETUNE = """
+from vdm_jax.config import read_file
+
+def get_config():
+    config = read_file({config!r})
+    config.model.network.{arguments}
+    config.model.dtype = "float32"
+    config.data.update(data_dir="videos", frames=4, height=16, width=16, num_workers=0)
+    config.steps, config.batch_size, config.log_every, config.optimizer.warmup = 2, 2, 1, 0
+    config.sample.prompts, config.sample.steps = (), 2
+    return config
+"""
+
+
+def finetune(run, folder, base, name, arguments, *flags):
+    """Trains two steps of the config of motion modules, with a change of its network."""
+    config = f"{ROOT / 'configs' / 'finetune_motion_module.py'}:{base}"
+    (folder / f"{name}.py").write_text(FINETUNE.format(config=config, arguments=arguments))
+    out, _ = run(folder, "train.py", f"--config={name}.py", f"--workdir={name}", *flags)
     assert "2 steps done" in out
+
+
+def test_an_image_model_learns_to_move_from_a_folder_of_videos(run, folder):
+    small = {"motion_num_attention_heads": 2, "motion_max_seq_length": 4}
+    finetune(run, folder, "image", "run", f"new_motion = {small}")
     losses = [json.loads(line)["loss"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 2
     assert all(np.isfinite(losses))
@@ -87,9 +103,25 @@ def test_an_image_model_learns_to_move_from_a_folder_of_videos(run, folder):
     out, _ = run(folder, "export.py", "--run=run", "--out=exported/unet")
     assert "UNetMotionModel of step 2" in out
     exported, image = load_unet(folder / "exported" / "unet"), load_unet(folder / "image")
-    np.testing.assert_array_equal(exported.params["conv_in"]["kernel"], image.params["conv_in"]["kernel"])
+    np.testing.assert_array_equal(exported.params["stem"]["conv"]["kernel"], image.params["stem"]["conv"]["kernel"])
     motion = exported.params["middle1"]["time_attention"]["project_out"]["kernel"]
     assert np.abs(motion).max() > 0
+
+
+def test_a_lora_that_a_run_trained_is_exported_alone(run, folder):
+    finetune(run, folder, "model", "adapted", "remat = 'none'", "--config.train.parts=lora", "--config.train.rank=1")
+    out, _ = run(folder, "export.py", "--run=adapted", "--lora", "--out=exported/lora")
+    assert "LoRA for UNet3DConditionModel, of step 2" in out
+    lora = read_lora(folder / "exported" / "lora")
+    assert lora.unet
+    assert not lora.text
+    assert all(len(change.down) == 1 and np.abs(change.up).max() > 0 for change in lora.unet)
+    arguments = ["--prompt=clip 3", "--steps=2", "--guidance=1", "--format=npy"]
+    run(folder, "sample.py", "--run=adapted", *arguments, "--out=of_run")
+    model = ["--pretrained=model", "--size=16,16", "--frames=4", "--lora=exported/lora"]
+    run(folder, "sample.py", *model, *arguments, "--out=of_lora")
+    drawn = [np.load(folder / out / "000-clip-3.npy") for out in ("of_run", "of_lora")]
+    np.testing.assert_allclose(*drawn, atol=1e-4)
 
 
 def test_more_frames_than_the_motion_modules_know_in_two_rounds_of_a_travelling_prompt(run, folder):
@@ -106,5 +138,5 @@ def test_more_frames_than_the_motion_modules_know_in_two_rounds_of_a_travelling_
     )
     stem = folder / "samples" / "motion" / "seed0" / "000-0-the-cat-6-in-12"
     assert np.load(stem.with_suffix(".npy")).shape == (11, 16, 16, 3)
-    about = read_metadata(stem.with_suffix(".gif"))
-    assert (about["free_noise"], about["free_init"]) == (["8", "4"], 2)
+    metadata = read_metadata(stem.with_suffix(".gif"))
+    assert (metadata["free_noise"], metadata["free_init"]) == (["8", "4"], 2)

@@ -1,4 +1,4 @@
-"""Intervals: against formulas and SciPy, and whether they hold what they say they hold."""
+"""Intervals: parity with formulas and SciPy, and their coverage."""
 
 import functools
 
@@ -42,7 +42,7 @@ def test_equal_values_leave_no_doubt():
 
 
 def test_the_interval_of_a_frechet_distance_holds_what_it_says():
-    """Its expectation with as many rows, and less the bias its value with infinitely many."""
+    """It holds the expectation with the same number of rows; without the bias, the value with infinitely many rows."""
     rng, width, count = np.random.default_rng(2), 8, 100
     scale = np.linspace(0.8, 1.2, width)
 
@@ -54,8 +54,8 @@ def test_the_interval_of_a_frechet_distance_holds_what_it_says():
     intervals = [bootstrap(frechet_distance, *draw(), resamples=60, seed=i) for i in range(20)]
     assert sum(i.low < expectation < i.high for i in intervals) >= 17
     assert sum(i.low - i.bias < truth < i.high - i.bias for i in intervals) >= 17
-    assert sum(i.low < truth < i.high for i in intervals) <= 5  # the two are not the same
-    assert sum(i.low + i.bias < expectation < i.high + i.bias for i in intervals) <= 5  # nor are plain percentiles
+    assert sum(i.low < truth < i.high for i in intervals) <= 5  # the expectation is not the truth
+    assert sum(i.low + i.bias < expectation < i.high + i.bias for i in intervals) <= 5  # plain percentiles fail
 
 
 def test_rows_are_drawn_for_each_array_on_its_own_and_one_can_be_held():

@@ -31,7 +31,7 @@ from tests.pretrained.make_golden_features import (
     videomae_clips,
 )
 from tests.pretrained.networks import numbers, relative, tensor
-from vdm_jax.evaluation.features import clip_image_features, clip_input, clip_score, clip_text_features, resized
+from vdm_jax.evaluation.features import clip_image_features, clip_input, clip_text_features, cosines, resized
 from vdm_jax.models.judges.lpips import PLANS
 from vdm_jax.models.judges.videomae import VideoMAE
 from vdm_jax.models.rngs import Keys
@@ -310,8 +310,9 @@ def test_clip(tmp_path):
     processor = transformers.CLIPImageProcessor(do_resize=False, do_center_crop=False, do_rescale=False)
     inputs = processor(images=pixels, return_tensors="pt", input_data_format="channels_first")
     with torch.no_grad():
-        cosines = module(input_ids=torch.from_numpy(ids), **inputs).logits_per_image / module.logit_scale.exp()
-    np.testing.assert_allclose(clip_score(pair, given[:, :1], WORDS), np.diag(cosines), atol=1e-5)
+        expected = module(input_ids=torch.from_numpy(ids), **inputs).logits_per_image / module.logit_scale.exp()
+    scores = cosines(clip_image_features(pair, given[:, :1]), clip_text_features(pair, WORDS))
+    np.testing.assert_allclose(scores, np.diag(expected), atol=1e-5)
 
 
 def test_clip_defaults_are_theirs():

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float, Int, UInt8  # not vdm_jax.typing: data workers do not import JAX
+from jaxtyping import Bool, Float, Int, UInt8  # not vdm_jax.typing: data workers do not import JAX
 
 from vdm_jax.errors import InputError
 
@@ -45,13 +45,10 @@ _BACKWARD = np.array([True, False, True, False, False, False])  # for each motio
 @functools.cache
 def phrasings(digit: int, direction: int) -> tuple[str, ...]:
     """Returns all phrasings of a motion in this data set; `direction` is an index into `MOTIONS`."""
-    word, number, motion = DIGIT_WORDS[digit], str(digit), MOTIONS[direction]
-    prefixes = ("", "an " if digit == 8 else "a ", "the digit ", "the number ")
-    subjects = [prefix + name for prefix in prefixes for name in (number, word)]
-    if motion in AXES:
-        verbs = ("bounces", "is bouncing", "bouncing")
-    else:
-        verbs = ("moves", "is moving", "moving", "goes", "going")
+    motion, prefixes = MOTIONS[direction], ("", "an " if digit == 8 else "a ", "the digit ", "the number ")
+    subjects = [prefix + name for prefix in prefixes for name in (str(digit), DIGIT_WORDS[digit])]
+    bounces, moves = ("bounces", "is bouncing", "bouncing"), ("moves", "is moving", "moving", "goes", "going")
+    verbs = bounces if motion in AXES else moves
     return tuple(" ".join(parts) for parts in itertools.product(subjects, verbs, _WAYS_TO_SAY[motion]))
 
 
@@ -68,22 +65,17 @@ def longest_caption(config: "MovingDigitsConfig") -> str:
     return " and ".join([longest] * config.digits)
 
 
-def _vocabulary() -> tuple[re.Pattern, dict[str, tuple[str, int]]]:
-    names = {name: ("digit", d) for d, word in enumerate(DIGIT_WORDS) for name in (word, str(d))}
-    names |= {way: ("direction", i) for i, motion in enumerate(MOTIONS) for way in _WAYS_TO_SAY[motion]}
-    longest_first = sorted(names, key=len, reverse=True)  # "up and down" before "up"
-    return re.compile(rf"\b(?:{'|'.join(longest_first)})\b"), names
-
-
 def parse_caption(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the digits in a caption and their motions (indices into `MOTIONS`), in the order of the caption.
 
     Raises InputError unless the caption names a digit, its direction, the next digit, its direction, ….
     """
-    pattern, names = _vocabulary()
-    words = [names[name] for name in pattern.findall(" ".join(text.lower().split()))]
-    kinds = [kind for kind, _ in words]
-    if not words or kinds != ["digit", "direction"] * (len(words) // 2):
+    names = {name: ("digit", d) for d, word in enumerate(DIGIT_WORDS) for name in (word, str(d))}
+    names |= {way: ("direction", i) for i, motion in enumerate(MOTIONS) for way in _WAYS_TO_SAY[motion]}
+    longest_first = sorted(names, key=len, reverse=True)  # "up and down" before "up"
+    found = re.findall(rf"\b(?:{'|'.join(longest_first)})\b", " ".join(text.lower().split()))
+    words = [names[name] for name in found]
+    if not words or [kind for kind, _ in words] != ["digit", "direction"] * (len(words) // 2):
         raise InputError(f"caption={text!r} must name a digit and its direction, as in 'the digit 3 moves left'")
     return tuple(v for _, v in words[::2]), tuple(v for _, v in words[1::2])
 
@@ -105,10 +97,8 @@ def split_images(classes: Int[np.ndarray, "I"]) -> dict[str, Int[np.ndarray, "_"
     """Returns the image indices of train (1,500) and test (297): a fixed random sixth of every class is the test."""
     rng = np.random.default_rng(1797)
     by_class = [rng.permutation(np.flatnonzero(classes == c)).astype(np.int32) for c in range(10)]
-    cuts = [round(len(members) * 297 / 1797) for members in by_class]
-    train = [members[cut:] for members, cut in zip(by_class, cuts, strict=True)]
-    test = [members[:cut] for members, cut in zip(by_class, cuts, strict=True)]
-    return {"train": np.sort(np.concatenate(train)), "test": np.sort(np.concatenate(test))}
+    test = np.sort(np.concatenate([members[: round(len(members) * 297 / 1797)] for members in by_class]))
+    return {"train": np.setdiff1d(np.arange(len(classes), dtype=np.int32), test), "test": test}
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -152,12 +142,10 @@ def _paths(
     return speed.astype(np.float32), corner
 
 
-def _hidden(corner: Float[np.ndarray, "B n T 2"], glyph: int) -> np.ndarray:
+def _hidden(corner: Float[np.ndarray, "B n T 2"], glyph: int) -> Bool[np.ndarray, "B"]:
     """Returns whether the boxes of a clip's two digits overlap in more than half of the frames."""
-    if corner.shape[1] == 1:
-        return np.zeros(len(corner), bool)
-    overlap = (np.abs(corner[:, 0] - corner[:, 1]) < glyph).all(-1)
-    return overlap.mean(-1) > 0.5
+    overlap = (np.abs(corner[:, 0] - corner[:, -1]) < glyph).all(-1)
+    return (overlap.mean(-1) > 0.5) & (corner.shape[1] > 1)
 
 
 def _render(
@@ -198,15 +186,10 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
         video = tfds.features.Tensor(shape=(c.frames, c.size, c.size, 1), dtype=np.uint8, encoding="bytes")
         features = {"video": video, "caption": tfds.features.Text(), "speed": each(dtype=np.float32)}
         features |= {name: each(dtype=np.int32) for name in ("digit", "direction", "image_id")}
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=__doc__,
-            homepage="https://archive.ics.uci.edu/dataset/80",
-            features=tfds.features.FeaturesDict(features),
-        )
+        home, features = "https://archive.ics.uci.edu/dataset/80", tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(builder=self, description=__doc__, homepage=home, features=features)
 
-    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        del dl_manager  # nothing to download
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:  # there is nothing to download
         return {split: self._generate_examples(split) for split in ("train", "test")}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
@@ -235,9 +218,9 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
             part = slice(start, start + 256)
             videos = _render(glyphs[image[part]], corner[part], c.size)
             for i, video in enumerate(videos, start):
-                record = {"video": video, "caption": caption(classes[image[i]], motion[i], rng)}
-                record |= {"digit": classes[image[i]], "direction": motion[i]}
-                yield i, record | {"speed": speed[i], "image_id": image[i]}
+                digit = classes[image[i]]
+                record = {"video": video, "caption": caption(digit, motion[i], rng), "digit": digit}
+                yield i, record | {"direction": motion[i], "speed": speed[i], "image_id": image[i]}
 
 
 def prepare(data_dir: str | Path, config: str | MovingDigitsConfig = "16x8") -> MovingDigits:
@@ -246,11 +229,11 @@ def prepare(data_dir: str | Path, config: str | MovingDigitsConfig = "16x8") -> 
     TFDS writes to a temporary folder and renames it, so a build that was cut short is ignored. A folder that has lost
     files is built again. Raises InputError for an unknown config and for a folder that cannot be written.
     """
-    known = [c.name for c in MovingDigits.BUILDER_CONFIGS]
-    if isinstance(config, str) and config not in known:
+    if isinstance(config, str) and config not in (known := [c.name for c in MovingDigits.BUILDER_CONFIGS]):
         raise InputError(f"config={config!r} must be one of {', '.join(known)}")
     make = functools.partial(MovingDigits, config=config, data_dir=str(data_dir), file_format="array_record")
-    with _quiet_tfds():
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # lines about a download; the log line below says what happens
         builder = make()
         if _complete(builder):
             return builder
@@ -273,28 +256,11 @@ def _complete(builder: MovingDigits) -> bool:
 
     if not builder.data_path.exists() or not builder.is_prepared():
         return False
-    if set(builder.info.splits) != {"train", "test"}:
-        return False
     try:
-        return all(
+        return set(builder.info.splits) == {"train", "test"} and all(
             ArrayRecordReader(str(path)).num_records() == expected
             for split in builder.info.splits.values()
             for path, expected in zip(split.filepaths, split.shard_lengths, strict=True)
         )
     except Exception:  # the reader has its own types for missing, truncated and foreign files
         return False
-
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """Silences TFDS' nested progress bars and lines about a download; our log line says what happens."""
-    absl = logging.getLogger("absl")
-    level = absl.level
-    absl.setLevel(logging.WARNING)
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tfds.enable_progress_bar()
-        absl.setLevel(level)

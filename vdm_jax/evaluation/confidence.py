@@ -1,6 +1,6 @@
-"""How sure a figure is: bootstrap intervals over videos (Efron & Tibshirani 1993), and Wilson's for shares.
+"""Intervals of metrics: the bootstrap over videos (Efron & Tibshirani 1993), and Wilson's interval of shares.
 
-An interval is of the videos that were drawn from one trained network: another training seed is not in it.
+An interval says how much a value depends on the choice of videos of one trained network, not on the training seed.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from vdm_jax.typing import Array, Bool, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A figure, and the interval that holds it at the level asked for."""
+    """A value with its confidence interval."""
 
     value: float
     low: float
     high: float
-    bias: float = 0.0  # how much too large the value is for its number of rows, as the bootstrap estimates it
+    bias: float = 0.0  # of the value with this number of rows, as estimated by the bootstrap
 
     def __str__(self) -> str:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
@@ -37,19 +37,19 @@ def bootstrap_mean(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> Interval:
-    """Percentile interval of the mean of one number per video; of a difference, give paired differences.
+    """Percentile interval of the mean of one number per video. For a difference, pass paired differences.
 
-    Values of one group (numbered from 0; default: each its own) hang together, such as what several people say of one
-    video: then groups are drawn (Efron & Tibshirani 1993, chapter 8). With few groups the interval is too narrow; of
-    one it is its mean. Raises InputError for fewer than two values without groups and for values that are not finite.
+    Values of the same group (numbered from 0; default: a group for each value) depend on each other, such as judgements
+    of one video by several people: groups are resampled (Efron & Tibshirani 1993, chapter 8). With few groups the
+    interval is too narrow; with a single group it is a point. Raises InputError for fewer than two values without
+    groups and for values that are not finite.
     """
     values = _finite(np.asarray(values, np.float64), fewest=2 if groups is None else 1)
     groups = np.arange(len(values)) if groups is None else groups
     total, size = np.bincount(groups, values), np.bincount(groups)
-    # How often each group is drawn is all that matters for a mean.
+    # A mean depends only on the number of times that each group is drawn.
     times = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), size=resamples)
-    low, high = np.quantile(times @ total / (times @ size), _tails(level))
-    return Interval(float(values.mean()), float(low), float(high))
+    return Interval(float(values.mean()), *map(float, np.quantile(times @ total / (times @ size), _tails(level))))
 
 
 def bootstrap(
@@ -59,32 +59,32 @@ def bootstrap(
     resamples: int = 500,
     level: float = 0.95,
 ) -> Interval:
-    """Interval of `statistic(*rows)`, such as a Fréchet distance, with the rows of each array drawn independently.
+    """Interval of `statistic(*rows)`, such as a Fréchet distance; the rows of each array are resampled independently.
 
-    The percentiles are moved back by the bias of the resampled values: drawing a row twice adds to a Fréchet
-    distance as having fewer rows does, so that plain percentiles may miss even the value itself. The interval is
-    thus of the statistic's expectation with this number of rows; (low − bias, high − bias) is of its value with
-    infinitely many. To hold one set fixed, fix it: `functools.partial(frechet_distance, moments_of(real))`.
+    The percentiles are moved back by the bias of the resampled values: repeated rows increase a Fréchet distance as
+    fewer rows do, so plain percentiles may not even hold the value. The interval is for the expectation of the
+    statistic with this number of rows; (low − bias, high − bias) is for its value with infinitely many rows. To keep
+    one set fixed, pass `functools.partial(frechet_distance, moments_of(real))`.
     Raises InputError for fewer than two rows and for a statistic that is not finite.
     """
     rng, rows = np.random.default_rng(seed), [_finite(np.asarray(x)) for x in rows]
-    chosen = [[rng.integers(len(x), size=len(x)) for x in rows] for _ in range(resamples)]
-    # In as many threads as there are cores, each with a core of its own: threads inside small products cost more.
+    resampled = [[rng.integers(len(x), size=len(x)) for x in rows] for _ in range(resamples)]
+    # One thread per core, and none inside BLAS: threads inside small products cost more than they save.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
         value = float(statistic(*rows))
-        drawn = list(pool.map(lambda at: statistic(*(x[i] for x, i in zip(rows, at, strict=True))), chosen))
-    drawn = _finite(np.array(drawn, np.float64))
-    bias = float(drawn.mean()) - value
-    low, high = np.quantile(drawn, _tails(level)) - bias
+        values = list(pool.map(lambda picks: statistic(*(x[i] for x, i in zip(rows, picks, strict=True))), resampled))
+    values = _finite(np.array(values, np.float64))
+    bias = float(values.mean()) - value
+    low, high = np.quantile(values, _tails(level)) - bias
     return Interval(value, float(low), float(high), bias)
 
 
 def wilson(
     successes: Bool[Array | np.ndarray, "B"] | Float[Array | np.ndarray, "B"], *, level: float = 0.95
 ) -> Interval:
-    """Interval of a share (Wilson 1927): it stays within 0 and 1, and has a width at 0 and 1, too.
+    """Interval of a share (Wilson 1927). It stays within 0 and 1, and has a width even for a share of 0 or 1.
 
-    With ½ for a tie it is wider than it need be, not narrower. Raises InputError for no trials.
+    A tie counts ½; the interval is then too wide, not too narrow. Raises InputError for no trials.
     """
     count = len(successes)
     if not count:

@@ -1,11 +1,12 @@
-"""Features of clips for Fréchet video distances and CLIP scores, by published networks, as protocols say; and LPIPS.
+"""Features of clips by published networks, for Fréchet video distances and CLIP scores; and LPIPS.
 
-Clips are `B T H W C`, uint8 or float32 in [-1, 1], grey (whose channel is repeated) or RGB, on the host: an array, or
-a file that is memory mapped. They are read, resized and seen a batch at a time, spread over the mesh that the network
-was loaded on, in float32 throughout. What is returned is on the host.
+Clips are `B T H W C`, uint8 or float32 in [-1, 1], RGB or grey (the channel is repeated). They lie on the host, as an
+array or a memory-mapped file. A batch at a time is read, resized and given to the network, in float32, on the mesh that
+the network was loaded on. Results are on the host. Clips of other channels, and clips whose frames are too few or too
+small for the network, raise InputError.
 
-I3D: the 400 logits (Unterthiner et al. 2018, arXiv 1812.01717). VideoMAE: what its classifier sees (Ge et al. 2024,
-arXiv 2404.12391). CLIP score: the cosine of frames and text (Hessel et al. 2021, arXiv 2104.08718), averaged.
+I3D: the 400 logits (Unterthiner et al. 2018, arXiv 1812.01717). VideoMAE: the input of its classifier (Ge et al. 2024,
+arXiv 2404.12391). CLIP score: the mean cosine of frames and text (Hessel et al. 2021, arXiv 2104.08718).
 """
 
 import functools
@@ -19,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.errors import InputError
-from vdm_jax.models import i3d
+from vdm_jax.models.judges import i3d
 from vdm_jax.models.judges.i3d import I3D
 from vdm_jax.models.judges.lpips import LPIPS
 from vdm_jax.models.judges.videomae import VideoMAE
@@ -34,83 +35,60 @@ Features = Float[np.ndarray, "B D"]
 
 
 def i3d_features(network: PublishedEncoder, videos: Videos, *, batch_size: int = 16) -> Features:
-    """The logits of `load_i3d`'s network: bilinear to 224×224 without antialiasing, in [-1, 1].
-
-    Raises:
-        InputError: clips of fewer than 9 frames, or neither grey nor RGB.
-    """
+    """The logits of the network of `load_i3d`. Clips are resized to 224×224, bilinear without antialiasing."""
     if videos.shape[1] < i3d.FRAMES:
         raise InputError(f"clips of {videos.shape[1]} frames must have at least {i3d.FRAMES} for I3D")
     return _in_batches(_i3d, network, videos, batch_size)
 
 
 def videomae_features(network: PublishedEncoder, videos: Videos, *, batch_size: int = 4) -> Features:
-    """The pooled features of `load_videomae`'s network: bilinear without antialiasing, in [0, 1], not normalised.
+    """The pooled features of the network of `load_videomae`. Clips are resized, bilinear without antialiasing.
 
-    So the authors of content-debiased distances (package cd-fvd) do it; VideoMAE was trained on normalised clips.
-
-    Raises:
-        InputError: clips of another number of frames than the network's, or neither grey nor RGB.
+    Pixels are in [0, 1] and not normalised, as in the package cd-fvd of the authors of content-debiased distances.
+    VideoMAE was trained on normalised clips.
     """
     frames = network.config["num_frames"]
     if videos.shape[1] != frames:
-        raise InputError(f"clips of {videos.shape[1]} frames must have the {frames} of VideoMAE's config")
+        raise InputError(f"clips of {videos.shape[1]} frames must have {frames}, as VideoMAE's config says")
     return _in_batches(_videomae, network, videos, batch_size)
 
 
 def lpips_distances(
     network: PublishedEncoder, videos: Videos, reference: np.ndarray, *, batch_size: int = 16
 ) -> Float[np.ndarray, "B"]:
-    """The mean LPIPS of each clip's frames from the same of the reference, at their own size.
-
-    Raises:
-        InputError: clips of different shapes, neither grey nor RGB, or too small for the network.
-    """
+    """LPIPS between each frame and the same frame of the reference, at their own size; the mean over frames."""
     if videos.shape != reference.shape:
         raise InputError(f"clips of {videos.shape} and their reference of {reference.shape} must have one shape")
     return _in_batches(_lpips, network, np.stack([videos, reference], 1), batch_size)
 
 
 def clip_image_features(clip: PublishedClip, videos: Videos, *, batch_size: int = 4) -> Float[np.ndarray, "B T P"]:
-    """The embedding of every frame."""
+    """CLIP's embedding of every frame."""
     return _in_batches(_clip_image, clip.image, videos, batch_size)
 
 
 def clip_text_features(clip: PublishedClip, texts: Sequence[str], *, batch_size: int = 64) -> Features:
-    """The embedding of every text."""
-    tokens = np.stack([clip.tokenize(text) for text in texts])
-    return _in_batches(_clip_text, clip.text, tokens, batch_size)
+    """CLIP's embedding of every text."""
+    return _in_batches(_clip_text, clip.text, np.stack([clip.tokenize(text) for text in texts]), batch_size)
 
 
-def clip_score(
-    clip: PublishedClip, videos: Videos, texts: Sequence[str], *, batch_size: int = 4
-) -> Float[np.ndarray, "B"]:
-    """For each clip the mean cosine of its frames with its text, in [-1, 1]; say which CLIP beside it.
-
-    Raises:
-        InputError: not one text for each clip.
-    """
-    if len(texts) != len(videos):
-        raise InputError(f"{len(texts)} texts must be as many as the {len(videos)} clips")
-    return cosines(clip_image_features(clip, videos, batch_size=batch_size), clip_text_features(clip, texts))
-
-
-def cosines(frames: Float[np.ndarray, "B T P"], words: Float[np.ndarray, "B P"]) -> Float[np.ndarray, "B"]:
-    """The mean cosine of each clip's frames with its text."""
-    norms = np.linalg.norm(frames, axis=-1) * np.linalg.norm(words, axis=-1)[:, None]
-    return (np.einsum("btp,bp->bt", frames, words) / norms).mean(1)
+def cosines(frames: Float[np.ndarray, "B T P"], texts: Float[np.ndarray, "B P"]) -> Float[np.ndarray, "B"]:
+    """The CLIP score of each clip: the mean cosine of its frames with its text, in [-1, 1]."""
+    norms = np.linalg.norm(frames, axis=-1) * np.linalg.norm(texts, axis=-1)[:, None]
+    return (np.einsum("btp,bp->bt", frames, texts) / norms).mean(1)
 
 
 def resized(videos: Float[Array, "B T H W C"], size: int) -> Float[Array, "B T {size} {size} C"]:
-    """Squeezed into a square as torch.nn.functional.interpolate does it: bilinear, corners not aligned."""
+    """Resizes to a square as torch.nn.functional.interpolate does: bilinear, corners not aligned."""
     shape = (*videos.shape[:2], size, size, videos.shape[-1])
     return jax.image.resize(videos, shape, "bilinear", antialias=False)
 
 
 def clip_input(videos: Float[Array, "B T H W 3"], size: int) -> Float[Array, "B T {size} {size} 3"]:
-    """Frames as CLIP's own image processor makes them: the shorter side to `size`, the middle cut out, normalised.
+    """Prepares frames as CLIP's image processor does: shorter side to `size`, centre crop, normalisation.
 
-    Bicubic with antialiasing along rows, then columns; pixels are clipped after both, but not rounded to 8 bits.
+    Resizing is bicubic with antialiasing, along columns and then along rows. Pixels are clipped after each, but not
+    rounded to 8 bits.
     """
     b, t, *sides, c = videos.shape
     h, w = (side * size // min(sides) for side in sides)
@@ -145,7 +123,7 @@ def _clip_text(network: ClipText, tokens: Int[Array, "B L"]) -> Float[Array, "B 
 
 
 def _in_colour(videos: Array) -> Float[Array, "*S 3"]:
-    """Float32 in [-1, 1], RGB."""
+    """RGB, float32 in [-1, 1]."""
     if videos.shape[-1] not in (1, 3):
         raise InputError(f"clips of {videos.shape[-1]} channels must have 1 or 3")
     x = videos.astype(jnp.float32)
@@ -153,22 +131,22 @@ def _in_colour(videos: Array) -> Float[Array, "*S 3"]:
     return jnp.broadcast_to(x, (*x.shape[:-1], 3))
 
 
-def _in_batches(see: Callable, network: PublishedEncoder, given: np.ndarray, batch_size: int) -> np.ndarray:
-    """What is seen of all rows, a full batch at a time."""
-    if batch_size < 1 or len(given) < 1:
-        raise InputError(f"batch_size={batch_size} and the number of clips, {len(given)}, must be at least 1")
+def _in_batches(function: Callable, network: PublishedEncoder, inputs: np.ndarray, batch_size: int) -> np.ndarray:
+    """Applies `function(network, batch)` to all rows of the inputs, in full batches."""
+    if batch_size < 1 or len(inputs) < 1:
+        raise InputError(f"batch_size={batch_size} and the number of clips, {len(inputs)}, must be at least 1")
     mesh = jax.tree.leaves(network.params)[0].sharding.mesh
-    seen = []
-    for start, rows in full_batches(len(given), batch_size, mesh):
-        batch = jax.device_put(given[rows], batch_sharding(mesh))
-        seen.append(np.asarray(_compiled(see, network.graphdef, mesh)(network.params, batch))[: len(given) - start])
-    return np.concatenate(seen)
+    compiled, outputs = _compiled(function, network.graphdef, mesh), []
+    for start, rows in full_batches(len(inputs), batch_size, mesh):
+        batch = jax.device_put(inputs[rows], batch_sharding(mesh))
+        outputs.append(np.asarray(compiled(network.params, batch))[: len(inputs) - start])
+    return np.concatenate(outputs)
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(see: Callable, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable:
+def _compiled(function: Callable, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable:
     def apply(params, batch):
         with jax.default_matmul_precision("highest"):  # else TPUs and GPUs round to 8 or 10 bits
-            return see(nnx.merge(graphdef, params), batch)
+            return function(nnx.merge(graphdef, params), batch)
 
     return jax.jit(apply, out_shardings=NamedSharding(mesh, P()))

@@ -1,77 +1,51 @@
 """Fréchet distance of two sets of features: the mathematics of FID and FVD, without their networks.
 
-d² = |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½), of the Gaussians with the sets' means and covariances
-(Dowson & Landau 1982; Heusel et al. 2017). A set is an array with a row for each video, `B F`, or `B T F`
-where every frame is a sample, or its `Moments`, which can be gathered batch by batch and process by process.
-All is float64 in NumPy. Metrics here are `metric(real, generated) -> float`; lower is better.
+d² = |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½), for the Gaussians with the means and covariances of the sets
+(Dowson & Landau 1982; Heusel et al. 2017). A set is an array `B F` with a row for each video, an array `B T F` in which
+every frame is a sample, or its `Moments`. All computation is in float64 with NumPy. Lower is better.
 """
 
-import dataclasses
 import functools
 import logging
+from typing import NamedTuple
 
 import numpy as np
 
 from vdm_jax.errors import InputError
-from vdm_jax.typing import Array, Float, Int
+from vdm_jax.typing import Array, Float
 
 log = logging.getLogger(__name__)
 
-Features = Float[Array | np.ndarray, "_ ... _"]  # B F or B T F; two sets differ in number
+Features = Float[Array | np.ndarray, "_ ... _"]  # B F or B T F; sizes may differ between sets
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Moments:
-    """What a Fréchet distance needs of a set of features, in float64."""
+class Moments(NamedTuple):
+    """Number, mean and unbiased covariance of a set of features: all that a Fréchet distance needs."""
 
     count: int
     mean: Float[np.ndarray, "F"]
-    scatter: Float[np.ndarray, "F F"]  # Σ (x − mean)(x − mean)ᵀ
-
-    @property
-    def covariance(self) -> Float[np.ndarray, "F F"]:
-        """The unbiased estimate. Raises InputError below two samples."""
-        if self.count < 2:
-            raise InputError(f"samples={self.count} must be at least 2 to have a covariance")
-        return self.scatter / (self.count - 1)
+    covariance: Float[np.ndarray, "F F"]
 
 
 def moments_of(features: Features) -> Moments:
-    """The moments of an array. Raises InputError for an empty one and for values that are not finite."""
+    """The moments of an array. Raises InputError below two samples and for values that are not finite."""
     rows = np.asarray(features, np.float64).reshape(-1, features.shape[-1])
-    if not len(rows):
-        raise InputError(f"features={features.shape} must hold at least one sample")
+    if len(rows) < 2:
+        raise InputError(f"features={features.shape}: samples={len(rows)} must be at least 2 to have a covariance")
     if bad := int((~np.isfinite(rows).all(1)).sum()):
         raise InputError(f"features of {bad} of {len(rows)} samples are infinite or NaN; all must be finite")
     mean = rows.mean(0)
     centred = rows - mean
-    return Moments(len(rows), mean, centred.T @ centred)
-
-
-def update(moments: Moments | None, features: Features) -> Moments:
-    """The moments with one more batch; None is the empty set, as in `functools.reduce(update, batches, None)`."""
-    new = moments_of(features)
-    return new if moments is None else merge(moments, new)
-
-
-def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of both sets together (Chan, Golub & LeVeque 1983), such as those of two processes.
-
-    Between processes, send the arrays as bytes: JAX's collectives would round them to float32.
-    """
-    _same_width(a, b)
-    count, step = a.count + b.count, b.mean - a.mean
-    mean = a.mean + step * (b.count / count)
-    return Moments(count, mean, a.scatter + b.scatter + np.outer(step, step) * (a.count * b.count / count))
+    return Moments(len(rows), mean, centred.T @ centred / (len(rows) - 1))
 
 
 def frechet_distance(real: Features | Moments, generated: Features | Moments) -> float:
-    """The squared distance d², as FID and FVD are given.
+    """The squared distance d², as published for FID and FVD.
 
-    A warning says where a set has no more samples than features; the distance is biased upwards even with more.
+    Warns if a set has no more samples than features. With more samples the distance is still biased upwards.
     Raises InputError for sets of different widths and for fewer than two samples.
     """
-    a, b = _moments(real), _moments(generated)
+    a, b = (x if isinstance(x, Moments) else moments_of(x) for x in (real, generated))
     if min(a.count, b.count) <= len(a.mean):
         _warn_once(
             f"{min(a.count, b.count)} samples of {len(a.mean)} features: the covariance is singular and the Fréchet "
@@ -80,37 +54,16 @@ def frechet_distance(real: Features | Moments, generated: Features | Moments) ->
     return _distance(a, b)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Extrapolation:
-    """A Fréchet distance freed of its bias, and how that was done."""
-
-    distance: float  # for infinitely many samples; it may fall below 0 where the sets hardly differ
-    counts: Int[np.ndarray, "P"]  # generated rows in each subset; the last one has all
-    distances: Float[np.ndarray, "P"]  # of each subset
-    real: str  # what was done to the real set
-
-    @property
-    def bias(self) -> float:
-        """How much too large the distance with all samples is, by this estimate."""
-        return float(self.distances[-1]) - self.distance
-
-    def __str__(self) -> str:
-        return (
-            f"{self.distance:.4g} for infinitely many samples, {self.distances[-1]:.4g} with all {self.counts[-1]} "
-            f"(a line in 1/N through {len(self.counts)} random subsets of {self.counts[0]} and more; "
-            f"real set {self.real})"
-        )
-
-
 def unbiased_frechet_distance(
     real: Features | Moments, generated: Features, seed: int = 0, *, smallest: float = 0.5, points: int = 15
-) -> Extrapolation:
+) -> float:
     """FID∞: the distance for infinitely many samples, by a line in 1/N (Chong & Forsyth 2020).
 
-    The line goes through the distances of random subsets, at regular steps of N from a share `smallest` of the
-    rows up to all. Real moments stay whole, as in the paper; real rows are cut to the same share, which takes
-    away the bias of their number, too. The paper starts from a tenth of 50,000; with few rows only the upper half
-    lies on a line. A warning says where the smallest subset has no more samples than features.
+    The line is fitted to the distances of random subsets, at regular steps of N from a share `smallest` of the rows to
+    all rows. Moments of the real set are used whole, as in the paper. Rows of the real set are cut to the same share,
+    which removes the bias of their number, too. The paper begins at a tenth of 50,000 rows; with few rows only the
+    upper half lies on a line. The result may be below 0 for sets that hardly differ. Warns if the smallest subset has
+    no more samples than features.
     Raises InputError for too few rows or points and for a share outside (0, 1).
     """
     if not 0 < smallest < 1 or points < 2:
@@ -129,36 +82,27 @@ def unbiased_frechet_distance(
 
     counts = np.rint(np.linspace(smallest, 1, points) * len(generated)).astype(int)
     distances = np.array([at(count / len(generated)) for count in counts])
-    _, infinite = np.polyfit(1 / counts, distances, 1)
-    return Extrapolation(float(infinite), counts, distances, "whole" if whole else "cut to the same share")
+    return float(np.polyfit(1 / counts, distances, 1)[1])
 
 
 def _distance(a: Moments, b: Moments) -> float:
-    _same_width(a, b)
-    # tr (Σ_a^½ Σ_b Σ_a^½)^½ is the sum of the singular values of R_aᵀ R_b, for any R with R Rᵀ = Σ. They are real, and
-    # spared the square roots of rounding errors that the eigenvalues of the product need.
+    if len(a.mean) != len(b.mean):
+        raise InputError(f"features of {len(a.mean)} and of {len(b.mean)} numbers: they must come from one network")
+    # tr (Σ_a^½ Σ_b Σ_a^½)^½ is the sum of the singular values of R_aᵀ R_b, for any R with R Rᵀ = Σ. Singular values are
+    # real. The eigenvalues of the product would need square roots of rounding errors.
     overlap = np.linalg.svd(_factor(a.covariance).T @ _factor(b.covariance), compute_uv=False).sum()
     distance = np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
-    return max(0.0, float(distance))  # of equal sets, rounding leaves some 1e-15 of the traces
+    return max(0.0, float(distance))  # for equal sets rounding leaves about 1e-15 of the traces
 
 
 def _factor(covariance: Float[np.ndarray, "F F"]) -> Float[np.ndarray, "F F"]:
-    """R with R Rᵀ = Σ, where Σ may have any rank. Raises InputError for what is not a covariance."""
+    """R with R Rᵀ = Σ; Σ may have any rank. Raises InputError for a matrix with negative eigenvalues."""
     values, vectors = np.linalg.eigh(covariance)
-    if values[0] < -1e-6 * abs(values[-1]):  # more than rounding, even of moments that were stored as float32
+    if values[0] < -1e-6 * abs(values[-1]):  # more than rounding, even for moments that were stored as float32
         raise InputError(f"eigenvalues from {values[0]:g} to {values[-1]:g}: a covariance must have none below 0")
     return vectors * np.sqrt(np.where(values > len(values) * np.finfo(float).eps * values[-1], values, 0))
 
 
-def _moments(features: Features | Moments) -> Moments:
-    return features if isinstance(features, Moments) else moments_of(features)
-
-
-def _same_width(a: Moments, b: Moments) -> None:
-    if len(a.mean) != len(b.mean):
-        raise InputError(f"features of {len(a.mean)} and of {len(b.mean)} numbers: they must come of one network")
-
-
-@functools.cache  # not at every turn of a bootstrap
+@functools.cache  # not for every resample of a bootstrap
 def _warn_once(text: str) -> None:
     log.warning(text)

@@ -1,8 +1,8 @@
-"""The table of metrics: what is extracted from each clip, what is said of all of them, and which way is better.
+"""The table of metrics.
 
-A metric is a row for each clip, which an extractor gives, and a figure with its interval: the rows' mean, a share, or
-their Fréchet distance from the rows of real clips. A new one is a line in `METRICS`, and one in `EXTRACTORS` where it
-looks at clips in a new way. docs/metrics.md says what each one means and what it does not see.
+An extractor computes a row for each clip. A figure summarises the rows, with an interval: their mean, a share, or their
+Fréchet distance from the rows of real clips. A new metric is a line in `METRICS`, and a line in `EXTRACTORS` if it
+needs new rows. docs/evaluation.md says what each metric means, and what it does not see.
 """
 
 import difflib
@@ -19,112 +19,93 @@ from jax.sharding import Mesh
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import features, temporal
 from vdm_jax.evaluation.confidence import Interval, bootstrap, bootstrap_mean, wilson
+from vdm_jax.evaluation.digit_metrics import identity_consistency, nearest, rank
 from vdm_jax.evaluation.frechet import frechet_distance, unbiased_frechet_distance
-from vdm_jax.evaluation.keeping import MODES, digit_kept, place_kept
-from vdm_jax.evaluation.real import Clips, RealData, read_all
-from vdm_jax.pretrained import clip_pair, i3d, lpips, videomae
+from vdm_jax.evaluation.judge import jerk
+from vdm_jax.evaluation.known import MODES, digit_kept, place_kept
+from vdm_jax.evaluation.reference import Clips, RealData, read_all
+from vdm_jax.pretrained.parts import clip_pair, i3d, lpips, videomae
 from vdm_jax.typing import Float
 
-PROTOCOL = 2  # of all in this file that a figure depends on: goes up with any change
-Rows = dict[str, np.ndarray]  # by metric, a row for each clip
+PROTOCOL = 2  # increased by every change in this file that changes a figure
+Rows = dict[str, np.ndarray]  # for each metric, a row for each clip
 
 
 # ------------------------------------------------------------------------------------------------ extractors
 
 
-def _judged(clips: Clips, judge: Any) -> Rows:
-    from vdm_jax.data.moving_digits import parse_caption  # imports TFDS: a second that other data does without
-    from vdm_jax.evaluation.digit_metrics import identity_consistency
+def _labels(clips: Clips) -> tuple[np.ndarray, np.ndarray]:
+    """The digit and the direction in each caption."""
+    from vdm_jax.data.moving_digits import parse_caption  # imports TFDS, which takes a second
 
-    digits, directions = np.array([np.concatenate(parse_caption(caption)) for caption in clips.captions]).T
+    return tuple(np.array([np.concatenate(parse_caption(caption)) for caption in clips.captions]).T)
+
+
+def _judged(clips: Clips, judge: Any) -> Rows:
     verdict = jax.tree.map(np.asarray, judge(clips.videos))
+    digits, directions = _labels(clips)
     digit, direction = verdict.digit.argmax(1) == digits, verdict.direction.argmax(1) == directions
     rows = {"digit": digit, "direction": direction, "both": digit & direction}
     rows |= {"digits_fvd": verdict.features, "digits_fid": verdict.frames}
     return rows | {"identity": identity_consistency(verdict)}
 
 
-def _jerk(clips: Clips) -> Rows:
-    from vdm_jax.evaluation.moving_digits import jerk
+def _on_new_frames(name: str, rows: Callable[..., np.ndarray]) -> Callable[..., Rows]:
+    def of_clips(clips: Clips, *network: Any) -> Rows:
+        return {name: rows(*network, *(in_range(x)[:, clips.new] for x in (clips.videos, clips.real)))}
 
-    return {"jerk": np.asarray(jerk(clips.videos))}
-
-
-def _nearest(clips: Clips, training: np.ndarray) -> Rows:
-    from vdm_jax.evaluation.digit_metrics import nearest
-
-    return {"novelty": nearest(in_range(clips.videos), in_range(training))[0]}
-
-
-def _place_kept(clips: Clips) -> Rows:
-    return place_kept(in_range(clips.videos), in_range(clips.real), clips.new)
-
-
-def _new_frames(clips: Clips) -> tuple[np.ndarray, np.ndarray]:
-    return in_range(clips.videos)[:, clips.new], in_range(clips.real)[:, clips.new]
-
-
-def _kept(name: str, rows: Callable[..., np.ndarray]) -> Callable[..., Rows]:
-    return lambda clips, *network: {name: rows(*network, *_new_frames(clips))}
-
-
-def _digit_kept(clips: Clips, judge: Any) -> Rows:
-    from vdm_jax.data.moving_digits import parse_caption
-
-    digits = np.array([parse_caption(caption)[0][0] for caption in clips.captions])
-    return {"digit_kept": digit_kept(judge, in_range(clips.videos), digits, clips.new)}
-
-
-def _warping(clips: Clips) -> Rows:
-    videos = in_range(clips.videos)
-    return {"warping": temporal.warping_error(videos), "occluded": temporal.occluded_share(videos)}
+    return of_clips
 
 
 def _clip(clips: Clips, network: clip_pair.PublishedClip) -> Rows:
     frames = features.clip_image_features(network, clips.videos)
     scores = features.cosines(frames, features.clip_text_features(network, clips.captions))
-    scores = np.where([bool(caption) for caption in clips.captions], scores, np.nan)  # nothing to compare with
+    scores = np.where([bool(caption) for caption in clips.captions], scores, np.nan)  # no caption, no score
     return {"clip": scores, "clip_fid": frames, "consistency": temporal.subject_consistency(frames)}
 
 
-def _alone(name: str, rows: Callable[[np.ndarray], np.ndarray]) -> Callable[[Clips], Rows]:
+def _of_videos(name: str, rows: Callable[[np.ndarray], np.ndarray]) -> Callable[[Clips], Rows]:
     return lambda clips: {name: rows(in_range(clips.videos))}
 
 
-def _by(name: str, rows: Callable[[Any, np.ndarray], np.ndarray]) -> Callable[[Clips, Any], Rows]:
-    return lambda clips, network: {name: rows(network, clips.videos)}
-
-
 def in_range(videos: np.ndarray) -> Float[np.ndarray, "B T H W C"]:
-    """In [-1, 1]: real clips are stored as bytes."""
+    """Converts bytes, as which real clips are stored, to [-1, 1]."""
     return videos.astype(np.float32) / 127.5 - 1 if videos.dtype == np.uint8 else videos
 
 
 class Extractor(NamedTuple):
-    """`rows(clips)`, or `rows(clips, model)` of the network that it `needs`, gives the rows of some metrics."""
+    """Computes the rows of some metrics: `rows(clips)`, or `rows(clips, model)` if it needs a network."""
 
     rows: Callable[..., Rows]
-    needs: str = ""
+    needs: str = ""  # a name of `load_networks`
 
 
 EXTRACTORS = {
     "judge": Extractor(_judged, "judge"),
-    "jerk": Extractor(_jerk),
-    "nearest": Extractor(_nearest, "training"),
-    "flicker": Extractor(_alone("flicker", temporal.flicker)),
-    "smoothness": Extractor(_alone("smoothness", temporal.motion_smoothness)),
-    "warping": Extractor(_warping),
-    "dynamic": Extractor(_alone("dynamic", temporal.dynamic_degree)),
-    "i3d": Extractor(_by("fvd", features.i3d_features), "i3d"),
-    "videomae": Extractor(_by("videomae", features.videomae_features), "videomae"),
+    "jerk": Extractor(lambda clips: {"jerk": np.asarray(jerk(clips.videos))}),
+    "nearest": Extractor(
+        lambda clips, training: {"novelty": nearest(in_range(clips.videos), in_range(training))[0]}, "training"
+    ),
+    "flicker": Extractor(_of_videos("flicker", temporal.flicker)),
+    "smoothness": Extractor(_of_videos("smoothness", temporal.motion_smoothness)),
+    "warping": Extractor(_of_videos("warping", temporal.warping_error)),
+    "occluded": Extractor(_of_videos("occluded", temporal.occluded_share)),
+    "dynamic": Extractor(_of_videos("dynamic", temporal.dynamic_degree)),
+    "i3d": Extractor(lambda clips, network: {"fvd": features.i3d_features(network, clips.videos)}, "i3d"),
+    "videomae": Extractor(
+        lambda clips, network: {"videomae": features.videomae_features(network, clips.videos)}, "videomae"
+    ),
     "clip": Extractor(_clip, "clip"),
-    "place_kept": Extractor(_place_kept),
-    "digit_kept": Extractor(_digit_kept, "judge"),
-    "psnr": Extractor(_kept("psnr", temporal.psnr)),
-    "ssim": Extractor(_kept("ssim", temporal.ssim)),
-    "lpips": Extractor(_kept("lpips", features.lpips_distances), "lpips"),
+    "place_kept": Extractor(lambda clips: place_kept(in_range(clips.videos), in_range(clips.real), clips.new)),
+    "digit_kept": Extractor(
+        lambda clips, judge: {"digit_kept": digit_kept(judge, in_range(clips.videos), _labels(clips)[0], clips.new)},
+        "judge",
+    ),
+    "psnr": Extractor(_on_new_frames("psnr", temporal.psnr)),
+    "ssim": Extractor(_on_new_frames("ssim", temporal.ssim)),
+    "lpips": Extractor(_on_new_frames("lpips", features.lpips_distances), "lpips"),
 }
-OF_KNOWN = ("place_kept", "digit_kept", "psnr", "ssim", "lpips")  # compare with the clips that a part is known of
+OF_KNOWN = ("place_kept", "digit_kept", "psnr", "ssim", "lpips")  # compare with clips of which a part is known
 
 # --------------------------------------------------------------------------------------------------- figures
 
@@ -134,39 +115,34 @@ def _share(rows: np.ndarray, _) -> Interval:
 
 
 def _mean(rows: np.ndarray, _) -> Interval:
-    """Of the clips that have a number: flow may leave nothing to compare in one, or it has no caption."""
+    """The mean over clips with a number. A clip has none if flow leaves no pixel to compare, or without a caption."""
     rows = rows[~np.isnan(rows)]
     return bootstrap_mean(rows) if len(rows) > 1 else Interval(np.nan, np.nan, np.nan)
 
 
 def _rank(rows: np.ndarray, held_out: np.ndarray) -> Interval:
-    from vdm_jax.evaluation.digit_metrics import rank
-
     return bootstrap(lambda *sets: float(rank(*sets).mean()), rows, held_out)
 
 
 def _frechet(rows: np.ndarray, reference: np.ndarray) -> Interval:
-    # A distance of wide features takes a second: few resamples, and rough ends of the interval.
+    # A distance of wide features takes a second: few resamples, and an imprecise interval.
     return bootstrap(frechet_distance, reference, rows, resamples=int(np.clip(20_000 // rows.shape[-1], 40, 200)))
 
 
 def _infinite(rows: np.ndarray, reference: np.ndarray) -> Interval:
-    def distance(*sets: np.ndarray) -> float:
-        return unbiased_frechet_distance(*sets).distance
-
-    return bootstrap(distance, reference, rows, resamples=40)
+    return bootstrap(unbiased_frechet_distance, reference, rows, resamples=40)
 
 
-BESIDE = {_rank: "held-out", _frechet: "reference", _infinite: "reference"}  # the real clips that a figure needs
+COMPARED_WITH = {_rank: "held-out", _frechet: "reference", _infinite: "reference"}  # real clips that a figure needs
 
 
 class Metric(NamedTuple):
-    """Its extractor, which gives its rows under its name or that in `rows`, and what is said of them."""
+    """An extractor, and the figure that summarises its rows."""
 
     extractor: str
-    figure: Callable[[np.ndarray, np.ndarray | None], Interval]  # of the rows, and of those of real clips
-    better: str  # ↑ higher, ↓ lower, ↔ as real clips have it, ½ half
-    rows: str = ""
+    figure: Callable[[np.ndarray, np.ndarray | None], Interval]  # from the rows, and the rows of real clips
+    better: str  # ↑ higher, ↓ lower, ↔ as for real clips, ½ half
+    rows: str = ""  # name of the rows (default: the name of the metric)
 
 
 METRICS = {
@@ -182,7 +158,7 @@ METRICS = {
     "flicker": Metric("flicker", _mean, "↓"),
     "smoothness": Metric("smoothness", _mean, "↑"),
     "warping": Metric("warping", _mean, "↓"),
-    "occluded": Metric("warping", _mean, "↓"),
+    "occluded": Metric("occluded", _mean, "↓"),
     "dynamic": Metric("dynamic", _mean, "↔"),
     "fvd": Metric("i3d", _frechet, "↓"),
     "fvd_infinite": Metric("i3d", _infinite, "↓", "fvd"),
@@ -198,44 +174,42 @@ METRICS = {
     "lpips": Metric("lpips", _mean, "↓"),
 }
 OF_DIGITS = ("digit", "direction", "both", "jerk")
-OF_ANY = ("flicker", "smoothness", "warping", "dynamic")
-OF_WEIGHTS = {"i3d": ("fvd",), "videomae": ("videomae",), "clip": ("clip", "clip_fid", "consistency")}
-OF_WEIGHTS |= {"lpips": ("lpips",)}
 
 
 def default_metrics(data: RealData, weights: Iterable[str] = (), known: str = "") -> tuple[str, ...]:
-    """Those of moving digits, or of any data; and those of the networks whose weights there are."""
-    names = OF_DIGITS if data.judge else OF_ANY
+    """The metrics that fit the data and the mode, with the metrics of all networks whose weights are given."""
     if known:
-        names = ("digit_kept", "position_error", "within_pixel") if data.judge else ()
-        names += ("psnr", "ssim")
-    return names + sum((OF_WEIGHTS[name] for name in weights), ())
+        names = (*(("digit_kept", "position_error", "within_pixel") if data.judge else ()), "psnr", "ssim")
+    else:
+        names = OF_DIGITS if data.judge else ("flicker", "smoothness", "warping", "dynamic")
+    of_weights = [m for w in weights for m, x in METRICS.items() if EXTRACTORS[x.extractor].needs == w]
+    return names + tuple(m for m in of_weights if METRICS[m].figure is not _infinite)
 
 
 def check_metrics(names: Iterable[str], known: str = "") -> tuple[str, ...]:
-    """The names, `occluded` after `warping`, which says little without it.
+    """The names, with `occluded` added after `warping`, which means little without it.
 
-    Raises InputError for an unknown one, and for one that needs a mode in which something is known.
+    Raises InputError for an unknown metric, and for a metric that needs a mode if there is none.
     """
-    wanted = []
+    checked = []
     for name in names:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, 1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise InputError(f"metric {name!r} is unknown; {hint}known are {', '.join(METRICS)}")
         if METRICS[name].extractor in OF_KNOWN and not known:
-            raise InputError(f"{name} compares with what is known of a clip: known must be one of {'; '.join(MODES)}")
-        wanted += [name, "occluded"] if name == "warping" else [name]
-    if not wanted:
+            raise InputError(f"{name} compares drawn clips with true clips: known must be one of {'; '.join(MODES)}")
+        checked += [name, "occluded"] if name == "warping" else [name]
+    if not checked:
         raise InputError(f"metrics=[] must name some of {', '.join(METRICS)}")
-    return tuple(dict.fromkeys(wanted))
+    return tuple(dict.fromkeys(checked))
 
 
 # -------------------------------------------------------------------------------------------------- networks
 
 
 class Network(NamedTuple):
-    """What an extractor looks with, and a hash of it, to publish beside every figure."""
+    """A network (or the training clips) that extractors need, and its hash, to publish with every figure."""
 
     model: Any
     digest: str
@@ -250,9 +224,9 @@ WEIGHTS = {
 
 
 def check_weights(metrics: Sequence[str], weights: Mapping[str, str | Path]) -> None:
-    """Raises InputError for a metric whose weights are missing, and for weights that no metric looks with."""
+    """Raises InputError for a metric without its weights, and for weights that no metric needs."""
     for unused in weights.keys() - {EXTRACTORS[METRICS[name].extractor].needs for name in metrics}:
-        raise InputError(f"--{unused}={weights[unused]}: none of the metrics {', '.join(metrics)} looks with it")
+        raise InputError(f"--{unused}={weights[unused]}: none of the metrics {', '.join(metrics)} needs it")
     for name in metrics:
         need = EXTRACTORS[METRICS[name].extractor].needs
         if need in WEIGHTS and need not in weights:
@@ -262,10 +236,9 @@ def check_weights(metrics: Sequence[str], weights: Mapping[str, str | Path]) -> 
 def load_networks(
     metrics: Sequence[str], data: RealData, weights: Mapping[str, str | Path] | None = None, *, mesh: Mesh | None = None
 ) -> dict[str, Network]:
-    """What the metrics look with; `weights` has the files of "i3d", "videomae", "clip" and "lpips".
+    """Loads the networks of the metrics; `weights` gives the files of "i3d", "videomae", "clip" and "lpips".
 
-    Raises:
-        InputError: a metric that the data cannot have, or whose weights are missing or of another network.
+    Raises InputError for a metric that does not fit the data, or weights that are missing or of another network.
     """
     networks, weights = {}, weights or {}
     check_weights(metrics, weights)
@@ -273,28 +246,22 @@ def load_networks(
         need = EXTRACTORS[METRICS[name].extractor].needs
         if not need or need in networks:
             continue
-        if need in ("judge", "training"):
-            if data.judge is None:
-                raise InputError(f"{name} is of moving digits, one in a clip; the data is {data.name}")
-            networks[need] = _of_digits(need, data)
-            continue
-        load, _ = WEIGHTS[need]
-        networks[need] = Network(load(weights[need], mesh=mesh), hash_of(Path(weights[need])))
+        if need in WEIGHTS:
+            networks[need] = Network(WEIGHTS[need][0](weights[need], mesh=mesh), hash_of(Path(weights[need])))
+        elif data.judge is None:
+            raise InputError(f"{name} needs moving digits, one in a clip; the data is {data.name}")
+        elif need == "training":
+            videos = read_all(data).videos
+            networks[need] = Network(videos, hashlib.sha256(videos).hexdigest()[:12])
+        else:
+            data.memory[need] = judge = data.memory.get(need) or data.judge()
+            networks[need] = Network(judge, judge.digest)
     return networks
-
-
-def _of_digits(need: str, data: RealData) -> Network:
-    if need == "training":
-        videos = read_all(data).videos
-        return Network(videos, hashlib.sha256(videos).hexdigest()[:12])
-    if need not in data.memory:
-        data.memory[need] = data.judge()
-    return Network(data.memory[need], data.memory[need].digest)
 
 
 @functools.cache
 def hash_of(path: Path) -> str:
-    """The hash of a file, or of the settings, words and weights in a folder. Raises InputError where there is none."""
+    """The hash of a file, or of the settings, vocabulary and weights in a folder. Raises InputError without a file."""
     inner = [p for p in path.glob("*") if p.suffix in (".json", ".safetensors", ".txt")]
     digest = hashlib.sha256()
     for file in sorted(inner) or [path]:

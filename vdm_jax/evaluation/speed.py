@@ -1,4 +1,4 @@
-"""Clocks and counters of compiled programs: seconds, operations, share of the peak, memory, collectives."""
+"""Measures compiled programs: seconds, operations, share of the peak, memory, collectives."""
 
 import math
 import re
@@ -17,7 +17,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "
 
 
 def time_calls(call: Callable, runs: int, warmup: int = 2) -> list[float]:
-    """Seconds of each of `runs` calls after a warm-up; a call returns when its result is there."""
+    """Seconds of each of `runs` calls after a warm-up. `call` must wait for its result."""
     times = []
     for _ in range(warmup + runs):
         start = time.perf_counter()
@@ -27,17 +27,17 @@ def time_calls(call: Callable, runs: int, warmup: int = 2) -> list[float]:
 
 
 def summarize(times: list[float]) -> dict[str, float]:
-    """Median, least and greatest."""
+    """Median, minimum and maximum."""
     return {"median": statistics.median(times), "min": min(times), "max": max(times)}
 
 
 def rate(flops: float, seconds: float, peak: float) -> dict[str, float]:
-    """Operations, operations a second, and the share of the peak that this is."""
+    """Operations, operations per second, and their share of the peak."""
     return {"flops": flops, "flops_per_second": flops / seconds, "share_of_peak": flops / seconds / peak}
 
 
 def measure_peak(dtype: str) -> dict:
-    """FLOP/s of one device in a large square matrix product: the best of ten; on CPU always float32."""
+    """FLOP/s of one device in a large square matrix product, the best of ten; on CPU always float32."""
     cpu = jax.default_backend() == "cpu"
     size = 2048 if cpu else 8192
     dtype = "float32" if cpu else dtype
@@ -47,35 +47,31 @@ def measure_peak(dtype: str) -> dict:
 
 
 def one_cpu() -> jax.Device:
-    """The CPU that programs are lowered for to be counted, also where there is a GPU or TPU.
-
-    Raises:
-        InputError: JAX was told to leave it out.
-    """
+    """The CPU device for which programs are lowered to count operations, even if there is a GPU or TPU."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
         platforms = jax.config.jax_platforms
-        raise InputError(f"JAX_PLATFORMS={platforms} must name cpu, too: operations are counted for it") from error
+        raise InputError(f"JAX_PLATFORMS={platforms} must include cpu: operations are counted for it") from error
 
 
 def shapes_on_cpu(tree: PyTree) -> PyTree:
-    """The shapes of arrays, as if all lay on one CPU."""
-    there = SingleDeviceSharding(one_cpu())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), tree)
+    """The shapes of arrays, placed on one CPU device."""
+    sharding = SingleDeviceSharding(one_cpu())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def flops_of(lowered, devices: int = 1) -> float:
-    """Operations of one device's share, as XLA counts them in the program before it is compiled.
+    """Operations per device, as XLA counts them in the lowered program, before compilation.
 
-    After that, a GPU's matrix products are calls into a library, of whose work XLA knows nothing; on CPU both
-    counts agree. JAX counts before it for CPUs alone (`shapes_on_cpu`). The body of a loop counts once.
+    After compilation a GPU's matrix products are calls into a library, which XLA does not count; on CPU both counts
+    agree. JAX counts lowered programs only for CPUs (`shapes_on_cpu`). The body of a loop counts once.
     """
     return lowered.cost_analysis()["flops"] / devices
 
 
 def peak_memory(compiled, beside: int = 0) -> dict:
-    """The device's own record where it keeps one, else what a compiled program needs, and what lies beside it."""
+    """The peak recorded by the device; without a record, the memory of a compiled program plus `beside` bytes."""
     record = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in record:
         return {"bytes": record["peak_bytes_in_use"], "how": "most in use so far on one device"}
@@ -85,12 +81,12 @@ def peak_memory(compiled, beside: int = 0) -> dict:
 
 
 def bytes_on_a_device(arrays) -> int:
-    """What each device holds of arrays, by their shardings."""
+    """Bytes of the arrays on each device, by their shardings."""
     leaves = jax.tree.leaves(arrays)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def count_collectives(hlo: str) -> dict[str, int]:
-    """How many collectives of each kind a compiled program holds (a started and awaited one counts once)."""
+    """The number of collectives of each kind in a compiled program; an asynchronous collective counts once."""
     counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", hlo)) for kind in COLLECTIVES}
     return {kind: count for kind, count in counts.items() if count}

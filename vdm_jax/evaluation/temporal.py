@@ -1,11 +1,11 @@
-"""Measurements of single videos without trained weights: smoothness, flicker, motion, and likeness to a truth.
+"""Metrics of single videos without trained weights: smoothness, flicker, motion, and similarity to a reference.
 
-Metrics of videos alone are `metric(videos) -> B`; those against a truth are `metric(videos, reference) -> B`. Videos
-are `B T H W C` in [-1, 1]; there is one number for each, for a mean and its interval (confidence.py). Brightness is
-measured as a share of its range. Where VBench (Huang et al. 2024) has a metric by that name, the docstring says
-what differs. Optical flow is DIS (Kroeger et al. 2016) by OpenCV, on CPU, of grey 8-bit frames; it needs the
-extra `evaluation` and 12 pixels on the longer side. All these can be met by a still picture: print
-`dynamic_degree`, and the floors of moving_digits.py, beside them.
+Metrics without a reference are `metric(videos) -> B`, with one are `metric(videos, reference) -> B`. Videos are
+`B T H W C` in [-1, 1]. Each video has one number; confidence.py makes a mean and its interval. Brightness is measured
+as a share of its range. If VBench (Huang et al. 2024) has a metric of the same name, the docstring says what differs.
+Optical flow is DIS (Kroeger et al. 2016) by OpenCV, on CPU, of grey 8-bit frames. It needs the extra `evaluation` and
+12 pixels on the longer side. A still picture has the best value of all metrics without a reference except
+`dynamic_degree`: print it, and the floors of score.py, next to them.
 """
 
 import itertools
@@ -19,40 +19,23 @@ from vdm_jax.video import to_uint8
 
 Clips = Float[Array | np.ndarray, "B T H W C"]
 PerVideo = Float[np.ndarray, "B"]
-Flow = Float[np.ndarray, "H W 2"]  # columns, rows: where each pixel of one frame is in the other, in pixels
+Flow = Float[np.ndarray, "H W 2"]  # by how many columns and rows each pixel moves between two frames
 Image = Float[np.ndarray, "H W C"]
 
 
-def flicker(videos: Clips, counted: Bool[np.ndarray, "B P H W"] | None = None) -> PerVideo:
-    """Mean |difference| of successive frames, over all pixels or those `counted` in each pair; lower is better.
+def flicker(videos: Clips) -> PerVideo:
+    """Mean |difference| of successive frames over all pixels; lower is better.
 
-    VBench's temporal flickering is 1 − this, over all pixels of those videos that its flow (RAFT) finds still. Of a
-    video that moves, `counted=static_parts(videos)` leaves out what moves; a video with nothing left gives NaN.
+    VBench's temporal flickering is 1 − this value, over the videos that its flow (RAFT) finds still.
     """
-    change = np.abs(np.diff(_checked(videos, frames=2), axis=1)).mean(-1) / 2
-    if counted is None:
-        return change.mean((1, 2, 3))
-    if counted.shape != change.shape:
-        raise InputError(f"counted={counted.shape} must be {change.shape}, the pairs of frames")
-    total = counted.sum((1, 2, 3))
-    return np.where(total > 0, (change * counted).sum((1, 2, 3)) / np.maximum(total, 1), np.nan)
-
-
-def static_parts(videos: Clips, below: float | None = None) -> Bool[np.ndarray, "B P H W"]:
-    """Pixels of each pair of frames where the flow is at most `below` pixels long.
-
-    The default is 3 pixels in 256 of the smaller side: the threshold of VBench's filter, which takes or leaves
-    whole videos, by the fastest 2 % of each frame.
-    """
-    limit = 3 * min(videos.shape[2:4]) / 256 if below is None else below
-    return np.stack([[length <= limit for length in lengths] for lengths in _lengths(videos)])
+    return (np.abs(np.diff(_checked(videos, frames=2), axis=1)).mean(-1) / 2).mean((1, 2, 3))
 
 
 def motion_smoothness(videos: Clips) -> PerVideo:
-    """1 − mean |error| of every second frame when interpolated from its two neighbours; higher is better.
+    """1 − mean |error| of every second frame when it is interpolated from its two neighbours; higher is better.
 
-    VBench's, where a network (AMT-S) interpolates. Here both neighbours are warped by half of the flow between them,
-    which is taken to be the same at the same pixel of the middle frame (Jiang et al. 2018, before their networks).
+    In VBench a network (AMT-S) interpolates. Here both neighbours are warped by half of the flow between them, which is
+    assumed to be the same at the same pixel of the middle frame (Jiang et al. 2018, before their networks).
     """
     flow = _estimator(videos)
 
@@ -65,38 +48,37 @@ def motion_smoothness(videos: Clips) -> PerVideo:
 
 
 def warping_error(videos: Clips) -> PerVideo:
-    """Mean squared difference of each frame from the next one warped to it, where that is visible; lower is better.
+    """Mean squared difference of each frame from the next frame warped to it, over visible pixels; lower is better.
 
-    Lai et al. 2018, of pixels in [0, 1]; their flow was of the video before it was processed, here it is the video's
-    own. Pairs with nothing visible are left out (in Lai's code they count as 0); a video of only such pairs
-    gives NaN. Print `occluded_share` beside: what cannot be matched is not in the error.
+    From Lai et al. 2018, on pixels in [0, 1]. They took the flow of the video before it was processed; here it is the
+    flow of the video itself. Pairs without visible pixels are left out (in Lai's code they count as 0). A video of such
+    pairs alone gives NaN. Print `occluded_share` next to it: pixels that cannot be matched are not in the error.
     """
-    return np.array([_mean([error[seen].mean() for error, seen in pairs if seen.any()]) for pairs in _warped(videos)])
+    errors = [[error[mask].mean() for error, mask in pairs if mask.any()] for pairs in _warped(videos)]
+    return np.array([float(np.mean(values)) if values else np.nan for values in errors])
 
 
 def occluded_share(videos: Clips) -> PerVideo:
-    """Share of pixels that `warping_error` leaves out; lower is better."""
-    return np.array([1 - np.mean([seen.mean() for _, seen in pairs]) for pairs in _warped(videos)])
+    """The share of pixels that `warping_error` leaves out; lower is better."""
+    return np.array([1 - np.mean([mask.mean() for _, mask in pairs]) for pairs in _warped(videos)])
 
 
-def dynamic_degree(videos: Clips, strongest: float = 1.0) -> PerVideo:
-    """Mean length of the flow between successive frames in pixels, over the `strongest` share of each frame.
+def dynamic_degree(videos: Clips) -> PerVideo:
+    """Mean length of the flow between successive frames, in pixels.
 
-    VBench's is the share of videos where the mean of the strongest 0.05 (by RAFT, at 8 frames a second) is above
-    6 pixels in 256 of the smaller side in a quarter of the frames. Flow fills what has no texture from around it.
-    Neither high nor low is better: compare with real videos.
+    VBench's is the share of videos in which the mean of the strongest 5 % (by RAFT, at 8 frames a second) is above 6
+    pixels for a smaller side of 256, in a quarter of the frames. In areas without texture the flow is filled in from
+    around. Neither high nor low is better: compare with real videos.
     """
-    if not 0 < strongest <= 1:
-        raise InputError(f"strongest={strongest:g} must be a share above 0 and up to 1")
-    count = max(1, round(strongest * videos.shape[2] * videos.shape[3]))
-    means = [[np.sort(length, axis=None)[-count:].mean() for length in lengths] for lengths in _lengths(videos)]
-    return np.mean(means, axis=1)
+    flow, clips = _estimator(videos), _checked(videos, frames=2)
+    speeds = [[np.linalg.norm(flow(*pair), axis=-1).mean() for pair in itertools.pairwise(video)] for video in clips]
+    return np.array(speeds, np.float64).mean(1)
 
 
 def subject_consistency(features: Float[Array | np.ndarray, "B T F"]) -> PerVideo:
-    """Mean cosine of each frame's features with the first frame's and with the frame's before; higher is better.
+    """Mean cosine of the features of each frame with the features of the first and of the previous frame.
 
-    VBench's, negative cosines as 0, with DINO ViT-B/16's features there. Raises InputError below two frames.
+    Higher is better. As in VBench, negative cosines count as 0; VBench takes features of DINO ViT-B/16.
     """
     x = np.asarray(features, np.float64)
     if x.shape[1] < 2:
@@ -107,23 +89,23 @@ def subject_consistency(features: Float[Array | np.ndarray, "B T F"]) -> PerVide
 
 
 def psnr(videos: Clips, reference: Clips) -> PerVideo:
-    """10 log₁₀(range² / mean squared error) in dB, frame by frame, then the mean; higher is better.
+    """10 log₁₀(range² / mean squared error) in dB of each frame, then the mean over frames; higher is better.
 
-    At most 100, which a frame that equals its reference has: leave out the frames that were given.
+    A frame that equals its reference has 100, the largest value: leave out frames that are known.
     """
-    a, b = _alike(videos, reference)
+    a, b = _same_shape(videos, reference)
     return (10 * np.log10(4 / np.maximum(np.square(a - b).mean((2, 3, 4)), 4e-10))).mean(1)
 
 
 def ssim(videos: Clips, reference: Clips) -> PerVideo:
-    """Structural similarity (Wang et al. 2004, eq. 13), frame by frame and channel by channel, then the mean.
+    """Structural similarity (Wang et al. 2004, eq. 13) of each frame and channel, then the mean.
 
-    Gaussian window of 11 pixels with σ = 1.5 wherever it fits whole, K₁ = 0.01, K₂ = 0.03, on brightness in [0, 1],
-    at full resolution. At most 1; higher is better. Raises InputError for frames of fewer than 11 pixels a side.
+    Gaussian window of 11 pixels with σ = 1.5, at every position inside the frame, K₁ = 0.01, K₂ = 0.03, on brightness
+    in [0, 1], at full resolution. At most 1; higher is better.
     """
     from scipy.ndimage import correlate1d
 
-    a, b = _alike(videos, reference)
+    a, b = _same_shape(videos, reference)
     if min(a.shape[2:4]) < 11:
         raise InputError(f"frames of {a.shape[2]}×{a.shape[3]} must be at least 11×11, the window")
     window = np.exp(-np.square(np.arange(-5, 6) / 1.5) / 2)
@@ -145,7 +127,7 @@ def ssim(videos: Clips, reference: Clips) -> PerVideo:
 
 
 def _estimator(videos: Clips) -> Callable[[Image, Image], Flow]:
-    """Where each pixel of the first image is in the second. Raises InputError where flow cannot be had."""
+    """Returns a function from two images to their flow. Raises InputError without OpenCV and for unfit videos."""
     try:
         import cv2
     except ImportError as error:
@@ -164,48 +146,41 @@ def _estimator(videos: Clips) -> Callable[[Image, Image], Flow]:
     return lambda a, b: dis.calc(grey(a), grey(b), None)
 
 
-def _lengths(videos: Clips) -> Iterator[list[Float[np.ndarray, "H W"]]]:
-    """Of each video, the lengths of the flow from each frame to the next."""
-    flow = _estimator(videos)
-    for video in _checked(videos, frames=2):
-        yield [np.linalg.norm(flow(a, b), axis=-1) for a, b in itertools.pairwise(video)]
-
-
 def _warped(videos: Clips) -> Iterator[list[tuple[Float[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]]]:
-    """Of each video and pair of frames, the squared error of the next frame warped back, and what is visible."""
+    """Yields for each video a list over pairs of frames: the squared error after warping, and the visible pixels."""
     flow = _estimator(videos)
     for video in _checked(videos, frames=2):
         pairs = []
-        for here, after in itertools.pairwise(video):
-            forward = flow(here, after)
-            error = np.square((_warp(after, forward) - here) / 2).mean(-1)
-            pairs.append((error, ~_occluded(forward, flow(after, here))))
+        for frame, after in itertools.pairwise(video):
+            forward = flow(frame, after)
+            error = np.square((_warp(after, forward) - frame) / 2).mean(-1)
+            pairs.append((error, ~_occluded(forward, flow(after, frame))))
         yield pairs
 
 
 def _warp(image: Image, flow: Flow) -> Image:
-    """The image where the flow points to: bilinear, and its border beyond it."""
+    """Samples the image where the flow points to, bilinearly; outside, the border is repeated."""
     from scipy.ndimage import map_coordinates  # OpenCV rounds coordinates to 1/32 of a pixel
 
-    at = np.indices(flow.shape[:2]) + np.moveaxis(flow, -1, 0)[::-1]
-    return np.stack([map_coordinates(c, at, order=1, mode="nearest") for c in np.moveaxis(image, -1, 0)], axis=-1)
+    places = np.indices(flow.shape[:2]) + np.moveaxis(flow, -1, 0)[::-1]
+    return np.stack([map_coordinates(c, places, order=1, mode="nearest") for c in np.moveaxis(image, -1, 0)], axis=-1)
 
 
 def _occluded(forward: Flow, backward: Flow) -> Bool[np.ndarray, "H W"]:
-    """Where there and back does not meet, and where motion has an edge (Ruder et al. 2016, as in Lai's code)."""
+    """Pixels where forward and backward flow disagree, and edges of motion (Ruder et al. 2016, as in Lai's code)."""
     back = _warp(backward, forward)
     length = np.square(forward).sum(-1)
-    missed = np.square(forward + back).sum(-1) > 0.01 * (length + np.square(back).sum(-1)) + 0.5
+    inconsistent = np.square(forward + back).sum(-1) > 0.01 * (length + np.square(back).sum(-1)) + 0.5
     steps = [np.diff(forward, axis=axis, append=forward.take([-1], axis)) for axis in (0, 1)]
     edge = sum(np.square(step).sum(-1) for step in steps) > 0.01 * length + 0.002
-    return missed | edge
+    return inconsistent | edge
 
 
 # ------------------------------------------------------------------------------------------------ input
 
 
 def _checked(videos: Clips, frames: int = 1) -> Float[np.ndarray, "B T H W C"]:
-    """In NumPy, float32 at least. Raises InputError for too few frames and for pixels outside [-1, 1]."""
+    """A NumPy array, float32 or float64. Raises InputError for too few frames and for pixels outside [-1, 1]."""
     videos = np.asarray(videos)
     videos = videos.astype(np.promote_types(videos.dtype, np.float32), copy=False)
     if videos.shape[1] < frames:
@@ -216,11 +191,7 @@ def _checked(videos: Clips, frames: int = 1) -> Float[np.ndarray, "B T H W C"]:
     return videos
 
 
-def _alike(videos: Clips, reference: Clips) -> tuple[np.ndarray, np.ndarray]:
+def _same_shape(videos: Clips, reference: Clips) -> tuple[np.ndarray, np.ndarray]:
     if videos.shape != reference.shape:
         raise InputError(f"videos={videos.shape} and reference={reference.shape} must have one shape")
     return _checked(videos), _checked(reference)
-
-
-def _mean(values: list) -> float:
-    return float(np.mean(values)) if values else float("nan")

@@ -28,7 +28,7 @@ def read_image(path: FilePath, size: tuple[int, int], channels: int) -> Float[np
 def read_clip(
     path: FilePath, size: tuple[int, int], channels: int
 ) -> tuple[Float[np.ndarray, "L H W C"], float, tuple[int, int]]:
-    """Reads a video: frames, cut and resized like a picture; frames per second; original rows and columns.
+    """Reads a video: frames, cut and resized like a picture; frames a second; original rows and columns.
 
     Raises:
         InputError: another file.

@@ -30,8 +30,7 @@ from vdm_jax.typing import Array, Float, Int, Key, Params, UInt
 class Pipeline:
     """A model, ready to sample: `Pipeline(load("runs/x"))(["a prompt"], seed=0)`.
 
-    `mesh` is the one that the model was loaded on (default: all devices along data); `settings` are the model's own by
-    default.
+    `mesh` is by default the one that the model was loaded on, `settings` are the model's own.
     """
 
     model: Model
@@ -40,7 +39,9 @@ class Pipeline:
 
     def __post_init__(self):
         if self.mesh is None:
-            object.__setattr__(self, "mesh", make_mesh())
+            layouts = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(self.model.params)]
+            meshes = [layout.mesh for layout in layouts if isinstance(layout, NamedSharding)]
+            object.__setattr__(self, "mesh", meshes[0] if meshes else make_mesh())
         if self.settings is None:
             object.__setattr__(self, "settings", Settings(**self.model.sampling))
 

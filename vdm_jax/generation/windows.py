@@ -144,10 +144,8 @@ def _weights(pipeline: Pipeline) -> list[np.ndarray]:
 
 def _choices(pipeline: Pipeline, task: Task, context: int | None, stage: int, settings: dict[str, Any]) -> tuple:
     """Returns all else that a drawing depends on."""
-    model = pipeline.model
-    identity = (model.origin, model.step, model.shape, model.process, model.prediction, model.masks)
     of_task = (task.fps, task.strength, task.backward, task.coarse)
-    return identity, pipeline.settings, context, stage, sorted(settings.items()), of_task
+    return pipeline.model.identity, pipeline.settings, context, stage, sorted(settings.items()), of_task
 
 
 def _padded(video: np.ndarray, frames: int, mode: str = "constant") -> np.ndarray:

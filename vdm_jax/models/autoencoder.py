@@ -121,7 +121,10 @@ class Decoder(nnx.Module):
             if level < len(self.upsample):
                 x = self.upsample[level](x, (2 * x.shape[2], 2 * x.shape[3]), layout)
         x = layout.per_frame(self.conv_out, jax.nn.silu(self.norm(x)))
-        return x if self.time_out is None else layout(self.time_out(with_neighbours(layout(x, "time"))), "space")
+        if self.time_out is None:
+            return x
+        x = layout(layout(x, "space"), "time")
+        return layout(layout(self.time_out(with_neighbours(x)), "time"), "space")
 
 
 class Autoencoder(nnx.Module):

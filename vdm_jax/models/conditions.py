@@ -1,6 +1,6 @@
 """All that a network is told beside the noisy video and its time, and the contract that every network keeps."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from vdm_jax.models.layout import ONE_DEVICE, Layout
 from vdm_jax.typing import Array, Bool, Float, Key
@@ -23,6 +23,7 @@ class Conditions(NamedTuple):
     is_still: Bool[Array, "B T"] | None = None  # frames that are pictures of their own
 
 
+@runtime_checkable
 class Network(Protocol):
     """A denoising network: an `nnx.Module` without hidden state.
 

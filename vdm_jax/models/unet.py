@@ -12,7 +12,7 @@ empty it is an image network; with all four filled it is a video network. Video 
 | time attention  |                  | transformer    | transformer   | (inside space attention) |
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,10 +26,19 @@ from vdm_jax.models.convolution import Inputs
 from vdm_jax.models.layers import Conv, EmbeddingMLP, Fold, GroupNorm, Repeat, StridedConv, Unfold, UpsampleConv
 from vdm_jax.models.layout import ONE_DEVICE, Layout
 from vdm_jax.models.positions import grid_code, sinusoid
-from vdm_jax.models.slots import SLOTS, make_layer, one_of, per_level, place_fillings
+from vdm_jax.models.slots import SHOWS_STILLS, SLOTS, make_layer, one_of, per_level, place_fillings
 from vdm_jax.models.stack import REMAT
 from vdm_jax.models.transformer import POSITIONS, Transformer
 from vdm_jax.typing import Array, Float, Key
+
+CHOICES = {
+    "stem": ("patch", "conv"),
+    "resample": ("space", "space_time", "conv"),
+    "context": ("joint", "cross", "none"),
+    "time_position": POSITIONS,
+    "attention": IMPLEMENTATIONS,
+    "remat": REMAT,
+}
 
 
 class UNet(nnx.Module):
@@ -111,17 +120,13 @@ class UNet(nnx.Module):
     ):
         widths = tuple(widths or (channels * m for m in multipliers))
         levels = len(widths)
-        for name, value, valid in (
-            ("stem", stem, ("patch", "conv")),
-            ("attention", attention, IMPLEMENTATIONS),
-            ("remat", remat, REMAT),
-            ("time_position", time_position, POSITIONS),
-            ("context", context, ("joint", "cross", "none")),
-        ):
-            one_of(name, value, valid)
         self.resample = tuple(per_level("resample", resample, levels - 1))
+        for name, value in dict(
+            stem=stem, attention=attention, remat=remat, time_position=time_position, context=context
+        ).items():
+            one_of(name, value, CHOICES[name])
         for kind in self.resample:
-            one_of("resample", kind, ("space", "space_time", "conv"))
+            one_of("resample", kind, CHOICES["resample"])
         _check_numbers(widths[0], patch, patch_time, kernel, dropout, space_position)
         own = {
             "space_conv": dict(kind="modulated", kernel=kernel, dropout=dropout),
@@ -134,11 +139,13 @@ class UNet(nnx.Module):
         slots = (space_conv, time_conv, space_attention, time_attention)
         fillings = place_fillings(dict(zip(SLOTS, slots, strict=True)), own, levels)
         for (place, level), filling in fillings.items():
-            _check_heads(widths[-1 if place == "middle" else level], head_size, time_position, filling)
+            _check_fillings(widths[-1 if place == "middle" else level], head_size, time_position, filling)
 
         self.width, self.patch, self.remat, self.all_frames = widths[0], (patch_time, patch), remat, all_frames
         self.channels_in, self.scalar_width, self.max_frames, self.window = channels_in, scalars, max_frames, window
         attending = [f["space_attention"] for f in fillings.values() if f["space_attention"]]
+        pairs = [(name, f["kind"]) for place in fillings.values() for name, f in place.items() if f]
+        self.shows_stills = bool(stem_attention) or any(pair in SHOWS_STILLS for pair in pairs)
         self.reads_tokens = bool(text_width) and any(filling.get("context") != "none" for filling in attending)
         embedding, common = embedding or 4 * widths[0], dict(dtype=dtype, rngs=rngs)
 
@@ -155,7 +162,13 @@ class UNet(nnx.Module):
         stem_attention = Transformer(widths[0], along="time", **stem_attention, **common) if stem_attention else None
         self.stem_attention: Transformer | None = stem_attention
 
-        # -------------------------------------------------------------------------------- down, middle and up
+        self._build_levels(widths, blocks, layer, common)
+        self.norm = GroupNorm(widths[0], dtype, rngs, groups=groups, epsilon=epsilon)
+        self.head = (Conv if stem == "conv" else Unfold)(widths[0], channels_out or channels_in, self.patch, **common)
+
+    def _build_levels(self, widths: Sequence[int], blocks: int, layer: Callable, common: dict[str, Any]) -> None:
+        """Makes the way down, the middle and the way up; `layer` takes (place, level, channels in, channels)."""
+        levels = len(widths)
         factors = [(1 + (kind == "space_time"), 2) for kind in self.resample]
         skips, width = [widths[0]], widths[0]
         self.down, self.downsample = nnx.List(), nnx.List()
@@ -183,8 +196,6 @@ class UNet(nnx.Module):
             if level:
                 double = UpsampleConv if self.resample[level - 1] == "conv" else Repeat
                 self.upsample.append(double(width, width, factors[level - 1], **common))
-        self.norm = GroupNorm(widths[0], dtype, rngs, groups=groups, epsilon=epsilon)
-        self.head = (Conv if stem == "conv" else Unfold)(widths[0], channels_out or channels_in, self.patch, **common)
 
     def __call__(
         self,
@@ -200,25 +211,13 @@ class UNet(nnx.Module):
         Raises:
             InputError: sizes that do not divide, or a condition that is missing or does not fit.
         """
-        text, known, scalars, is_still = conditions
         self.check(*z.shape[1:4])
+        text, known, _, is_still = conditions
         if known is not None:
             z = jnp.concatenate([z, known], axis=-1)
         if z.shape[-1] != self.channels_in:
             raise InputError(f"{z.shape[-1]} channels of z and of what is known must be {self.channels_in}")
-        if text is None and (self.reads_tokens or self.pooled is not None):
-            raise InputError("conditions.text=None, but the network was made for a text encoder")
-        if time.ndim == 2 and self._time_factor > 1:
-            raise InputError("a time for each frame needs patch_time=1 and resample='space'")
-        embedding = self.time(sinusoid(time.reshape(len(time), -1), self.width))  # B 1 E, or B T E
-        if self.scalars is not None:
-            if scalars is None or scalars.shape[-1] != self.scalar_width[1]:
-                found = "None" if scalars is None else f"{scalars.shape[-1]} numbers"
-                raise InputError(f"conditions.scalars={found}, but the network takes {self.scalar_width[1]}")
-            codes = sinusoid(scalars, self.scalar_width[0]).reshape(len(scalars), -1)
-            embedding = embedding + self.scalars(codes)[:, None]
-        if self.pooled is not None:
-            embedding = embedding + self.pooled(text.pooled)
+        embedding = self._embed(time, conditions)
 
         count = 0
 
@@ -256,6 +255,25 @@ class UNet(nnx.Module):
                 x = self.upsample[level](x, skips[-1].shape[2:4], layout)
         return self.head(jax.nn.silu(self.norm(x)), layout).astype(jnp.float32)
 
+    def _embed(self, time: Float[Array, "B *T"], conditions: Conditions) -> Float[Array, "B G E"]:
+        """Embeds time and conditions, for the video (G = 1) or for each frame. Raises InputError for a missing one."""
+        text, scalars = conditions.text, conditions.scalars
+        if text is None and (self.reads_tokens or self.pooled is not None):
+            raise InputError("conditions.text=None, but the network was made for a text encoder")
+        if time.ndim == 2 and self._time_factor > 1:
+            raise InputError("a time for each frame needs patch_time=1 and resample='space'")
+        embedding = self.time(sinusoid(time.reshape(len(time), -1), self.width))
+        if self.scalars is not None:
+            width, count = self.scalar_width
+            if scalars is None or scalars.shape[-1] != count:
+                found = "None" if scalars is None else f"{scalars.shape[-1]} numbers"
+                raise InputError(f"conditions.scalars={found}, but the network takes {count}")
+            codes = sinusoid(scalars, width).reshape(len(scalars), -1)
+            embedding = embedding + self.scalars(codes)[:, None]
+        if self.pooled is not None:
+            embedding = embedding + self.pooled(text.pooled)
+        return embedding
+
     @property
     def _time_factor(self) -> int:
         return self.patch[0] * 2 ** self.resample.count("space_time")
@@ -272,6 +290,10 @@ class UNet(nnx.Module):
                 raise InputError(f"{name}={size} must be a multiple of {factor} (patch and levels of the U-Net)")
         if stills and self.all_frames:
             raise InputError(f"joint_images={stills} needs all_frames=False: stills must not see other frames")
+        if stills and self.shows_stills:
+            raise InputError(
+                f"joint_images={stills} needs our own blocks in the time slots: others show stills to frames"
+            )
         if stills and self._time_factor > 1:
             raise InputError(f"joint_images={stills} needs patch_time=1 and resample='space': a still has one frame")
         if self.window and frames < self.window[0]:
@@ -294,8 +316,10 @@ def _check_numbers(width, patch, patch_time, kernel, dropout, space_position) ->
         raise InputError("kernel=1 needs space_position=True: nothing else tells where a pixel is")
 
 
-def _check_heads(width: int, head_size: int, time_position: str, fillings: Mapping[str, Any]) -> None:
-    """Raises InputError where heads of `head_size` do not fit a width, or rotary positions a head."""
+def _check_fillings(width: int, head_size: int, time_position: str, fillings: Mapping[str, Any]) -> None:
+    """Raises InputError for an empty space conv, or heads that do not fit a width or rotary positions."""
+    if not fillings["space_conv"]:
+        raise InputError("space_conv must be filled at every level: it changes the channels")
     space, time = (
         bool(fillings[name]) and fillings[name]["kind"] == "attention" for name in ("space_attention", "time_attention")
     )

@@ -90,6 +90,7 @@ def load_codec(folder: str | Path, *, chunk: int | None = None, **options: Any) 
         channels=arguments["latent_channels"],
         factor=2 ** (len(arguments["widths"]) - 1),
         scale=autoencoder.scaling_factor,
+        video_channels=arguments["channels_in"],
         chunk=chunk,
         in_time=arguments["in_time"],
     )

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -19,17 +20,18 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from vdm_jax.build import FROZEN, begin_with, build, frozen_new, objective_of, split_of, with_frozen
+from vdm_jax.build import begin_with, build, objective_of, split_of
 from vdm_jax.checkpoints import Checkpoints
 from vdm_jax.config import check_numbers, check_run, source_arguments, write_config
-from vdm_jax.data.pipeline import make_iterator
+from vdm_jax.data.pipeline import BatchIterator, make_iterator
 from vdm_jax.data.source import make_source
 from vdm_jax.errors import InputError
 from vdm_jax.files import alone_in, write_text
+from vdm_jax.frozen import restore_frozen, save_frozen
 from vdm_jax.model import Model
 from vdm_jax.parallel.machine import about_machine
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, check_batch, path_name, share_of_batch
+from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, check_batch, share_of_batch
 from vdm_jax.split import join
 from vdm_jax.training.losses import denoising
 from vdm_jax.training.metrics_log import MetricsLog
@@ -76,36 +78,14 @@ def _train(
 
     # ------------------------------------------------------------------------------- mesh, model and split
     mesh = make_mesh(**config.mesh.to_dict())
-    check_batch(mesh, config.batch_size)
-    parts = config.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % parts:
-        raise InputError(f"batch_size={config.batch_size} must be a multiple of accumulate × data × fsdp = {parts}")
+    check_batch(mesh, config.batch_size, config.accumulate)
     tx, schedule = optimizer_of(config)
     schedule = jax.jit(schedule)
-    model, data = model or build(config, mesh), config.data
-    saved = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
-    if config.init_from and not saved:
-        model = begin_with(model, config.init_from, mesh)
-    model = with_frozen(model, workdir, mesh)
+    model = _initialised(config, workdir, model or build(config, mesh), mesh)
     split = split_of(config, model)
 
     # ----------------------------------------------------------------------------------------------- data
-    source = make_source(**source_arguments(config))
-    share, shares = share_of_batch(mesh)
-    iterator = make_iterator(
-        source,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        tokenize=model.tokenize,
-        flip=data.flip,
-        joint_images=data.joint_images,
-        num_workers=data.num_workers,
-        prefetch=data.prefetch,
-        process_index=share,
-        process_count=shares,
-    )
-    if (clip := source[0]["video"].shape) != model.shape:
-        raise InputError(f"clips of {data.name} are {clip} (frames, height, width, channels), not {model.shape}")
+    source, iterator = _open_data(config, model, mesh)
     _on_first_process(lambda: write_config(workdir, config))
     _on_first_process(lambda: exit_stack.enter_context(alone_in(workdir)))
 
@@ -116,26 +96,11 @@ def _train(
         state, position = restored
         start = int(state.step)
         iterator.set_state(position)
-    elif jax.process_index() == 0:
-        overview = parameter_overview.get_parameter_overview(planned.params, include_stats=False, max_lines=60)
-        write_text(workdir / "parameters.txt", overview + "\n")
-    if restored is None and (frozen := frozen_new(model, split)) and not (workdir / FROZEN).exists():
-        _save_frozen(workdir / FROZEN, frozen)
-    count = sum(x.size for x in jax.tree.leaves(planned.params))
-    sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
-    if start >= config.steps:
-        plan = f"finished: it is at step {start}, and config.steps={config.steps}"
     else:
-        plan = f"going on from step {start}" if start else f"{config.steps} steps of {config.batch_size}"
-    logging.info(
-        "%s: %.2f M parameters on %s (%s), %d videos, %s",
-        workdir,
-        count / 1e6,
-        mesh.devices.flat[0].device_kind,
-        sizes,
-        len(source),
-        plan,
-    )
+        _write_overview(workdir / "parameters.txt", planned.params)
+        save_frozen(workdir, {name: tree for name, tree in split.frozen.items() if name not in model.loaded})
+    sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
+    _log_plan(config, workdir, planned, f"{mesh.devices.flat[0].device_kind} ({sizes})", len(source), start)
     if start >= config.steps:
         iterator.close()
         return state
@@ -143,7 +108,7 @@ def _train(
         _note_beginning(workdir / "environment.jsonl", start, len(source), sizes)
 
     # ----------------------------------------------------------------------------------------------- step
-    loss = denoising(model, objective_of(config), stills=data.joint_images, layout=ActivationLayout(mesh))
+    loss = denoising(model, objective_of(config), stills=config.data.joint_images, layout=ActivationLayout(mesh))
     train_step = make_train_step(loss, tx, mesh, seed=config.seed, accumulate=config.accumulate, ema=config.ema)
     sharding = batch_sharding(mesh)
 
@@ -178,21 +143,14 @@ def _train(
             last = step == config.steps
             stopping = stop.requested(step)
             if step % config.log_every == 0 or last or stopping:
-                values = log.write(step, schedule)
-                if values["skipped_in_a_row"] >= config.max_skipped:
-                    raise InputError(
-                        f"step {step}: {values['skipped_in_a_row']:.0f} losses or gradients in a row were not "
-                        f"finite; {workdir / 'checkpoints'} keeps the checkpoints from before "
-                        "(lower optimizer.learning_rate?)"
-                    )
+                _check_skipped(log.write(step, schedule), config, step)
             # Saved before the next batch is drawn, so that data and state are of the same step.
             if step % config.checkpoint.every == 0 or last or stopping:
                 checkpoints.save(step, to_parts(state) | {"data": iterator.get_state()})
-            if draw_samples and config.sample.every and (step % config.sample.every == 0 or last) and not stopping:
-                try:
-                    draw_samples(dataclasses.replace(model, params=join(state.ema, split.frozen), step=step), mesh)
-                except (InputError, jax.errors.JaxRuntimeError) as error:  # training continues without samples
-                    logging.warning("\nno samples of step %d: %s", step, str(error).splitlines()[0])
+            every = config.sample.every
+            if draw_samples and every and (step % every == 0 or last) and not stopping:
+                averaged = dataclasses.replace(model, params=join(state.ema, split.frozen), step=step)
+                _try_samples(lambda averaged=averaged: draw_samples(averaged, mesh), step)
             if stopping:
                 logging.info("\nstopped at step %d; the same command goes on from there", step)
                 break
@@ -202,21 +160,73 @@ def _train(
         iterator.close()
         log.close()
         stop.restore()
-    if stop.signal in (signal.SIGTERM, signal.SIGHUP):
-        sys.exit(0)
-    if stop.signal == signal.SIGINT:
-        raise KeyboardInterrupt
+    stop.end()
     return state
 
 
-def _save_frozen(folder: Path, frozen: PyTree) -> None:
-    """Saves the frozen parameters that no published folder holds, so that the run folder is complete."""
-    checkpoints = Checkpoints(folder)
-    checkpoints.save(0, {"params": frozen})
-    checkpoints.close()
+def _initialised(config: ml_collections.ConfigDict, workdir: Path, model: Model, mesh: Mesh) -> Model:
+    """Puts parameters into the model that another run, or this run's folder, has for it."""
+    saved = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    if config.init_from and not saved:
+        model = begin_with(model, config.init_from, mesh)
+    return dataclasses.replace(model, params=restore_frozen(workdir, model.params, mesh))
+
+
+def _open_data(config: ml_collections.ConfigDict, model: Model, mesh: Mesh) -> tuple[Any, BatchIterator]:
+    """Opens the data source, and this process's share of its batches."""
+    data = config.data
+    source = make_source(**source_arguments(config))
+    share, shares = share_of_batch(mesh)
+    iterator = make_iterator(
+        source,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        tokenize=model.tokenize,
+        flip=data.flip,
+        joint_images=data.joint_images,
+        num_workers=data.num_workers,
+        prefetch=data.prefetch,
+        process_index=share,
+        process_count=shares,
+    )
+    if (clip := source[0]["video"].shape) != model.shape:
+        raise InputError(f"clips of {data.name} are {clip} (frames, height, width, channels), not {model.shape}")
+    return source, iterator
+
+
+def _log_plan(
+    config: ml_collections.ConfigDict, workdir: Path, planned: TrainState, devices: str, videos: int, start: int
+) -> None:
+    """Logs what is trained, on what, and from which step."""
+    count = sum(x.size for x in jax.tree.leaves(planned.params))
+    plan = f"going on from step {start}" if start else f"{config.steps} steps of {config.batch_size}"
+    if start >= config.steps:
+        plan = f"finished: it is at step {start}, and config.steps={config.steps}"
+    logging.info("%s: %.2f M parameters on %s, %d videos, %s", workdir, count / 1e6, devices, videos, plan)
+
+
+def _check_skipped(values: dict[str, float], config: ml_collections.ConfigDict, step: int) -> None:
+    """Raises InputError after too many steps in a row that were not finite."""
+    if values["skipped_in_a_row"] >= config.max_skipped:
+        raise InputError(
+            f"step {step}: {values['skipped_in_a_row']:.0f} losses or gradients in a row were not finite, and were "
+            "skipped; earlier checkpoints stay as they are (lower optimizer.learning_rate?)"
+        )
+
+
+def _try_samples(draw: Callable[[], None], step: int) -> None:
+    """Draws samples; where that fails, warns and lets the training go on."""
+    try:
+        draw()
+    except (InputError, jax.errors.JaxRuntimeError) as error:
+        logging.warning("\nno samples of step %d: %s", step, str(error).splitlines()[0])
+
+
+def _write_overview(path: Path, params: PyTree) -> None:
+    """Writes a table of the trained parameters."""
     if jax.process_index() == 0:
-        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(frozen)]
-        write_text(folder / "names.json", json.dumps(names))
+        overview = parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=60)
+        write_text(path, overview + "\n")
 
 
 class _StopSignal:
@@ -246,6 +256,13 @@ class _StopSignal:
             if multihost_utils.reached_preemption_sync_point(step):
                 self.signal = signal.SIGTERM
         return self.signal is not None
+
+    def end(self) -> None:
+        """Ends the process, or raises KeyboardInterrupt, if a signal stopped the loop."""
+        if self.signal in (signal.SIGTERM, signal.SIGHUP):
+            sys.exit(0)
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
 
     def restore(self) -> None:
         """Puts the signal handlers back that were there before."""
