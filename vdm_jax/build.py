@@ -14,19 +14,20 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from vdm_jax.checkpoints import restore_ema, restore_latest
+from vdm_jax.checkpoints import restore_ema
 from vdm_jax.config import read_config
 from vdm_jax.diffusion.known import MaskMixture
 from vdm_jax.diffusion.objective import Objective
 from vdm_jax.diffusion.process import Process, make_process
 from vdm_jax.errors import InputError
+from vdm_jax.frozen import restore_frozen
 from vdm_jax.model import Model, TextEncoder
 from vdm_jax.models.codec import PIXELS
 from vdm_jax.models.rngs import Keys
 from vdm_jax.models.text.bytes import ByteEncoder
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import path_name, shardings
+from vdm_jax.parallel.sharding import sharded
 from vdm_jax.pretrained import load as published
 from vdm_jax.released import is_released, released_path
 from vdm_jax.split import Split, in_common, join, make_split
@@ -82,14 +83,15 @@ def _build(groups: str, mesh: Mesh | None) -> Model:
     if "network" in loaded:
         network = _load_part(published.load_network, "network", arguments, seed=config.seed, **common)
         params["network"] = network.params
-        _check_loaded(config, network, latents[3], text)
     modules = nnx.eval_shape(lambda: make_parts(config, latents[3], text))
     for name, module in modules.items():
         params[name] = nnx.to_pure_dict(nnx.split(module)[1])
     if "text" in modules:
         text = TextEncoder(nnx.split(modules["text"])[0], modules["text"].tokenize, *[modules["text"].width] * 2)
+    if network:
+        _check_loaded(config, network, latents[3], text)
     graphdef = network.graphdef if network else nnx.split(modules["network"])[0]
-    nnx.merge(graphdef, params["network"]).check(*latents[:3], data.joint_images)
+    _check_sizes(nnx.merge(graphdef, params["network"]), latents, shape, data.joint_images)
     return Model(
         network=graphdef,
         text=text,
@@ -106,6 +108,16 @@ def _build(groups: str, mesh: Mesh | None) -> Model:
         unet_config=network.config if network else None,
         loaded=loaded,
     )
+
+
+def _check_sizes(network: nnx.Module, latents: tuple[int, ...], video: tuple[int, ...], stills: int) -> None:
+    """Raises InputError for latents that the network cannot draw."""
+    try:
+        network.check(*latents[:3], stills)
+    except InputError as error:
+        if latents == video:
+            raise
+        raise InputError(f"latents of {' × '.join(map(str, latents[:3]))}: {error}") from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -259,7 +271,8 @@ def load_trained(run: str | Path, mesh: Mesh | None = None) -> tuple[Model, Para
     """
     config = read_config(run)
     mesh = mesh or make_mesh()
-    model = with_frozen(build(config, mesh), run, mesh)
+    model = build(config, mesh)
+    model = dataclasses.replace(model, params=restore_frozen(run, model.params, mesh))
     split = split_of(config, model)
     abstract = sharded(split.trained, mesh)
     if not is_released(json.loads((Path(run) / "config.json").read_text())):
@@ -296,13 +309,6 @@ def _has_new_motion(config: ml_collections.ConfigDict) -> bool:
     return "folder" in config.model.network and _network_arguments(config).get("new_motion") is not None
 
 
-def sharded(params: PyTree, mesh: Mesh) -> PyTree:
-    """Returns shapes with the shardings of a mesh."""
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings(mesh, params)
-    )
-
-
 def begin_with(model: Model, run: str | Path, mesh: Mesh) -> Model:
     """Initialises a model from a run's averaged parameters where the names match; other parameters stay new.
 
@@ -323,28 +329,3 @@ def begin_with(model: Model, run: str | Path, mesh: Mesh) -> Model:
     count = len(jax.tree.leaves(own))
     logging.info("begins with %d of its %d arrays from %s at step %d", len(common), count, run, base.step)
     return dataclasses.replace(model, params=unflatten_dict(flatten_dict(model.params) | common))
-
-
-# Parameters that are new here but not trained, such as the image network that a run began with: kept in the run folder.
-FROZEN = "frozen"
-
-
-def frozen_new(model: Model, split: Split) -> PyTree:
-    """Returns the frozen parameters that no published folder holds."""
-    return {name: tree for name, tree in split.frozen.items() if name not in model.loaded and jax.tree.leaves(tree)}
-
-
-def with_frozen(model: Model, run: str | Path, mesh: Mesh) -> Model:
-    """Puts the frozen parameters of a run folder into its model, if it has any."""
-    folder = Path(run) / FROZEN
-    if not folder.is_dir():
-        return model
-    names = json.loads((folder / "names.json").read_text())
-    flat = {path_name(path): path for path, _ in jax.tree_util.tree_leaves_with_path(model.params)}
-    own = flatten_dict(model.params)
-    wanted = {tuple(k.key for k in flat[name]): None for name in names}
-    abstract = sharded(unflatten_dict({path: own[path] for path in wanted}), mesh)
-    found = restore_latest(folder, {"params": abstract})
-    if found is None:
-        raise InputError(f"{folder} holds no parameters: begin the run again with init_from")
-    return dataclasses.replace(model, params=unflatten_dict(own | flatten_dict(found["params"])))

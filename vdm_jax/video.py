@@ -4,6 +4,7 @@ Arrays are `T H W C`: uint8, or float32 in [-1, 1], with one channel (grey) or t
 or not at all. PyAV decodes and encodes; Pillow writes gif and png.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import av
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import Image, PngImagePlugin
 
@@ -30,34 +32,40 @@ _TAGS = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 
 # ------------------------------------------------------------------------------------------------ reading
 
 
+@contextlib.contextmanager
+def _opened(path: FilePath) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Opens a video. Raises InputError if it cannot be read."""
+    try:
+        with av.open(os.fspath(path), **_TAGS) as container:
+            if not container.streams.video:
+                raise InputError(f"{path} has no video stream")
+            yield container, container.streams.video[0]
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a video ({_reason(error)})") from error
+
+
 def iter_frames(path: FilePath, start: float | int = 0) -> Iterator[tuple[float, av.VideoFrame]]:
     """Decodes a video and yields (seconds since its beginning, frame); `to_rgb` turns a frame into an array.
 
     Starts at or before `start` seconds: at a key frame if the format can seek, else at the beginning. Raises InputError
     if the file cannot be read.
     """
-    try:
-        with av.open(os.fspath(path), **_TAGS) as container:
-            if not container.streams.video:
-                raise InputError(f"{path} has no video stream")
-            stream = container.streams.video[0]
-            first = (stream.start_time or 0) * stream.time_base
-            # The frames of a gif depend on all frames before.
-            seeking = start > 0 and container.format.name != "gif"
-            if seeking:
-                container.seek(int((first + Fraction(start)) / stream.time_base), stream=stream)
-            for frame in container.decode(stream):
-                stamp = frame.dts if frame.pts is None else frame.pts
-                if stamp is None:
-                    continue
-                seconds = float(stamp * stream.time_base - first)
-                if seeking and seconds > start:  # the index of the file is wrong
-                    yield from iter_frames(path)
-                    return
-                seeking = False
-                yield seconds, frame
-    except (av.FFmpegError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a video ({_reason(error)})") from error
+    with _opened(path) as (container, stream):
+        first = (stream.start_time or 0) * stream.time_base
+        # The frames of a gif depend on all frames before.
+        seeking = start > 0 and container.format.name != "gif"
+        if seeking:
+            container.seek(int((first + Fraction(start)) / stream.time_base), stream=stream)
+        for frame in container.decode(stream):
+            stamp = frame.dts if frame.pts is None else frame.pts
+            if stamp is None:
+                continue
+            seconds = float(stamp * stream.time_base - first)
+            if seeking and seconds > start:  # the index of the file is wrong
+                yield from iter_frames(path)
+                return
+            seeking = False
+            yield seconds, frame
 
 
 def to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
@@ -71,12 +79,10 @@ def read_video(path: FilePath) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
     The frames of a gif have durations of their own: a frame that lasts n times as long as the shortest counts n times.
     Raises InputError if the file cannot be read.
     """
-    times, frames = [], []
-    for time, frame in iter_frames(path):
-        times.append(time)
-        frames.append(to_rgb(frame))
-    if not frames:
+    decoded = [(time, to_rgb(frame)) for time, frame in iter_frames(path)]
+    if not decoded:
         raise InputError(f"{path} has no frames")
+    times, frames = zip(*decoded, strict=True)
     rate, duration = probe(path)
     if Path(path).suffix.lower() != ".gif":
         return np.stack(frames), rate
@@ -90,26 +96,19 @@ def probe(path: FilePath) -> tuple[float, float]:
 
     Nothing is decoded. Raises InputError if the file cannot be read.
     """
-    try:
-        with av.open(os.fspath(path), **_TAGS) as container:
-            if not container.streams.video:
-                raise InputError(f"{path} has no video stream")
-            stream = container.streams.video[0]
-            if container.format.name != "gif" and stream.average_rate:
-                rate = float(stream.average_rate)
-                if stream.frames:
-                    return rate, stream.frames / rate
-                if stream.duration:
-                    return rate, float(stream.duration * stream.time_base)
-            packets = [p for p in container.demux(stream) if p.pts is not None]
-            if not packets:
-                raise InputError(f"{path} has no frames")
-            begin, end = min(p.pts for p in packets), max(p.pts + (p.duration or 0) for p in packets)
-            rate = float(stream.average_rate or 0)
-            seconds = float((end - begin) * stream.time_base) or len(packets) / (rate or 25.0)
-            return len(packets) / seconds, seconds
-    except (av.FFmpegError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a video ({_reason(error)})") from error
+    with _opened(path) as (container, stream):
+        rate = float(stream.average_rate or 0)
+        if container.format.name != "gif" and rate:
+            if stream.frames:
+                return rate, stream.frames / rate
+            if stream.duration:
+                return rate, float(stream.duration * stream.time_base)
+        packets = [p for p in container.demux(stream) if p.pts is not None]
+        if not packets:
+            raise InputError(f"{path} has no frames")
+        begin, end = min(p.pts for p in packets), max(p.pts + (p.duration or 0) for p in packets)
+        seconds = float((end - begin) * stream.time_base) or len(packets) / (rate or 25.0)
+        return len(packets) / seconds, seconds
 
 
 def read_metadata(path: FilePath) -> dict[str, Any]:
@@ -117,15 +116,13 @@ def read_metadata(path: FilePath) -> dict[str, Any]:
     path = Path(path)
     try:
         if path.suffix == ".npy":
-            file = path.with_suffix(".json")
-            text = file.read_text() if file.exists() else "{}"
+            text = file.read_text() if (file := path.with_suffix(".json")).exists() else "{}"
         elif path.suffix in (".gif", ".png"):
             with Image.open(path) as image:
                 text = image.info.get("comment", b"{}")
         else:
             with av.open(os.fspath(path), **_TAGS) as container:
-                tags = {key.lower(): value for key, value in container.metadata.items()}
-                text = tags.get("comment", "{}")
+                text = {key.lower(): value for key, value in container.metadata.items()}.get("comment", "{}")
         metadata = json.loads(text)
         return metadata if isinstance(metadata, dict) else {}
     except (av.FFmpegError, OSError) as error:  # before ValueError, which some of them are
@@ -166,8 +163,7 @@ def write_video(
     if path.suffix == ".npy":
         raw = video.astype(np.float32, copy=False) if video.dtype != np.uint8 else video / np.float32(127.5) - 1
         if metadata is not None:
-            text = json.dumps({"fps": fps, **metadata}, indent=2)
-            write_text(path.with_suffix(".json"), text)
+            write_text(path.with_suffix(".json"), json.dumps({"fps": fps, **metadata}, indent=2))
         with whole_file(path) as part:
             np.save(part, raw)
         return
@@ -209,8 +205,7 @@ def contact_sheet(
     shown = np.linspace(0, length - 1, min(columns or length, length)).round().astype(int)
     frames = enlarge(np.stack([to_uint8(video[shown]) for video in videos]), scale)
     ruled = np.pad(frames, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=128)
-    n, t, h, w, c = ruled.shape
-    return ruled.transpose(0, 2, 1, 3, 4).reshape(n * h, t * w, c)[:-1, :-1]
+    return rearrange(ruled, "n t h w c -> (n h) (t w) c")[:-1, :-1]
 
 
 def to_uint8(video: np.ndarray) -> UInt8[np.ndarray, "..."]:
@@ -252,15 +247,8 @@ def _write_gif(path: Path, frames: Iterator[UInt8[np.ndarray, "H W C"]], fps: fl
     shown = np.flatnonzero(np.diff(ends))
     durations = (np.diff(ends)[shown] * 10).tolist()  # milliseconds
     first, *others = (pictures[i] for i in shown)
-    first.save(
-        path,
-        format="gif",
-        save_all=True,
-        append_images=others,
-        duration=durations,
-        loop=0,
-        comment=comment.encode(),
-    )
+    options = {"append_images": others, "duration": durations, "loop": 0, "comment": comment.encode()}
+    first.save(path, format="gif", save_all=True, **options)
 
 
 def _picture(image: UInt8[np.ndarray, "H W C"]) -> Image.Image:

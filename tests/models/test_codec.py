@@ -82,7 +82,7 @@ def test_a_latent_is_known_where_all_of_its_pixels_are():
         ((3, 6, 6, 3), "frames=3 must be a multiple of 2"),
         ((4, 5, 6, 3), "height=5 must be a multiple of 3"),
         ((4, 6, 8, 3), "width=8 must be a multiple of 3"),
-        ((4, 6, 0, 3), "width=0 must be a multiple of 3"),
+        ((4, 6, 0, 3), "width=0 must be at least 1"),
     ],
 )
 def test_sizes_that_the_factors_do_not_divide(shape, message):
@@ -90,3 +90,9 @@ def test_sizes_that_the_factors_do_not_divide(shape, message):
     assert codec.shape((4, 6, 9, 3)) == (2, 2, 3, 4)
     with pytest.raises(InputError, match=message):
         codec.shape(shape)
+
+
+def test_an_autoencoder_of_colours_takes_no_grey_video():
+    codec = Codec((1, 2), 4, PIXELS.encode, PIXELS.decode, video_channels=3)
+    with pytest.raises(InputError, match="channels=1 must be 3"):
+        codec.shape((4, 6, 6, 1))

@@ -112,6 +112,7 @@ BAD_OPTIONS = {
         "multipliers": (1, 2),
         "space_attention": (True,),
     },
+    r"space_conv must be filled at every level": {"multipliers": (1, 2), "space_conv": (True, False)},
     "time_conv.kind='four' must be one of three, stack, blended": {"time_conv": {"kind": "four"}},
     "channels=9 must be even": {"channels": 9, "space_attention": False, "time_attention": False},
     "channels=6 must be a multiple of 4 for space_position": {"channels": 6, "space_position": True},

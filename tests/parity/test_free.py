@@ -54,9 +54,9 @@ def ours(folder, **options):
 
 
 def expected(pipe, prompt, frames, **options):
-    asked = {"negative_prompt": NEGATIVE, "num_frames": frames, "num_inference_steps": 4, "guidance_scale": 7.5}
-    asked |= {"height": 16, "width": 16, "output_type": "np"}
-    video = np.asarray(pipe(prompt, **asked, **options).frames)
+    arguments = {"negative_prompt": NEGATIVE, "num_frames": frames, "num_inference_steps": 4, "guidance_scale": 7.5}
+    arguments |= {"height": 16, "width": 16, "output_type": "np"}
+    video = np.asarray(pipe(prompt, **arguments, **options).frames)
     assert video.std() > 0.1
     return video
 

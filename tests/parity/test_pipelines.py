@@ -82,9 +82,9 @@ def test_five_steps_from_the_same_noise(name, tmp_path):
     ours = Pipeline(load_published(tmp_path / "pipeline", frames=4, mesh=ONE), ONE)
     guidance = ours.settings.guidance
     drawn = ours([PROMPT], seed=3, steps=5, negative=NEGATIVE)
-    asked = {"negative_prompt": NEGATIVE, "num_frames": 4, "num_inference_steps": 5, "guidance_scale": guidance}
-    asked |= {"height": 16, "width": 16, "output_type": "np", "latents": noise(3, ours.model.latent_shape)}
-    expected = np.asarray(pipe(PROMPT, **asked).frames).reshape(drawn.shape)
+    arguments = {"negative_prompt": NEGATIVE, "num_frames": 4, "num_inference_steps": 5, "guidance_scale": guidance}
+    arguments |= {"height": 16, "width": 16, "output_type": "np", "latents": noise(3, ours.model.latent_shape)}
+    expected = np.asarray(pipe(PROMPT, **arguments).frames).reshape(drawn.shape)
     assert expected.std() > 0.1
     assert relative((drawn + 1) / 2, expected) < 1e-4
 
@@ -125,15 +125,15 @@ def test_a_picture_comes_to_life_as_in_stable_video_diffusion(tmp_path):
     task = keyframes({0: np.asarray(picture, np.float32) / 127.5 - 1}, frames, ours.model.fps)
     *_, drawn = generate(ours, [""], task, seed=2, steps=5, known_noise=0.0, exact=False)
     latents = noise(2, ours.model.latent_shape).permute(0, 2, 1, 3, 4)
-    asked = {
+    arguments = {
         "height": size[0],
         "width": size[1],
         "num_frames": frames,
         "num_inference_steps": 5,
         "decode_chunk_size": 3,
     }
-    asked |= {"motion_bucket_id": 40, "noise_aug_strength": 0.0, "output_type": "np", "latents": latents}
-    expected = np.asarray(pipe(picture, **asked).frames)
+    arguments |= {"motion_bucket_id": 40, "noise_aug_strength": 0.0, "output_type": "np", "latents": latents}
+    expected = np.asarray(pipe(picture, **arguments).frames)
     assert expected.std() > 0.05
     assert relative((drawn + 1) / 2, expected) < 1e-4
 
@@ -163,6 +163,6 @@ def test_an_image_model_with_a_motion_adapter(tmp_path):
     )
     pipe = diffusers.AnimateDiffPipeline(unet=image, motion_adapter=adapter, scheduler=scheduler, **everything)
     pipe.set_progress_bar_config(disable=True)
-    asked = {"num_frames": 4, "num_inference_steps": 4, "guidance_scale": 7.5, "height": 16, "width": 16}
-    expected = pipe(PROMPT, **asked, output_type="np", latents=noise(1, ours.model.latent_shape)).frames
+    arguments = {"num_frames": 4, "num_inference_steps": 4, "guidance_scale": 7.5, "height": 16, "width": 16}
+    expected = pipe(PROMPT, **arguments, output_type="np", latents=noise(1, ours.model.latent_shape)).frames
     assert relative((drawn + 1) / 2, np.asarray(expected).reshape(drawn.shape)) < 1e-4

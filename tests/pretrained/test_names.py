@@ -134,5 +134,5 @@ def test_tensors_that_do_not_fit_are_named(params, load, name, shape, message):
     tensors.pop(name, None)
     if shape is not None:
         tensors[name] = np.zeros(shape, np.float32)
-    with pytest.raises(InputError, match=rf"^x does not hold the tensors that its config says: {message}"):
+    with pytest.raises(InputError, match=rf"^x does not hold the tensors of its config: {message}"):
         load(tensors)

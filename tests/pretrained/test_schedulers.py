@@ -80,7 +80,7 @@ def test_a_multistep_solver():
         (SVD | {"use_karras_sigmas": False}, "use_karras_sigmas=False is not implemented with timestep_type='contin"),
         (SVD | {"sigma_min": None}, "sigma_min=None and sigma_max=700.0 must both be numbers"),
         (BETAS | {"_class_name": "EulerDiscreteScheduler"}, "timestep_spacing='linspace' must be one of leading"),
-        (SVD | {"timestep_type": "discrete"}, "use_karras_sigmas=True is implemented for timestep_type='contin"),
+        (SVD | {"timestep_type": "discrete"}, "use_karras_sigmas=True needs timestep_type='contin"),
     ],
 )
 def test_what_is_not_implemented_is_named(config, message):

@@ -95,7 +95,7 @@ def test_a_sharded_index_and_a_pipeline_folder_are_read(folder, tmp_path):
         listing = listing.rename(whole / f"diffusion_pytorch_model.safetensors.{name}.json")
         assert tensors_of(load_unet(tmp_path)).keys() == tensors.keys()
     (whole / "b.safetensors").unlink()
-    with pytest.raises(InputError, match=r"lists b\.safetensors, which is not there"):
+    with pytest.raises(InputError, match=r"lists b\.safetensors, which does not exist"):
         load_unet(tmp_path)
 
 

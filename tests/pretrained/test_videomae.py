@@ -60,7 +60,7 @@ def test_the_last_norms_epsilon_and_the_older_spelling_of_the_biases(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, network.params, plain.params)
     module = nnx.merge(network.graphdef, network.params)
     assert module.norm.epsilon == 0.5
-    assert module.blocks[0].norm1.epsilon == 1e-3
+    assert module.blocks.norm1.epsilon == 1e-3
 
 
 def test_a_clip_has_the_networks_shape(tmp_path):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -42,13 +42,11 @@ class ClipShape:
         if self.crop not in ("random", "center"):
             raise InputError(f"crop={self.crop!r} must be 'random' or 'center'")
 
-    def start(self, last: int, rng: np.random.Generator) -> int:
-        """Returns the first frame of the clip, from 0 to `last`."""
-        return int(rng.integers(last + 1)) if self.crop == "random" else last // 2
-
-    def place(self, rng: np.random.Generator) -> tuple[float, float]:
-        """Returns the place of the clip in the picture: (0, 0) is the top left, (1, 1) the bottom right."""
-        return (float(rng.random()), float(rng.random())) if self.crop == "random" else (0.5, 0.5)
+    def draw(self, last: int, rng: np.random.Generator) -> tuple[int, tuple[float, float]]:
+        """Returns the first frame of the clip, from 0 to `last`, and its place in the picture, (0, 0) to (1, 1)."""
+        if self.crop == "center":
+            return last // 2, (0.5, 0.5)
+        return int(rng.integers(last + 1)), (float(rng.random()), float(rng.random()))
 
 
 def fit(
@@ -70,17 +68,27 @@ def fit(
     return np.asarray(resized).reshape(rows, columns, frame.shape[-1])
 
 
-@dataclasses.dataclass(frozen=True)
-class VideoFile:
-    """Describes a readable video: path, caption, frames per second and number of frames."""
+class Clips(Sequence[Item]):
+    """Random access to clips; `clips[i]` draws its clip from (seed, i), the same each time."""
+
+    seed: int
+
+    def __getitem__(self, index: int) -> Item:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.sample(index % len(self), np.random.default_rng([self.seed, index % len(self)]))
+
+
+class VideoFile(NamedTuple):
+    """Describes a readable video."""
 
     path: Path
     caption: str
-    rate: float
-    count: int
+    rate: float  # frames per second
+    count: int  # frames
 
 
-class VideoFolder(Sequence[Item]):
+class VideoFolder(Clips):
     """Gives random access to clips of the mp4, webm, gif, avi and mov files below `root`, sorted by name.
 
     Items are {"video": uint8 [frames, *size, 3], "caption": str}. Captions come from `metadata.jsonl` or
@@ -125,11 +133,6 @@ class VideoFolder(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Item:
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self.sample(index, np.random.default_rng([self.seed, index % len(self)]))
-
     def sample(self, index: int, rng: np.random.Generator, single_frame: bool = False) -> Item:
         """Returns item `index` with start and crop drawn from `rng`; with `single_frame`, a clip of one frame."""
         for attempt in range(len(self)):
@@ -144,8 +147,7 @@ class VideoFolder(Sequence[Item]):
 
     def _clip(self, file: VideoFile, rng: np.random.Generator, single_frame: bool) -> UInt8[np.ndarray, "T H W 3"]:
         frames = 1 if single_frame else self.shape.frames
-        first = self.shape.start(self._last_start(file, frames), rng)
-        place = self.shape.place(rng)
+        first, place = self.shape.draw(self._last_start(file, frames), rng)
         times = first / file.rate + np.arange(frames) * self.shape.stride / (self.fps or file.rate)
         return np.stack([fit(f, self.shape.size, place) for f in _frames_at(file, times)])
 
@@ -157,17 +159,19 @@ class VideoFolder(Sequence[Item]):
     def _usable(self, paths: list[Path], captions: dict[Path, str]) -> list[VideoFile]:
         """Probes every file (headers only) and leaves out, with one warning, the files that give no clip."""
         files, skipped, last_report = [], [], time.monotonic()
+
+        def usable(path: Path) -> VideoFile | str:
+            try:
+                rate, seconds = probe(path)
+            except InputError as error:
+                return str(error)
+            file = VideoFile(path, captions.get(path, ""), rate, round(rate * seconds))
+            fits = self._last_start(file, self.shape.frames) >= 0
+            return file if fits else f"{path} is too short ({seconds:.2f} s, {file.count} frames)"
+
         with ThreadPoolExecutor(8) as pool:
-            for path, probed in zip(paths, pool.map(_try_probe, paths), strict=True):
-                if isinstance(probed, InputError):
-                    skipped.append(str(probed))
-                    continue
-                rate, seconds = probed
-                file = VideoFile(path, captions.get(path, ""), rate, round(rate * seconds))
-                if self._last_start(file, self.shape.frames) >= 0:
-                    files.append(file)
-                else:
-                    skipped.append(f"{path} is too short ({seconds:.2f} s, {file.count} frames)")
+            for file in pool.map(usable, paths):
+                (skipped if isinstance(file, str) else files).append(file)
                 if time.monotonic() - last_report > 10:
                     last_report = time.monotonic()
                     log.info("%s: checked %d of %d videos", self.root, len(files) + len(skipped), len(paths))
@@ -177,13 +181,6 @@ class VideoFolder(Sequence[Item]):
             clip = f"{self.shape.frames} frames, stride {self.shape.stride}, fps {self.fps or 'of the file'}"
             raise InputError(f"{self.root}: none of its {len(paths)} videos gives a clip ({clip}): {skipped[0]}")
         return files
-
-
-def _try_probe(path: Path) -> tuple[float, float] | InputError:
-    try:
-        return probe(path)
-    except InputError as error:
-        return error
 
 
 def _frames_at(file: VideoFile, times: np.ndarray) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
@@ -221,18 +218,17 @@ def _captions(root: Path, paths: list[Path]) -> dict[Path, str]:
     for name, read in (("metadata.jsonl", _read_jsonl), ("metadata.csv", _read_csv)):
         if not (root / name).exists():
             continue
-        captions, absent, known = {}, [], set(paths)
+        texts, known = {}, set(paths)
         for number, row in read(root / name):
             if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("file_name", "text")):
                 raise InputError(f"{root / name}, line {number}: needs file_name and text")
             if any("\ud800" <= letter <= "\udfff" for letter in row["text"]):  # possible in JSON, not in UTF-8
                 raise InputError(f"{root / name}, line {number}: the text contains half of a surrogate pair")
-            captions[root / row["file_name"]] = row["text"]
-            if root / row["file_name"] not in known:
-                absent.append(row["file_name"])
-        if absent:
+            texts[row["file_name"]] = row["text"]
+        if absent := [file for file in texts if root / file not in known]:
             some = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
             raise InputError(f"{root / name} has captions for {len(absent)} files that are no videos here: {some}")
+        captions = {root / file: text for file, text in texts.items()}
         if without := len(known - captions.keys()):
             log.warning("%s has no caption for %d of %d videos (now empty)", root / name, without, len(paths))
         return captions

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float, Int, UInt8  # not vdm_jax.typing: data workers do not import JAX
+from jaxtyping import Bool, Float, Int, UInt8  # not vdm_jax.typing: data workers do not import JAX
 
 from vdm_jax.errors import InputError
 
@@ -142,12 +142,10 @@ def _paths(
     return speed.astype(np.float32), corner
 
 
-def _hidden(corner: Float[np.ndarray, "B n T 2"], glyph: int) -> np.ndarray:
+def _hidden(corner: Float[np.ndarray, "B n T 2"], glyph: int) -> Bool[np.ndarray, "B"]:
     """Returns whether the boxes of a clip's two digits overlap in more than half of the frames."""
-    if corner.shape[1] == 1:
-        return np.zeros(len(corner), bool)
-    overlap = (np.abs(corner[:, 0] - corner[:, 1]) < glyph).all(-1)
-    return overlap.mean(-1) > 0.5
+    overlap = (np.abs(corner[:, 0] - corner[:, -1]) < glyph).all(-1)
+    return (overlap.mean(-1) > 0.5) & (corner.shape[1] > 1)
 
 
 def _render(
@@ -231,11 +229,11 @@ def prepare(data_dir: str | Path, config: str | MovingDigitsConfig = "16x8") -> 
     TFDS writes to a temporary folder and renames it, so a build that was cut short is ignored. A folder that has lost
     files is built again. Raises InputError for an unknown config and for a folder that cannot be written.
     """
-    known = [c.name for c in MovingDigits.BUILDER_CONFIGS]
-    if isinstance(config, str) and config not in known:
+    if isinstance(config, str) and config not in (known := [c.name for c in MovingDigits.BUILDER_CONFIGS]):
         raise InputError(f"config={config!r} must be one of {', '.join(known)}")
     make = functools.partial(MovingDigits, config=config, data_dir=str(data_dir), file_format="array_record")
-    with _quiet_tfds():
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # lines about a download; the log line below says what happens
         builder = make()
         if _complete(builder):
             return builder
@@ -266,18 +264,3 @@ def _complete(builder: MovingDigits) -> bool:
         )
     except Exception:  # the reader has its own types for missing, truncated and foreign files
         return False
-
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """Silences TFDS' nested progress bars and lines about a download; our log line says what happens."""
-    absl = logging.getLogger("absl")
-    level = absl.level
-    absl.setLevel(logging.WARNING)
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tfds.enable_progress_bar()
-        absl.setLevel(level)

@@ -72,14 +72,11 @@ def make_iterator(
     if not 0 <= joint_images < count:
         raise InputError(f"joint_images={joint_images} must be less than the {count} videos of the data")
 
-    longest = getattr(source, "longest_caption", None)
-    if longest is not None:  # a caption that is too long would stop the training in the middle
-        where, caption = longest
+    if longest := getattr(source, "longest_caption", None):  # it would stop the training in the middle
         try:
-            tokenize(caption)
+            tokenize(longest[1])
         except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-
+            raise InputError(f"{longest[0]}: {error}") from error
     positions = grain.MapDataset.range(count).seed(seed)
     if shuffle:
         positions = positions.shuffle()
@@ -177,23 +174,16 @@ class _Example:
         steps = 1 + rng.choice(count - 1, self.joint_images, replace=False)  # to K different videos
         loaded = [self._load(int((index + step) % count), rng, single_frame=True) for step in steps]
         frames, image_tokens = zip(*loaded, strict=True)
-        return {
-            "video": np.concatenate([video, *frames]),
-            "tokens": tokens,
-            "image_tokens": np.stack(image_tokens),
-        }
+        return {"video": np.concatenate([video, *frames]), "tokens": tokens, "image_tokens": np.stack(image_tokens)}
 
     def _load(self, index: int, rng: np.random.Generator, *, single_frame: bool) -> tuple[np.ndarray, np.ndarray]:
         """Returns a video `[T, H, W, C]` (or one frame of it, T = 1) and the tokens of its caption."""
-        if hasattr(self.source, "sample"):
-            item = self.source.sample(index, rng, single_frame)
-            video = item["video"]
-        else:
-            item = self.source[index]
-            video = item["video"]
-            if single_frame:
-                start = rng.integers(len(video))
-                video = video[start : start + 1]
+        draws = hasattr(self.source, "sample")
+        item = self.source.sample(index, rng, single_frame) if draws else self.source[index]
+        video = item["video"]
+        if single_frame and not draws:
+            start = rng.integers(len(video))
+            video = video[start : start + 1]
         mirrored = rng.random() < 0.5  # drawn in any case, so that `flip` does not change later draws
         if self.flip and mirrored:
             video = video[:, :, ::-1]

@@ -13,7 +13,7 @@ from grain.sources import RandomAccessDataSource
 from jaxtyping import UInt8
 from PIL import Image
 
-from vdm_jax.data.folder import ClipShape, Crop, Item, VideoFolder, fit
+from vdm_jax.data.folder import Clips, ClipShape, Crop, Item, VideoFolder, fit
 from vdm_jax.errors import InputError
 
 _VIDEO_KEYS = ("video", "image_sequence", "image_aux1", "frames")  # ucf101 …, moving_mnist, bair
@@ -58,27 +58,33 @@ def make_source(
     if name == "folder":
         if frames is None or size is None:
             raise InputError(f"a folder of videos needs frames and size, not frames={frames}, size={size}")
-        root = _split_folder(Path(data_dir), split)
+        root = Path(data_dir) / split
+        if not root.is_dir() and split != "train":
+            raise InputError(f"split={split!r} of a folder needs the folder {root}")
+        root = root if root.is_dir() else Path(data_dir)
         return VideoFolder(root, frames=frames, size=size, stride=stride, fps=fps, crop=crop, seed=seed)
     if fps is not None:
         raise InputError(f"fps={fps}: {name} stores no frame rates to sample at; use stride, or leave fps None")
     if frames is None and stride != 1:
         raise InputError(f"stride={stride} needs frames, the length of a clip")
-    shape = ClipShape(frames or 1, size or (1, 1), stride, crop)
+    shape, longest = ClipShape(frames or 1, size or (1, 1), stride, crop), None
     if name == "moving_digits":
         from vdm_jax.data import moving_digits  # imports TFDS, which takes a second that folders save
 
         builder = moving_digits.prepare(data_dir, *([builder_config] if builder_config else []))
         prepared, longest = builder.data_dir, (name, moving_digits.longest_caption(builder.builder_config))
     else:
-        longest = None
-        prepared = _find_tfds(name if builder_config is None else f"{name}/{builder_config}", Path(data_dir))
-    read = _reader(_open(prepared).info, video_key, caption_key)
-    records = _Records(prepared, split, read.video_key)
-    clips = _Clips(records, read, shape, frames is not None, size is not None, seed, longest)
-    if len(clips):
-        clips.check()
-    return clips
+        prepared = _find_tfds(name, builder_config, data_dir)
+    keys = _keys(_tfds().builder_from_directory(prepared).info, video_key, caption_key)
+    records = _Records(prepared, split, keys[0])
+    if len(records):
+        try:
+            frame = _decode(_at(records[0], keys[0])[0])
+        except (TypeError, AttributeError, IndexError, OSError):
+            frame = None
+        if frame is None or frame.dtype != np.uint8 or frame.ndim != 3:
+            raise InputError(f"video_key={keys[0]} holds no frames of pixels (uint8)")
+    return _Clips(records, *keys, shape, frames is not None, size is not None, seed, longest)
 
 
 def splits_of(name: str, *, data_dir: str | Path, builder_config: str | None = None) -> list[str]:
@@ -92,33 +98,17 @@ def splits_of(name: str, *, data_dir: str | Path, builder_config: str | None = N
         return inner if "train" in inner else ["train"]
     if name == "moving_digits":
         return ["train", "test"]
-    return list(_open(_find_tfds(name if builder_config is None else f"{name}/{builder_config}", root)).info.splits)
+    return list(_tfds().builder_from_directory(_find_tfds(name, builder_config, root)).info.splits)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Reader:
-    """Names the features that are a record's frames and caption, and the names of the classes."""
-
-    video_key: str
-    caption_key: str | None
-    class_names: tuple[str, ...] | None
-
-    def frames(self, record: dict[str, Any]) -> Any:
-        return _at(record, self.video_key)
-
-    def caption(self, record: dict[str, Any]) -> str:
-        value = "" if self.caption_key is None else _at(record, self.caption_key)
-        if self.class_names is not None:
-            return self.class_names[int(value)] if int(value) >= 0 else ""  # TFDS: -1 means no label
-        return value.decode() if isinstance(value, bytes) else str(value)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Clips(Sequence[Item]):
+class _Clips(Clips):
     """Cuts clips out of records that hold whole videos, and decodes only the frames of the clip."""
 
     records: RandomAccessDataSource
-    read: _Reader
+    video_key: str
+    caption_key: str | None
+    class_names: tuple[str, ...] | None
     shape: ClipShape
     cut: bool  # to the number of frames of `shape`; False: all frames
     resize: bool  # to the size of `shape`
@@ -128,35 +118,23 @@ class _Clips(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def check(self) -> None:
-        """Raises InputError if the first record holds no video."""
-        try:
-            frame = _decode(self.read.frames(self.records[0])[0])
-        except (TypeError, AttributeError, IndexError, OSError):
-            frame = None
-        if frame is None or frame.dtype != np.uint8 or frame.ndim != 3:
-            raise InputError(f"video_key={self.read.video_key} holds no frames of pixels (uint8)")
-
-    def __getitem__(self, index: int) -> Item:
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        return self.sample(index, np.random.default_rng([self.seed, index]))
-
     def sample(self, index: int, rng: np.random.Generator, single_frame: bool = False) -> Item:
         """Returns item `index` with clip and crop drawn from `rng`; with `single_frame`, a clip of one frame."""
         record = self.records[index]
-        frames = self.read.frames(record)
+        frames = _at(record, self.video_key)
         count = 1 if single_frame else self.shape.frames if self.cut else len(frames)
         stride = self.shape.stride
         last = len(frames) - 1 - (count - 1) * stride
         if last < 0:
             raise InputError(f"video {index} has {len(frames)} frames: too short for {count} with {stride=}")
-        first, place = self.shape.start(last, rng), self.shape.place(rng)
+        first, place = self.shape.draw(last, rng)
         chosen = [_decode(frames[first + k * stride]) for k in range(count)]
         if self.resize:
             chosen = [fit(frame, self.shape.size, place) for frame in chosen]
-        return {"video": np.stack(chosen), "caption": self.read.caption(record)}
+        caption = "" if self.caption_key is None else _at(record, self.caption_key)
+        if self.class_names is not None:
+            caption = self.class_names[int(caption)] if int(caption) >= 0 else ""  # TFDS: -1 means no label
+        return {"video": np.stack(chosen), "caption": caption.decode() if isinstance(caption, bytes) else str(caption)}
 
 
 def _decode(frame: bytes | np.ndarray) -> UInt8[np.ndarray, "H W C"]:
@@ -172,36 +150,19 @@ def _at(nested: Any, key: str) -> Any:
     return nested
 
 
-def _split_folder(root: Path, split: str) -> Path:
-    if (root / split).is_dir():
-        return root / split
-    if split != "train":
-        raise InputError(f"split={split!r} of a folder needs the folder {root / split}")
-    return root
-
-
 # --------------------------------------------------------------------------------------------------- TFDS
 
 
-def _find_tfds(name: str, data_dir: Path) -> str:
+def _find_tfds(name: str, builder_config: str | None, data_dir: str | Path) -> str:
     """Returns the folder of a prepared data set, without importing its code, which may need TensorFlow."""
-    import tensorflow_datasets as tfds
-
-    _read_video_features_without_tensorflow(tfds)
+    name = name if builder_config is None else f"{name}/{builder_config}"
     try:
-        return tfds.core.read_only_builder.builder_from_files(name, data_dir=str(data_dir)).data_dir
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        return _tfds().core.read_only_builder.builder_from_files(name, data_dir=str(data_dir)).data_dir
+    except (_tfds().core.DatasetNotFoundError, ValueError) as error:
         raise InputError(
             f"{name} is not prepared in {data_dir}; prepare it where TensorFlow is installed: "
             f"tfds build {name} --data_dir={data_dir} --file_format=array_record"
         ) from error
-
-
-def _open(folder: str) -> Any:
-    import tensorflow_datasets as tfds
-
-    _read_video_features_without_tensorflow(tfds)
-    return tfds.builder_from_directory(folder)
 
 
 class _Records(Sequence[dict[str, Any]]):
@@ -209,7 +170,7 @@ class _Records(Sequence[dict[str, Any]]):
 
     def __init__(self, folder: str, split: str, video_key: str):
         self._arguments = folder, split, video_key
-        builder = _open(folder)
+        builder = _tfds().builder_from_directory(folder)
         name, decoders = builder.info.full_name, _without_decoding(video_key, builder.info.features)
         try:
             self._records = builder.as_data_source(split=split, decoders=decoders or None)
@@ -232,7 +193,8 @@ class _Records(Sequence[dict[str, Any]]):
         return self._records[index]
 
 
-def _reader(info: Any, video_key: str | None, caption_key: str | None) -> _Reader:
+def _keys(info: Any, video_key: str | None, caption_key: str | None) -> tuple[str, str | None, tuple[str, ...] | None]:
+    """Returns the features that are a record's frames and caption, and the names of the classes of the caption."""
     features = info.features
 
     def has(key: str) -> bool:
@@ -251,19 +213,17 @@ def _reader(info: Any, video_key: str | None, caption_key: str | None) -> _Reade
             names = ", ".join(sorted(features))
             raise InputError(f"{info.full_name}: {option}={key} must be one of its features: {names}")
     names = getattr(_at(features, caption), "names", None) if caption else None
-    return _Reader(video, caption, tuple(names) if names else None)
+    return video, caption, tuple(names) if names else None
 
 
 def _without_decoding(video_key: str, features: Any) -> dict[str, Any]:
     """Returns TFDS decoders that keep png and jpeg frames at `video_key` as bytes."""
-    import tensorflow_datasets as tfds
-
     feature = _at(features, video_key)
     element = getattr(feature, "feature", feature)  # a sequence has elements
-    if not isinstance(element, tfds.features.Image):
+    if not isinstance(element, _tfds().features.Image):
         return {}
 
-    class AsStored(tfds.decode.SkipDecoding):
+    class AsStored(_tfds().decode.SkipDecoding):
         def decode_batch_example_np(self, frames):  # SkipDecoding lacks this method for sequences
             return frames
 
@@ -274,13 +234,15 @@ def _without_decoding(video_key: str, features: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def _read_video_features_without_tensorflow(tfds: Any) -> None:
-    """Makes TFDS read `Video` features as the sequences of images that the files hold.
+def _tfds() -> Any:
+    """Returns TFDS. Without TensorFlow, it reads `Video` features as the sequences of images that the files hold.
 
     TFDS' own class calls TensorFlow in its constructor, so without this no such data set opens.
     """
+    import tensorflow_datasets as tfds  # takes a second, which folders save
+
     if importlib.util.find_spec("tensorflow") is not None:
-        return
+        return tfds
     from tensorflow_datasets.core.features import feature as feature_lib
 
     class Video(tfds.features.Sequence):
@@ -295,3 +257,5 @@ def _read_video_features_without_tensorflow(tfds: Any) -> None:
                 encoding_format=value.encoding_format or None,
             )
             return cls(image, length=shape[0] if shape else None)
+
+    return tfds

@@ -41,16 +41,15 @@ def bootstrap_mean(
 
     Values of the same group (numbered from 0; default: a group for each value) depend on each other, such as judgements
     of one video by several people: groups are resampled (Efron & Tibshirani 1993, chapter 8). With few groups the
-    interval is too narrow; with a single group it is a point.
-    Raises InputError for fewer than two values without groups and for values that are not finite.
+    interval is too narrow; with a single group it is a point. Raises InputError for fewer than two values without
+    groups and for values that are not finite.
     """
     values = _finite(np.asarray(values, np.float64), fewest=2 if groups is None else 1)
     groups = np.arange(len(values)) if groups is None else groups
     total, size = np.bincount(groups, values), np.bincount(groups)
     # A mean depends only on the number of times that each group is drawn.
     times = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), size=resamples)
-    low, high = np.quantile(times @ total / (times @ size), _tails(level))
-    return Interval(float(values.mean()), float(low), float(high))
+    return Interval(float(values.mean()), *map(float, np.quantile(times @ total / (times @ size), _tails(level))))
 
 
 def bootstrap(

@@ -12,10 +12,7 @@ Rows = Float[Array | np.ndarray, "_ ..."]
 
 
 def identity_consistency(verdict: Verdict) -> Float[np.ndarray, "B"]:
-    """The share of pairs of frames of a clip in which the judge reads the same digit; higher is better.
-
-    Raises InputError below two frames.
-    """
+    """The share of pairs of frames of a clip in which the judge reads the same digit; higher is better."""
     frames = verdict.frame_digit.shape[1]
     if frames < 2:
         raise InputError(f"frames={frames} must be at least 2 to have a pair")
@@ -32,10 +29,7 @@ def position_error(videos: Videos, real: Videos, new: Sequence[int] | None = Non
 
 
 def nearest(rows: Rows, training: Rows) -> tuple[Float[np.ndarray, "_"], Int[np.ndarray, "_"]]:
-    """The root mean square difference of each row from the nearest training row, and the index of that row.
-
-    Rows are clips in [-1, 1], or features. Raises InputError for rows of different shapes.
-    """
+    """The root mean square difference of each row (clip or feature) from the nearest training row, and its index."""
     from sklearn.metrics import pairwise_distances_argmin
 
     if rows.shape[1:] != training.shape[1:]:

@@ -95,9 +95,9 @@ def _shrink(videos: Float[Array, "B T H W C"], size: int) -> Float[Array, "B T h
 
 
 @functools.cache
-def _structure(frames: int, channels: int) -> tuple[nnx.GraphDef, PyTree]:
-    """The graph of the network, and the shapes of its parameters."""
-    return nnx.split(nnx.eval_shape(lambda: Network(frames, channels, rngs=nnx.Rngs(0))), nnx.Param)
+def _structure(shape: tuple[int, ...]) -> tuple[nnx.GraphDef, PyTree]:
+    """The graph of the network for clips of a shape (T, H, W, C), and the shapes of its parameters."""
+    return nnx.split(nnx.eval_shape(lambda: Network(shape[0], shape[-1], rngs=nnx.Rngs(0))), nnx.Param)
 
 
 def _brightness(videos: Videos) -> Float[Array, "B T H W C"]:
@@ -128,7 +128,7 @@ class Judge:
         """Digit, direction and features of every clip. Raises InputError for clips of another shape."""
         if videos.shape[1:] != self.shape:
             raise InputError(f"videos={videos.shape[1:]} must be {self.shape}, the judge's T H W C")
-        graph, _ = _structure(self.shape[0], self.shape[-1])
+        graph, _ = _structure(self.shape)
         batch, count = 128, len(videos)  # all batches have one shape and type: a single compilation
         videos = np.pad(np.asarray(_brightness(videos)), [(0, -count % batch)] + [(0, 0)] * 4)
         parts = [_classify(graph, self.params, videos[i : i + batch]) for i in range(0, count, batch)]
@@ -150,7 +150,7 @@ def train_judge(
     """
     videos, digits, directions = (np.asarray(x) for x in (videos, digits, directions))
     rng = np.random.default_rng(seed)
-    graph, shapes = _structure(videos.shape[1], videos.shape[-1])
+    graph, shapes = _structure(videos.shape[1:])
 
     def initial(leaf):  # He's normal initialisation; zero for biases
         deviation = np.sqrt(2 / np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0
@@ -255,8 +255,7 @@ def _load(path: Path, origin: str, shape: tuple[int, ...]) -> Params:
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         if str(file["recipe"]) != origin:
             raise ValueError(f"recipe {file['recipe']}, not {origin}")
-        _, shapes = _structure(shape[0], shape[-1])
-        return tree_map_with_path(lambda key, _: jnp.asarray(file[keystr(key)]), shapes)
+        return tree_map_with_path(lambda key, _: jnp.asarray(file[keystr(key)]), _structure(shape)[1])
 
 
 def centroids(videos: Videos) -> Float[Array, "B T 2"]:

@@ -36,28 +36,19 @@ class Clips(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RealData:
-    """Sources of real clips.
+    """Sources of real clips: items {"video", "caption"}, as from `make_source`."""
 
-    Args:
-        name: shown in errors and in results.
-        held_out: items {"video", "caption"}, as from `make_source`.
-        reference: items as above. If it is the same object as `held_out`, the clips are divided between the two.
-        judge: loads the classifier of moving digits; None for other data.
-        memory: keeps clips that were read, and their rows of metrics, for the next call.
-    """
-
-    name: str
+    name: str  # shown in errors and in results
     held_out: Sequence[dict[str, Any]]
-    reference: Sequence[dict[str, Any]]
-    judge: Callable[[], Any] | None = None
-    memory: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+    reference: Sequence[dict[str, Any]]  # if it is `held_out` itself, the clips are divided between the two
+    judge: Callable[[], Any] | None = None  # loads the classifier of moving digits; None for other data
+    memory: dict[Any, Any] = dataclasses.field(
+        default_factory=dict, repr=False
+    )  # clips read, and their rows of metrics
 
 
 def real_data(config: Any) -> RealData:
-    """The data of a run's config: the held-out split, and as the reference the split of its training.
-
-    Raises InputError if the data is missing.
-    """
+    """The data of a run's config: the held-out split, and as the reference the split of its training."""
     data = _real_data(**source_arguments(config))
     if config.data.name != "moving_digits":
         return data
@@ -99,12 +90,10 @@ def read_clips(
     data: RealData, num: int, seed: int = 0, which: str = "held-out", *, progress: Progress = silent
 ) -> Clips:
     """`num` random clips from "held-out" or from "reference". Raises InputError if there are fewer clips."""
-    key = (which, num, seed)
+    key, divided = (which, num, seed), data.reference is data.held_out
     if key not in data.memory:
         source = data.reference if which == "reference" else data.held_out
-        first, needed = 0, num
-        if data.reference is data.held_out:
-            first, needed = num * (which == "reference"), 2 * num
+        first, needed = num * (divided and which == "reference"), num * (1 + divided)
         if needed > len(source):
             half = "" if needed == num else ", half of them as the reference"
             raise InputError(f"num={num} needs {needed} real clips{half}; {data.name} has {len(source)}")

@@ -69,7 +69,7 @@ def score(
         InputError: an unknown metric or setting, a metric that does not fit the data, or too few real clips.
     """
     job = _job(data, metrics, num, seed, batch_size, folder, networks, progress, known)
-    real = read_clips(data, num, seed)
+    real = job.real
     model = dataclasses.replace(pipeline.model, text_per_frame=False)  # a caption that looks like a changing prompt
     if real.videos.shape[1:] != model.shape:
         shapes = ("×".join(map(str, shape)) for shape in (real.videos.shape[1:], model.shape))
@@ -94,11 +94,11 @@ def score(
         return {"videos": videos[:count]}
 
     def batches() -> Iterator[Clips]:
-        for first in progress(range(0, num, job.size), f"guidance {resolved.guidance:g}"):
-            captions = real.captions[first : first + job.size]
-            make = functools.partial(draw, first, len(captions))
-            drawn = _cached(folder, f"videos-{first:06}", (*inputs, first, captions), make)
-            yield _with_truth(job, Clips(drawn["videos"], captions), real, first)
+        for i, batch in enumerate(_batches(job, real, f"guidance {resolved.guidance:g}")):
+            first = i * job.size
+            make = functools.partial(draw, first, len(batch.captions))
+            drawn = _cached(folder, f"videos-{first:06}", (*inputs, first, batch.captions), make)
+            yield batch._replace(videos=drawn["videos"])
 
     return _figures(job, _extract(job, batches(), job.metrics))
 
@@ -110,15 +110,13 @@ def floors(data: RealData, metrics: Iterable[str], *, num: int, **kwargs) -> dic
     The arguments are those of `score`, without a pipeline and its settings.
     """
     job = _job(data, metrics, num, **kwargs)
-    real = read_clips(data, num, job.seed)
     changed = {"real": lambda x: x, "shuffled": lambda x: shuffle_frames(x, jax.random.key(0)), "frozen": frozen}
     if job.known:
         changed = {"real": changed["real"], "no network": lambda x: without_a_network(in_range(x), job.known)}
     figures = {}
     for name, change in changed.items():
-        clips = Clips(np.asarray(change(real.videos)), real.captions)
-        batches = (_with_truth(job, batch, real, i * job.size) for i, batch in enumerate(_batches(job, clips, name)))
-        figures[name] = _figures(job, _extract(job, batches, job.metrics))
+        clips = job.real._replace(videos=np.asarray(change(job.real.videos)))
+        figures[name] = _figures(job, _extract(job, _batches(job, clips, f"{name} clips"), job.metrics))
     return figures
 
 
@@ -134,6 +132,7 @@ class _Job(NamedTuple):
     networks: Mapping[str, Network]
     progress: Progress
     known: str
+    real: Clips  # held-out clips; with their new frames, if a part is known
 
 
 def _job(data, metrics, num, seed=0, batch_size=64, folder=None, networks=None, progress=silent, known="") -> _Job:
@@ -144,15 +143,10 @@ def _job(data, metrics, num, seed=0, batch_size=64, folder=None, networks=None, 
     compared = [COMPARED_WITH[METRICS[name].figure] for name in metrics if METRICS[name].figure in COMPARED_WITH]
     for which in ("held-out", *compared):
         read_clips(data, num, seed, which, progress=progress)  # before anything is drawn: raises if there are too few
-    return _Job(data, metrics, num, seed, min(batch_size, num), folder, networks, progress, known)
-
-
-def _with_truth(job: _Job, clips: Clips, real: Clips, first: int) -> Clips:
-    """The clips with their true clips and new frames, if a part is known."""
-    if not job.known:
-        return clips
-    new = new_frames(mask_of(job.known, real.videos.shape[1:]))
-    return clips._replace(real=real.videos[first : first + len(clips.videos)], new=new)
+    real = read_clips(data, num, seed)
+    if known:
+        real = real._replace(real=real.videos, new=new_frames(mask_of(known, real.videos.shape[1:])))
+    return _Job(data, metrics, num, seed, min(batch_size, num), folder, networks, progress, known, real)
 
 
 def _figures(job: _Job, rows: Rows) -> dict[str, Interval]:
@@ -173,14 +167,15 @@ def _real_rows(job: _Job, which: str) -> Rows:
     key = (which, job.num, job.seed, *metrics, *digests)
     if key not in job.data.memory:
         clips = read_clips(job.data, job.num, job.seed, which)
-        job.data.memory[key] = _extract(job, _batches(job, clips, which), metrics)
+        job.data.memory[key] = _extract(job, _batches(job, clips, f"{which} clips"), metrics)
     return job.data.memory[key]
 
 
-def _batches(job: _Job, clips: Clips, name: str) -> Iterator[Clips]:
-    for first in job.progress(range(0, job.num, job.size), f"{name} clips"):
+def _batches(job: _Job, clips: Clips, description: str) -> Iterator[Clips]:
+    for first in job.progress(range(0, job.num, job.size), description):
         rows = slice(first, first + job.size)
-        yield Clips(clips.videos[rows], clips.captions[rows])
+        true = None if clips.real is None else clips.real[rows]
+        yield clips._replace(videos=clips.videos[rows], captions=clips.captions[rows], real=true)
 
 
 def _extract(job: _Job, batches: Iterable[Clips], metrics: Sequence[str]) -> Rows:

@@ -54,7 +54,8 @@ def warping_error(videos: Clips) -> PerVideo:
     flow of the video itself. Pairs without visible pixels are left out (in Lai's code they count as 0). A video of such
     pairs alone gives NaN. Print `occluded_share` next to it: pixels that cannot be matched are not in the error.
     """
-    return np.array([_mean([error[mask].mean() for error, mask in pairs if mask.any()]) for pairs in _warped(videos)])
+    errors = [[error[mask].mean() for error, mask in pairs if mask.any()] for pairs in _warped(videos)]
+    return np.array([float(np.mean(values)) if values else np.nan for values in errors])
 
 
 def occluded_share(videos: Clips) -> PerVideo:
@@ -69,19 +70,15 @@ def dynamic_degree(videos: Clips) -> PerVideo:
     pixels for a smaller side of 256, in a quarter of the frames. In areas without texture the flow is filled in from
     around. Neither high nor low is better: compare with real videos.
     """
-    flow = _estimator(videos)
-
-    def speed(before: Image, after: Image) -> float:
-        return float(np.linalg.norm(flow(before, after), axis=-1).mean())
-
-    return np.array([np.mean([speed(*pair) for pair in itertools.pairwise(v)]) for v in _checked(videos, frames=2)])
+    flow, clips = _estimator(videos), _checked(videos, frames=2)
+    speeds = [[np.linalg.norm(flow(*pair), axis=-1).mean() for pair in itertools.pairwise(video)] for video in clips]
+    return np.array(speeds, np.float64).mean(1)
 
 
 def subject_consistency(features: Float[Array | np.ndarray, "B T F"]) -> PerVideo:
     """Mean cosine of the features of each frame with the features of the first and of the previous frame.
 
     Higher is better. As in VBench, negative cosines count as 0; VBench takes features of DINO ViT-B/16.
-    Raises InputError below two frames.
     """
     x = np.asarray(features, np.float64)
     if x.shape[1] < 2:
@@ -104,8 +101,7 @@ def ssim(videos: Clips, reference: Clips) -> PerVideo:
     """Structural similarity (Wang et al. 2004, eq. 13) of each frame and channel, then the mean.
 
     Gaussian window of 11 pixels with σ = 1.5, at every position inside the frame, K₁ = 0.01, K₂ = 0.03, on brightness
-    in [0, 1], at full resolution. At most 1; higher is better. Raises InputError for frames of fewer than 11 pixels a
-    side.
+    in [0, 1], at full resolution. At most 1; higher is better.
     """
     from scipy.ndimage import correlate1d
 
@@ -199,7 +195,3 @@ def _same_shape(videos: Clips, reference: Clips) -> tuple[np.ndarray, np.ndarray
     if videos.shape != reference.shape:
         raise InputError(f"videos={videos.shape} and reference={reference.shape} must have one shape")
     return _checked(videos), _checked(reference)
-
-
-def _mean(values: list) -> float:
-    return float(np.mean(values)) if values else float("nan")

@@ -46,8 +46,6 @@ class Layer(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T H W C"], inputs: Inputs, layout: Layout) -> Float[Array, "B T H W C2"]:
         """Runs the filled slots."""
-        # Constrain x on both sides of a slot: the backward pass enters at the far side, and would otherwise run a space
-        # slot in the layout of the next time slot.
         for name, (where, _) in SLOTS.items():
             slot = getattr(self, name)
             if slot is not None:

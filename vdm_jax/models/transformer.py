@@ -260,7 +260,7 @@ class SpaceTimeTransformer(nnx.Module):
         hidden = self.project_in(self.norm(x))
         code = self.frame(frame_code(x.shape[1], x.shape[-1]))[:, None, None]
         for block, time_block in zip(self.blocks, self.time_blocks, strict=True):
-            hidden = layout(block(hidden, tokens), "time")
+            hidden = layout(layout(block(hidden, tokens), "space"), "time")
             mixed = time_block(hidden + code.astype(hidden.dtype), tokens[:, :1])
-            hidden = layout(self.blend(hidden, mixed, inputs.is_still), "space")
+            hidden = layout(layout(self.blend(hidden, mixed, inputs.is_still), "time"), "space")
         return x + self.project_out(hidden)

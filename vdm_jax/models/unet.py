@@ -139,7 +139,7 @@ class UNet(nnx.Module):
         slots = (space_conv, time_conv, space_attention, time_attention)
         fillings = place_fillings(dict(zip(SLOTS, slots, strict=True)), own, levels)
         for (place, level), filling in fillings.items():
-            _check_heads(widths[-1 if place == "middle" else level], head_size, time_position, filling)
+            _check_fillings(widths[-1 if place == "middle" else level], head_size, time_position, filling)
 
         self.width, self.patch, self.remat, self.all_frames = widths[0], (patch_time, patch), remat, all_frames
         self.channels_in, self.scalar_width, self.max_frames, self.window = channels_in, scalars, max_frames, window
@@ -316,8 +316,10 @@ def _check_numbers(width, patch, patch_time, kernel, dropout, space_position) ->
         raise InputError("kernel=1 needs space_position=True: nothing else tells where a pixel is")
 
 
-def _check_heads(width: int, head_size: int, time_position: str, fillings: Mapping[str, Any]) -> None:
-    """Raises InputError where heads of `head_size` do not fit a width, or rotary positions a head."""
+def _check_fillings(width: int, head_size: int, time_position: str, fillings: Mapping[str, Any]) -> None:
+    """Raises InputError for an empty space conv, or heads that do not fit a width or rotary positions."""
+    if not fillings["space_conv"]:
+        raise InputError("space_conv must be filled at every level: it changes the channels")
     space, time = (
         bool(fillings[name]) and fillings[name]["kind"] == "attention" for name in ("space_attention", "time_attention")
     )

@@ -4,7 +4,7 @@ Only the key file says which set a video is from. The page identifies pairs by r
 again in the same way, so that neither metadata nor the codec reveals the set.
 """
 
-import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.confidence import Interval, bootstrap_mean, wilson
+from vdm_jax.evaluation.confidence import bootstrap_mean, wilson
 from vdm_jax.pages.page import document, embed_video, json_island
 from vdm_jax.pages.samples import Sample, find_samples
-from vdm_jax.typing import Float, Int
+from vdm_jax.typing import Int
 from vdm_jax.video import FilePath
 
 QUESTION = "Which video do you prefer?"
@@ -29,7 +29,8 @@ SCALES = {
     "alignment": "How well does it show the text?",
     "motion": "How natural is the motion?",
 }
-PREFERENCES = ("left", "right", "none")
+SIDES = ("left", "right")
+PREFERENCES = (*SIDES, "none")
 RESAMPLES = 10_000
 
 # ------------------------------------------------------------------------------------------------ the page
@@ -70,24 +71,16 @@ def make_study(
     chosen = _choose_pairs(sets, samples, rng)[:num]
     pairs, shown, digest = {}, [], hashlib.sha256()
     for i in progress(rng.permutation(len(chosen))):
-        left, right, prompt, number = chosen[i]
+        *sides, prompt, number = chosen[i]
         name = rng.bytes(6).hex()
-        sides = {"left": left, "right": right}
-        pairs[name] = {"prompt": prompt, "number": number, **sides}
-        videos = {}
-        for side, set_name in sides.items():
-            video, fps = samples[set_name][prompt, number].read()
+        pairs[name] = {"prompt": prompt, "number": number, **dict(zip(SIDES, sides, strict=True))}
+        shown.append({"id": name, "prompt": prompt})
+        for side in SIDES:
+            video, fps = samples[pairs[name][side]][prompt, number].read()
             digest.update(np.ascontiguousarray(video))
-            videos[side] = embed_video(video, fps)
-        shown.append({"id": name, "prompt": prompt, **videos})
-    key = {
-        "sets": {name: str(folder) for name, folder in sets.items()},
-        "format": common[0],
-        "seed": seed,
-        "question": question,
-        "scales": dict(scales),
-        "pairs": pairs,
-    }
+            shown[-1][side] = embed_video(video, fps)
+    key = {"sets": {name: str(folder) for name, folder in sets.items()}, "format": common[0], "seed": seed}
+    key |= {"question": question, "scales": dict(scales), "pairs": pairs}
     digest.update(json.dumps(key).encode())  # answers belong to these videos, not to later videos in the same folders
     key = {"study": digest.hexdigest()[:12], **key}
     study = {"id": key["study"], "scales": key["scales"], "pairs": shown}
@@ -114,8 +107,7 @@ def _choose_pairs(
 # --------------------------------------------------------------------------------------------- the answers
 
 
-@dataclasses.dataclass(frozen=True)
-class Judgement:
+class Judgement(NamedTuple):
     """The answers of a rater for a pair."""
 
     rater: str
@@ -148,10 +140,8 @@ def read_answers(paths: Sequence[FilePath], key: Mapping[str, Any]) -> list[Judg
         if rater in files:
             raise InputError(f"{path} and {files[rater]} are of the same rater: give only the later file")
         files[rater] = path
-        for pair, answer in saved["answers"].items():
-            judgement = _judgement(path, rater, pair, answer, key)
-            if judgement:
-                judgements.append(judgement)
+        judgements += [_judgement(path, rater, pair, answer, key) for pair, answer in saved["answers"].items()]
+    judgements = [judgement for judgement in judgements if judgement]
     if not judgements:
         raise InputError(f"no pair is judged yet in {', '.join(map(str, paths))}")
     return judgements
@@ -166,7 +156,7 @@ def _judgement(path: FilePath, rater: str, pair: str, answer: Any, key: Mapping[
     if preference not in PREFERENCES:
         raise InputError(f"{path}: preference={preference!r} of pair {pair} must be one of {', '.join(PREFERENCES)}")
     for question in key["scales"]:
-        for side in ("left", "right"):
+        for side in SIDES:
             try:
                 value = scales[question][side]
             except (KeyError, TypeError):
@@ -194,7 +184,7 @@ def aggregate(judgements: Sequence[Judgement], key: Mapping[str, Any], seed: int
     """
     comparisons = []
     for a, b in itertools.combinations(key["sets"], 2):
-        of_both = [j for j in judgements if {key["pairs"][j.pair][side] for side in ("left", "right")} == {a, b}]
+        of_both = [j for j in judgements if {key["pairs"][j.pair][side] for side in SIDES} == {a, b}]
         if of_both:
             comparisons.append(_compare(a, b, of_both, key, seed))
     raters = sorted({j.rater for j in judgements})
@@ -211,26 +201,17 @@ def aggregate(judgements: Sequence[Judgement], key: Mapping[str, Any], seed: int
 
 def _compare(a: str, b: str, judgements: Sequence[Judgement], key: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """The statistics of judgements of pairs of sets `a` and `b`."""
-    names = sorted({j.pair for j in judgements})
-    pair = np.array([names.index(j.pair) for j in judgements])
-    side_a = ["left" if key["pairs"][j.pair]["left"] == a else "right" for j in judgements]
-    side_b = ["right" if side == "left" else "left" for side in side_a]
-    chosen = [j.preference for j in judgements]
-    wins, losses = (np.array([c == s for c, s in zip(chosen, sides, strict=True)]) for sides in (side_a, side_b))
+    names, pair = np.unique([j.pair for j in judgements], return_inverse=True)
+    mean = functools.partial(bootstrap_mean, groups=pair, seed=seed, resamples=RESAMPLES)
+    sides = [SIDES if key["pairs"][j.pair]["left"] == a else SIDES[::-1] for j in judgements]  # of a and of b
+    wins, losses = np.array([[j.preference == s for s in both] for j, both in zip(judgements, sides, strict=True)]).T
     several = len(judgements) > len(names)
     won = wins + (1 - wins - losses) / 2
-
-    def mean(values: Float[np.ndarray, "J"]) -> Interval:
-        return bootstrap_mean(values, pair, seed=seed, resamples=RESAMPLES)
-
     scales = {}
     for question in key["scales"]:
-        of_a, of_b = (
-            np.array([j.scales[question][side] for j, side in zip(judgements, sides, strict=True)], float)
-            for sides in (side_a, side_b)
-        )
-        scores = {"a": of_a, "b": of_b, "difference": of_a - of_b}
-        scales[question] = {name: mean(values) for name, values in scores.items()}
+        ratings = [[j.scales[question][side] for side in both] for j, both in zip(judgements, sides, strict=True)]
+        of_a, of_b = np.array(ratings, float).T
+        scales[question] = {"a": mean(of_a), "b": mean(of_b), "difference": mean(of_a - of_b)}
     return {
         "a": a,
         "b": b,
@@ -250,8 +231,7 @@ def kappa(labels: Int[np.ndarray, "R P"], categories: int = 3) -> float:
 
     NaN if all labels are equal: then raters agree by chance.
     """
-    raters = len(labels)
-    one_hot = np.stack([labels == category for category in range(categories)], axis=-1)
+    raters, one_hot = len(labels), np.stack([labels == category for category in range(categories)], axis=-1)
     counts = one_hot.sum(0)
     observed = ((counts**2).sum(-1) - raters).mean() / (raters * (raters - 1))
     shares = one_hot.mean(1)  # of each rater
@@ -265,8 +245,7 @@ def _agreement(judgements: Sequence[Judgement], raters: Sequence[str]) -> dict[s
         return None
     choices = {(j.rater, j.pair): PREFERENCES.index(j.preference) for j in judgements}
     shared = [pair for pair in sorted({j.pair for j in judgements}) if all((r, pair) in choices for r in raters)]
-    labels = np.array([[choices[rater, pair] for pair in shared] for rater in raters])
-    value = kappa(labels) if shared else float("nan")
+    value = kappa(np.array([[choices[rater, pair] for pair in shared] for rater in raters])) if shared else np.nan
     name = "Cohen's kappa" if len(raters) == 2 else "Fleiss' kappa"
     return {"measure": name, "value": value if np.isfinite(value) else None, "pairs": len(shared)}
 
@@ -287,10 +266,9 @@ def print_results(results: Mapping[str, Any]) -> None:
     for c in results["comparisons"]:
         for question, means in c["scales"].items():
             print(f"| {' | '.join(map(str, [question, c['a'], c['b'], *means.values()]))} |")
-    if any(compared["pairs"] < 20 for compared in results["comparisons"]):
+    if any(c["pairs"] < 20 for c in results["comparisons"]):
         print("\nA comparison has fewer than 20 pairs: its resampled intervals are too narrow.")
-    agreement = results["agreement"]
-    if agreement:
+    if agreement := results["agreement"]:
         value = "undefined" if agreement["value"] is None else f"{agreement['value']:.2f}"
         pairs = f"{agreement['pairs']} pairs that all raters judged"
         print(f"\n{agreement['measure']} of the preferences: {value}, on {pairs}")

@@ -78,6 +78,11 @@ def sections(parts: Mapping[str, str]) -> str:
     return "".join(f"<section>\n<h2>{name}</h2>\n{content}\n</section>\n" for name, content in parts.items())
 
 
+def missing(text: str) -> str:
+    """A note, in HTML, that something does not exist yet."""
+    return f'<p class="missing">{text}</p>'
+
+
 def data_uri(content: bytes, kind: str) -> str:
     """The data URI of bytes of a media type, such as image/png."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
@@ -18,7 +19,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.files import read_json_lines
 from vdm_jax.pages.chart import line_chart
-from vdm_jax.pages.page import STOP, document, embed_video, image_figure, number, sections, table, video
+from vdm_jax.pages.page import STOP, document, embed_video, image_figure, missing, number, sections, table, video
 from vdm_jax.pages.samples import Sample, find_samples
 from vdm_jax.video import read_metadata
 
@@ -47,10 +48,6 @@ def make_report(run: Path, *, num: int = 24, progress: Callable[[Iterable], Iter
     return document(f"{run.name}: report", f"<main>\n{_summary(run, config, metrics)}{sections(parts)}</main>")
 
 
-def _missing(text: str) -> str:
-    return f'<p class="missing">{text}</p>'
-
-
 # ------------------------------------------------------------------------------------------------ training
 
 
@@ -67,10 +64,8 @@ def _summary(run: Path, config: Mapping[str, Any], metrics: list[dict[str, Any]]
             "Videos a second": number(statistics.median(line["videos_per_second"] for line in metrics)),
             "Videos seen": number(step * config["batch_size"]),
         }
-    table_file = run / "parameters.txt"
-    total = table_file.read_text().rpartition("Total: ")[2].split(" ")[0] if table_file.exists() else ""
-    if total:
-        tiles["Parameters"] = f"{int(total.replace(',', '')) / 1e6:.2f} M"
+    if (file := run / "parameters.txt").exists() and (total := re.search(r"Total: ([\d,]+)", file.read_text())):
+        tiles["Parameters"] = f"{int(total[1].replace(',', '')) / 1e6:.2f} M"
     state = "" if step >= steps else f" The run is at {step / steps:.0%} of its steps."
     target, process = config["objective"]["prediction"], config["process"]["name"]
     description = f"{data['name']}, {shape}, prediction {target}, {process} process"
@@ -82,7 +77,7 @@ def _summary(run: Path, config: Mapping[str, Any], metrics: list[dict[str, Any]]
 
 def _curves(metrics: list[dict[str, Any]]) -> str:
     if not metrics:
-        return _missing("No metrics.jsonl yet: training writes a line every log_every steps.")
+        return missing("No metrics.jsonl yet: training writes a line every log_every steps.")
     steps = [line["step"] for line in metrics]
     names = dict.fromkeys(name for line in metrics for name in line if name != "step")
     charts, notes, drawn = [], [], {}
@@ -104,7 +99,7 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
 def _sheets(folder: Path) -> str:
     sheets = sorted((int(path.stem), path) for path in folder.glob("*.png") if path.stem.isdigit())
     if not sheets:
-        return _missing("No sheets: training draws one every config.sample.every steps, of config.sample.prompts.")
+        return missing("No sheets: training draws one every config.sample.every steps, of config.sample.prompts.")
     shown = sorted(set(np.linspace(0, len(sheets) - 1, min(len(sheets), SHEETS)).round().astype(int).tolist()))
     prompts = "; ".join(read_metadata(sheets[-1][1]).get("prompts", ()))
     note = f"A row for each prompt, a column for each frame. Prompts: {prompts}." if prompts else ""
@@ -120,7 +115,7 @@ def _samples(root: Path, num: int, progress: Callable[[Iterable], Iterable]) -> 
         try:
             by_format = find_samples(folder)
         except InputError as error:
-            parts.append(_missing(escape(f"{error}.")))
+            parts.append(missing(escape(f"{error}.")))
             continue
         samples = next(iter(by_format.values()))
         shown = samples[:num]
@@ -131,7 +126,7 @@ def _samples(root: Path, num: int, progress: Callable[[Iterable], Iterable]) -> 
         parts.append(f'<h3>{escape(folder.name)}</h3>\n<p class="muted">{escape(note)}.{count}</p>')
         parts.append(f'<div class="grid">{figures}</div>')
     if not any("<video" in part for part in parts):
-        return _missing("No videos: python experiments/sample.py --run &lt;this run&gt; draws some.") + "".join(parts)
+        return missing("No videos: python experiments/sample.py --run &lt;this run&gt; draws some.") + "".join(parts)
     return f"{STOP}\n" + "\n".join(parts)
 
 
@@ -146,7 +141,7 @@ def _video_figure(sample: Sample) -> str:
 def _scores(run: Path) -> str:
     parts = []
     if not (run / "evaluation.json").exists():
-        parts.append(_missing("No evaluation.json: python experiments/evaluate.py --run … measures samples."))
+        parts.append(missing("No evaluation.json: python experiments/evaluate.py --run … measures samples."))
     for path in sorted(run.glob("evaluation*.json"), key=lambda path: path.stem):
         try:
             scores = dict(json.loads(path.read_text()))
@@ -165,8 +160,8 @@ def _scores(run: Path) -> str:
 
 def _cell(score: Any) -> Any:
     """A score of evaluation.json as a cell of a table."""
-    if isinstance(score, dict) and score.keys() >= {"value", "low", "high"}:
-        ends = [score[key] for key in ("value", "low", "high")]
+    if isinstance(score, dict):
+        ends = [score.get(key) for key in ("value", "low", "high")]
         if all(isinstance(x, int | float) for x in ends):
             return Interval(*map(float, ends))
     return score if isinstance(score, str | int | float | None) else json.dumps(score)
@@ -200,7 +195,7 @@ def _tree(config: Mapping[str, Any], default: Any) -> Iterator[str]:
 
 def _parameters(path: Path) -> str:
     if not path.exists():
-        return _missing("No parameters.txt yet: training writes it before the first step.")
+        return missing("No parameters.txt yet: training writes it before the first step.")
     lines = [line for line in path.read_text().splitlines() if not line.startswith("+")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     rows = [dict(zip(cells[0], row, strict=False)) for row in cells[1:]] if cells else []
@@ -211,11 +206,7 @@ def _parameters(path: Path) -> str:
 
 def _environment(run: Path) -> str:
     versions = {"vdm_jax": vdm_jax.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    versions |= {package: metadata.version(package) for package in PACKAGES}
     files = {"begun": "parameters.txt", "last metrics": "metrics.jsonl", "last evaluation": "evaluation.json"}
     dates = {
         what: f"{datetime.fromtimestamp((run / name).stat().st_mtime):%Y-%m-%d %H:%M} ({name})"
@@ -226,7 +217,7 @@ def _environment(run: Path) -> str:
     starts = [{"begun": x["time"], "at step": x["step"], "mesh": x["mesh"], "on": x["machine"]} for x in lines]
     rows = dates | {"report made": f"{datetime.now():%Y-%m-%d %H:%M}", "on": platform.platform()} | versions
     return (
-        (table(starts) if starts else _missing("No environment.jsonl: the machine of the training is unknown."))
+        (table(starts) if starts else missing("No environment.jsonl: the machine of the training is unknown."))
         + '<p class="muted">Dates: of files in the run. Versions: of the software that made this report.</p>\n'
         + table([{"": key, " ": value} for key, value in rows.items()])
     )

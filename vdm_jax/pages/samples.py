@@ -1,8 +1,7 @@
 """Finds the videos that experiments/sample.py wrote into a folder, by prompt and number."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,8 +11,7 @@ from vdm_jax.video import FilePath, read_metadata, read_video, to_uint8
 FORMATS = (".npy", ".mp4", ".webm", ".gif")  # ordered by preference
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """A video file with its metadata."""
 
     path: Path

@@ -15,8 +15,8 @@ from vdm_jax.errors import InputError
 
 AXES = ("data", "fsdp", "context", "tensor")
 # With any of these set, a process knows its hosts or its chips without a metadata server.
-_NO_METADATA = {f"TPU_{name}" for name in ("WORKER_HOSTNAMES", "PROCESS_ADDRESSES", "SKIP_MDS_QUERY")}
-_NO_METADATA |= {f"TPU_{name}" for name in ("PROCESS_BOUNDS", "VISIBLE_CHIPS", "VISIBLE_DEVICES")}
+_NO_METADATA = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_SKIP_MDS_QUERY")
+_NO_METADATA += ("TPU_PROCESS_BOUNDS", "TPU_VISIBLE_CHIPS", "TPU_VISIBLE_DEVICES")
 
 
 def start_processes() -> None:
@@ -31,17 +31,13 @@ def start_processes() -> None:
     address, count, process = (
         os.environ.get(f"JAX_{name}", "") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
     )
-    tpu = "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
-    clusters = {
-        "SLURM_NTASKS": lambda value: int(value or 0) > 1,
-        "OMPI_COMM_WORLD_SIZE": lambda value: int(value or 0) > 1,
-        "JOB_COMPLETION_INDEX": str.isdecimal,
-        "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
-        "TPU_PROCESS_ADDRESSES": lambda value: "," in value,
-        "MEGASCALE_NUM_SLICES": lambda value: int(value or 0) > 1,
-        # JAX itself sets this on TPU VMs. Without a variable that names the hosts, the metadata server knows them.
-        "TPU_ML_PLATFORM": lambda value: value == "JAX" and tpu and not os.environ.keys() & _NO_METADATA,
-    }
+    counts, lists = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES"), _NO_METADATA[:2]
+    several = any(int(os.environ.get(name) or 0) > 1 for name in counts)
+    several |= any("," in os.environ.get(name, "") for name in lists)
+    several |= os.environ.get("JOB_COMPLETION_INDEX", "").isdecimal()
+    # JAX itself sets this on TPU VMs. Without a variable that names the hosts, the metadata server knows them.
+    on_tpu = os.environ.get("TPU_ML_PLATFORM") == "JAX" and "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
+    several |= on_tpu and not any(name in os.environ for name in _NO_METADATA)
     if address:
         if not (count.isdecimal() and process.isdecimal() and int(process) < int(count)):
             raise InputError(
@@ -49,7 +45,7 @@ def start_processes() -> None:
                 f"JAX_PROCESS_ID={process!r} a number from 0 below it"
             )
         jax.distributed.initialize(address, int(count), int(process))
-    elif any(name in os.environ and says_many(os.environ[name]) for name, says_many in clusters.items()):
+    elif several:
         jax.distributed.initialize()
     else:
         return
@@ -75,20 +71,16 @@ def make_mesh(
     """
     if devices is None:
         devices = jax.devices()
-        _check_joined(devices)
+        hosts = len({device.process_index for device in devices})
+        if hosts > 1 and not jax.distributed.is_initialized():
+            raise InputError(
+                f"this is one of {hosts} hosts that have not joined: experiments/train.py joins them (where it cannot "
+                "detect the cluster, set JAX_COORDINATOR_ADDRESS=<first host>:<port>, JAX_NUM_PROCESSES and "
+                "JAX_PROCESS_ID); other commands are for one host (or call jax.distributed.initialize() first)"
+            )
     sizes = _fill({"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}, devices)
     # Auto: Explicit types reject sharded convolution kernels and a U-Net's reshapes (jax 0.10 to 0.12).
     return Mesh(_arrange(sizes, list(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def _check_joined(devices: Sequence) -> None:
-    hosts = len({device.process_index for device in devices})
-    if hosts > 1 and not jax.distributed.is_initialized():
-        raise InputError(
-            f"this is one of {hosts} hosts that have not joined: experiments/train.py joins them (where it cannot "
-            "detect the cluster, set JAX_COORDINATOR_ADDRESS=<first host>:<port>, JAX_NUM_PROCESSES and "
-            "JAX_PROCESS_ID); other commands are for one host (or call jax.distributed.initialize() first)"
-        )
 
 
 def _fill(sizes: dict[str, int], devices: Sequence) -> dict[str, int]:

@@ -56,6 +56,13 @@ def shardings(mesh: Mesh, params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(to_sharding, params)
 
 
+def sharded(params: PyTree, mesh: Mesh) -> PyTree:
+    """Returns shapes with the shardings of a mesh."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings(mesh, params)
+    )
+
+
 def like_params(mesh: Mesh, tree: PyTree, params: PyTree, param_shardings: PyTree) -> PyTree:
     """Returns shardings for a tree that holds copies of the parameters (EMA, Adam's moments) and other arrays.
 

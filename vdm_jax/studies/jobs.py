@@ -1,7 +1,6 @@
 """Runs the jobs of a study, each in its own process, as many at a time as the devices allow; adopts finished runs."""
 
 import contextlib
-import dataclasses
 import datetime
 import logging
 import os
@@ -9,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from vdm_jax.config import read_config
 from vdm_jax.errors import InputError
@@ -22,22 +23,19 @@ from vdm_jax.studies.study import Plan, Run
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """The resources of a process."""
 
-    environment: dict[str, str] = dataclasses.field(default_factory=dict)  # variables that select devices
+    environment: Mapping[str, str] = MappingProxyType({})  # variables that select devices
     cores: frozenset[int] | None = None  # None: all cores
 
 
 def places(devices: int, parallel: int | None = None) -> list[Place]:
     """A place for each of the processes that run at the same time.
 
-    Args:
-        devices: GPUs of each process; 0 gives all GPUs to one process.
-        parallel: number of processes. The default is the number of groups of `devices` GPUs; on CPUs and TPUs it is 1.
-            Several processes on CPUs get disjoint sets of cores: with shared cores their threads wait for each other.
-            With too few cores, or on a system without affinity, all share them.
+    Each process has `devices` GPUs; 0 gives all GPUs to one process. `parallel` is the number of processes. Its default
+    is the number of groups of GPUs; on CPUs and TPUs it is 1. Several processes on CPUs get disjoint sets of cores:
+    with shared cores their threads wait for each other. With too few cores, or without affinity, all share them.
     """
     kind, count = os.environ.get("JAX_PLATFORMS"), "0"
     if kind != "cpu":
@@ -71,13 +69,9 @@ def carry_out(
 ) -> dict[str, str]:
     """Runs all jobs, one at a time in each place. Returns the failed jobs with their errors.
 
-    An interrupt is passed to the jobs, which save their state; it is raised again after all jobs have ended.
-
-    Args:
-        command: returns the command line of a job.
-        logs: folder of the log files.
-        show: called several times a second with the names of the running jobs.
-        after: called after each job.
+    `command` returns the command line of a job, and `logs` is the folder of the log files. `show` is called several
+    times a second with the names of the running jobs, and `after` after each job. An interrupt is passed to the jobs,
+    which save their state; it is raised again after all jobs have ended.
     """
     waiting, running, free, failed = list(jobs), {}, list(free_places), {}
     logs.mkdir(parents=True, exist_ok=True)

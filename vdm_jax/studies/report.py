@@ -15,7 +15,7 @@ from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.evaluation.metrics import METRICS
 from vdm_jax.files import write_text
 from vdm_jax.pages.error_bars import Estimate, along, side_by_side, stacked
-from vdm_jax.pages.page import STOP, Spread, document, embed_video, number, sections, table, video
+from vdm_jax.pages.page import STOP, Spread, document, embed_video, missing, number, sections, table, video
 from vdm_jax.studies.results import Result, read_result
 from vdm_jax.studies.study import SAMPLE, Plan, Study, changed, value_at
 
@@ -234,7 +234,7 @@ def _videos(findings: Findings, progress: Callable[[Iterable], Iterable]) -> str
     arms = [cell for cell in findings.plan.cells if cell.seed == first and first in findings.cells[cell.arm]]
     shown += [(cell.arm, cell, findings.cells[cell.arm][first]) for cell in arms]
     if not shown:
-        return '<p class="missing">No videos yet.</p>'
+        return missing("No videos yet.")
     rows, fps = "", findings.plan.study.base.sample.fps
     for name, cell, result in progress(shown):
         try:

@@ -17,10 +17,8 @@ from vdm_jax.diffusion.process import PROCESSES
 INIT_FROM = "init_from"
 
 # Keys that may change when a run is resumed, but that decide the result of a new run.
-_DECIDING = (
-    "steps",
-    *(f"model.{key}" for key in ("network.folder", "network.motion_adapter", "text.folder", "codec.folder")),
-)
+_DECIDING = {f"model.{key}" for key in ("network.folder", "network.motion_adapter", "text.folder", "codec.folder")}
+_DECIDING |= {"steps"}
 
 
 def run_hash(config: ml_collections.ConfigDict) -> str:
@@ -29,8 +27,9 @@ def run_hash(config: ml_collections.ConfigDict) -> str:
     Keys at their defaults do not change the name, whether they are written or not. Free keys do not either
     (`config.FREE_KEYS`). `init_from` counts as the hash of that run, not as a path.
     """
-    text = json.dumps(_plain(training_of(config)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    # 1 and 1.0 must have the same hash.
+    training = json.loads(json.dumps(training_of(config)), parse_int=float)
+    return hashlib.sha256(json.dumps(training, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def training_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -66,12 +65,3 @@ def _defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
                 defaults.setdefault(f"{group}.{name}", parameter.default)
     defaults |= {f"process.{name}": value for name, value in preset.items()}
     return json.loads(json.dumps(defaults, default=lambda value: None))
-
-
-def _plain(value: Any) -> Any:
-    """Converts integers to floats: 1 and 1.0 must have the same hash."""
-    if isinstance(value, dict):
-        return {key: _plain(x) for key, x in value.items()}
-    if isinstance(value, list):
-        return [_plain(x) for x in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

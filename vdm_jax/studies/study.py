@@ -38,34 +38,24 @@ KNOWN = "known"  # the mode, from `evaluation.known.MODES`: it does not change t
 class Study:
     """A comparison of arms.
 
-    Args:
-        claim: the statement to test.
-        source: who stated it, and where.
-        base: the config that the arms change.
-        arms: for each name, the changes of keys such as "objective.prediction". A function is called with the value in
-            the base. Three kinds of keys are not keys of the config. "sample.guidance" etc. are fields of `Settings`.
-            "known" is a mode that replaces the mode of the study. "init_from" is a dict of changes that describes
-            another run, which is trained first and initialises this run. Arms that differ only in "sample.*" and
-            "known" share their runs.
-        metrics: names from `metrics.METRICS`.
-        known: a mode of `known.MODES`; "" draws clips from their captions alone.
-        along: the key on the horizontal axis of the charts; "" draws the arms side by side.
-        weights: files of the networks that metrics need, as for `metrics.load_networks`.
-        devices: number of devices that a run is trained on; 0 for all devices of the machine.
+    An arm has a name and the changes of keys such as "objective.prediction". A function is called with the value in the
+    base. Three kinds of keys are not keys of the config. "sample.guidance" etc. are fields of `Settings`. "known" is a
+    mode that replaces the mode of the study. "init_from" is a dict of changes that describes another run, which is
+    trained first and initialises this run. Arms that differ only in "sample.*" and "known" share their runs.
     """
 
-    claim: str
-    source: str
-    base: ml_collections.ConfigDict
+    claim: str  # the statement to test
+    source: str  # who stated it, and where
+    base: ml_collections.ConfigDict  # the config that the arms change
     arms: Mapping[str, Mapping[str, Any]]
-    metrics: Sequence[str]
+    metrics: Sequence[str]  # names from `metrics.METRICS`
     seeds: Sequence[int] = (0, 1, 2)
     num: int = 256  # videos for each arm and seed
     batch_size: int = 64  # videos drawn at a time
-    known: str = ""
-    along: str = ""
-    devices: int = 1
-    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    known: str = ""  # a mode of `known.MODES`; "" draws clips from their captions alone
+    along: str = ""  # the key on the horizontal axis of the charts; "" draws the arms side by side
+    devices: int = 1  # that a run is trained on; 0 for all devices of the machine
+    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)  # as for `metrics.load_networks`
     name: str = ""  # set by `load_study`
 
 
@@ -239,9 +229,8 @@ def _check_study(study: Study, known: Mapping[str, str]) -> tuple[tuple[str, ...
             raise InputError(f"arm {arm!r}: {study.along}={value!r} must be a number: it is the axis of the charts")
     if len(set(study.seeds)) < len(study.seeds):
         raise InputError(f"seeds={','.join(map(str, study.seeds))} must differ")
-    for seed in study.seeds:
-        if not 0 <= seed < 2**32:
-            raise InputError(f"seed {seed} must be at least 0 and below 2**32")
+    if bad := [seed for seed in study.seeds if not 0 <= seed < 2**32]:
+        raise InputError(f"seed {bad[0]} must be at least 0 and below 2**32")
     settings = {}
     for arm, changes in study.arms.items():
         try:

@@ -1,4 +1,4 @@
-"""The training loop, from a config and a folder to a trained model: read it from top to bottom."""
+"""Trains the model of a config in a run folder. The loop is one function: read it from top to bottom."""
 
 import concurrent.futures
 import contextlib
@@ -20,17 +20,18 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from vdm_jax.build import FROZEN, begin_with, build, frozen_new, objective_of, split_of, with_frozen
+from vdm_jax.build import begin_with, build, objective_of, split_of
 from vdm_jax.checkpoints import Checkpoints
 from vdm_jax.config import check_numbers, check_run, source_arguments, write_config
 from vdm_jax.data.pipeline import BatchIterator, make_iterator
 from vdm_jax.data.source import make_source
 from vdm_jax.errors import InputError
 from vdm_jax.files import alone_in, write_text
+from vdm_jax.frozen import restore_frozen, save_frozen
 from vdm_jax.model import Model
 from vdm_jax.parallel.machine import about_machine
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, check_batch, path_name, share_of_batch
+from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, check_batch, share_of_batch
 from vdm_jax.split import join
 from vdm_jax.training.losses import denoising
 from vdm_jax.training.metrics_log import MetricsLog
@@ -51,18 +52,18 @@ def train(
 ) -> TrainState:
     """Trains the run in `workdir` until `config.steps`, from its last checkpoint if it has one.
 
-    SIGTERM and a closed terminal (SIGHUP) save a checkpoint and exit with status 0; Ctrl-C saves one and raises
-    KeyboardInterrupt. If there are several processes, SIGTERM to any of them stops all at the same step, and Ctrl-C
-    ends without saving.
+    SIGTERM and a closed terminal (SIGHUP) save a checkpoint and exit with status 0. Ctrl-C saves a checkpoint and
+    raises KeyboardInterrupt. With several processes, SIGTERM to one of them stops all at the same step, and Ctrl-C ends
+    without saving.
 
     Args:
         model: the config's model, if it is built already.
 
     Raises:
-        InputError: a config that cannot be trained; the line says why.
+        InputError: a config that cannot be trained.
     """
-    with contextlib.ExitStack() as held:
-        return _train(config, Path(workdir), draw_samples, model, held)
+    with contextlib.ExitStack() as exit_stack:
+        return _train(config, Path(workdir), draw_samples, model, exit_stack)
 
 
 def _train(
@@ -70,7 +71,7 @@ def _train(
     workdir: Path,
     draw_samples: DrawSamples | None,
     model: Model | None,
-    held: contextlib.ExitStack,
+    exit_stack: contextlib.ExitStack,
 ) -> TrainState:
     check_numbers(config)
     check_run(workdir, config)
@@ -86,7 +87,7 @@ def _train(
     # ----------------------------------------------------------------------------------------------- data
     source, iterator = _open_data(config, model, mesh)
     _on_first_process(lambda: write_config(workdir, config))
-    _on_first_process(lambda: held.enter_context(alone_in(workdir)))
+    _on_first_process(lambda: exit_stack.enter_context(alone_in(workdir)))
 
     # ---------------------------------------------------------------------------------------------- state
     planned, initialise = plan_state(split.trained, split.initialise, tx, mesh, *split.arrays)
@@ -96,7 +97,8 @@ def _train(
         start = int(state.step)
         iterator.set_state(position)
     else:
-        _describe(workdir, planned.params, frozen_new(model, split))
+        _write_overview(workdir / "parameters.txt", planned.params)
+        save_frozen(workdir, {name: tree for name, tree in split.frozen.items() if name not in model.loaded})
     sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
     _log_plan(config, workdir, planned, f"{mesh.devices.flat[0].device_kind} ({sizes})", len(source), start)
     if start >= config.steps:
@@ -122,12 +124,12 @@ def _train(
     # ----------------------------------------------------------------------------------------------- loop
     try:
         first = placed(next(iterator))
-        with concurrent.futures.ThreadPoolExecutor() as background:  # all programs are compiled side by side
+        with concurrent.futures.ThreadPoolExecutor() as background:  # all programs are compiled at the same time
             initial = background.submit(initialise) if restored is None else None
             compiled = train_step.compile(background, planned, first, split.frozen)
             if initial is not None:
                 state = initial.result()
-                del initial  # it would hold this state to the end
+                del initial  # it would keep the first state in memory
             train_step = compiled()
         for array in jax.tree.leaves(split.arrays):
             array.delete()  # the state has copies
@@ -139,7 +141,7 @@ def _train(
 
             log.add(metrics)
             last = step == config.steps
-            stopping = stop.asked(step)
+            stopping = stop.requested(step)
             if step % config.log_every == 0 or last or stopping:
                 _check_skipped(log.write(step, schedule), config, step)
             # Saved before the next batch is drawn, so that data and state are of the same step.
@@ -167,7 +169,7 @@ def _initialised(config: ml_collections.ConfigDict, workdir: Path, model: Model,
     saved = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
     if config.init_from and not saved:
         model = begin_with(model, config.init_from, mesh)
-    return with_frozen(model, workdir, mesh)
+    return dataclasses.replace(model, params=restore_frozen(workdir, model.params, mesh))
 
 
 def _open_data(config: ml_collections.ConfigDict, model: Model, mesh: Mesh) -> tuple[Any, BatchIterator]:
@@ -220,44 +222,35 @@ def _try_samples(draw: Callable[[], None], step: int) -> None:
         logging.warning("\nno samples of step %d: %s", step, str(error).splitlines()[0])
 
 
-def _describe(workdir: Path, params: PyTree, frozen: PyTree) -> None:
-    """Writes the table of trained parameters, and the frozen parameters that no published folder holds."""
+def _write_overview(path: Path, params: PyTree) -> None:
+    """Writes a table of the trained parameters."""
     if jax.process_index() == 0:
         overview = parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=60)
-        write_text(workdir / "parameters.txt", overview + "\n")
-    folder = workdir / FROZEN
-    if not frozen or folder.exists():
-        return
-    checkpoints = Checkpoints(folder)
-    checkpoints.save(0, {"params": frozen})
-    checkpoints.close()
-    if jax.process_index() == 0:
-        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(frozen)]
-        write_text(folder / "names.json", json.dumps(names))
+        write_text(path, overview + "\n")
 
 
 class _StopSignal:
-    """Records SIGTERM, SIGHUP and the first Ctrl-C, so that the loop can save; a second Ctrl-C interrupts at once."""
+    """Records SIGTERM, SIGHUP and the first Ctrl-C, so that the loop can save. A second Ctrl-C interrupts at once."""
 
     def __init__(self):
         self.signal: int | None = None
         self._before = {}
-        # Of several processes JAX notes SIGTERM, and tells all of them the step to stop at.
-        self._alone = jax.process_count() == 1
-        if self._alone and threading.current_thread() is threading.main_thread():
-            noted = [signal.SIGTERM, signal.SIGINT]
+        # With several processes JAX catches SIGTERM, and all processes agree on the step to stop at.
+        self._single = jax.process_count() == 1
+        if self._single and threading.current_thread() is threading.main_thread():
+            signals = [signal.SIGTERM, signal.SIGINT]
             if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
-                noted.append(signal.SIGHUP)
-            self._before = {s: signal.signal(s, self._note) for s in noted}
+                signals.append(signal.SIGHUP)
+            self._before = {number: signal.signal(number, self._record) for number in signals}
 
-    def _note(self, number, frame):
+    def _record(self, number, frame):
         if self.signal == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.signal = number
 
-    def asked(self, step: int) -> bool:
-        """Whether to stop now; in a multi-process run all processes agree on the step."""
-        if not self._alone:
+    def requested(self, step: int) -> bool:
+        """Returns whether to stop after this step."""
+        if not self._single:
             from jax.experimental import multihost_utils
 
             if multihost_utils.reached_preemption_sync_point(step):
@@ -272,49 +265,53 @@ class _StopSignal:
             raise KeyboardInterrupt
 
     def restore(self) -> None:
+        """Puts the signal handlers back that were there before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
 
 class _Trace:
-    """The profiler's trace of `steps` steps, from step `start` or from where this session begins after it."""
+    """Traces `steps` steps with the profiler, from step `start` on, or from the first step if training starts later."""
 
     def __init__(self, folder: Path, start: int, steps: int):
         self._folder, self._first, self._last = folder, max(start, 1), max(start, 1) + steps - 1
         self._on = False
 
     def before(self, step: int, state: TrainState) -> None:
+        """Starts the trace if it is due."""
         if not self._on and self._first <= step <= self._last:
-            jax.block_until_ready(state)  # else the trace begins with steps before it
+            jax.block_until_ready(state)  # else the trace would show earlier steps
             jax.profiler.start_trace(str(self._folder))
             self._on = True
 
     def after(self, step: int, state: TrainState) -> None:
+        """Ends the trace if it is due."""
         if self._on and step == self._last:
             jax.block_until_ready(state)
             self.stop()
 
     def stop(self) -> None:
+        """Ends the trace, if there is one."""
         if self._on:
             jax.profiler.stop_trace()
         self._on = False
 
 
 def _note_beginning(path: Path, step: int, videos: int, mesh: str) -> None:
-    """Adds a line on where and with what training begins or goes on; says where the data has changed since."""
+    """Appends a line about the start of this training. Warns if the number of videos differs from the line before."""
     before = None
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):  # a line that was cut off
             before = json.loads(line).get("videos", before)
     if before not in (None, videos):
-        logging.warning("%d videos are found, %d were: they come in another order", videos, before)
-    begun = {"step": step, "time": datetime.now().isoformat(timespec="seconds"), "videos": videos}
+        logging.warning("there are %d videos, and were %d before: they come in another order", videos, before)
+    line = {"step": step, "time": datetime.now().isoformat(timespec="seconds"), "videos": videos}
     with path.open("a") as file:
-        file.write(json.dumps(begun | {"mesh": mesh, "machine": about_machine()}) + "\n")
+        file.write(json.dumps(line | {"mesh": mesh, "machine": about_machine()}) + "\n")
 
 
 def _on_first_process(write: Callable[[], None]) -> None:
-    """Calls `write` on one process; where it raises an InputError, all of them do."""
+    """Calls `write` on the first process. If it raises InputError, all processes do."""
     error = None
     if jax.process_index() == 0:
         try:
