@@ -82,7 +82,7 @@ def test_a_latent_is_known_where_all_of_its_pixels_are():
         ((3, 6, 6, 3), "frames=3 must be a multiple of 2"),
         ((4, 5, 6, 3), "height=5 must be a multiple of 3"),
         ((4, 6, 8, 3), "width=8 must be a multiple of 3"),
-        ((4, 6, 0, 3), "width=0 must be a multiple of 3"),
+        ((4, 6, 0, 3), "width=0 must be at least 1"),
     ],
 )
 def test_sizes_that_the_factors_do_not_divide(shape, message):

@@ -53,7 +53,7 @@ class VideoMAE(nnx.Module):
         self.norm = None if final is None else layer_norm(width, final, **common)
 
     def __call__(self, videos: Float[Array, "B T H W C"]) -> Float[Array, "B D"]:
-        """Of clips that have the model's shape."""
+        """Returns the features of clips that have the model's shape."""
         if videos.shape[1:] != self.shape:
             found, expected = ("×".join(map(str, shape)) for shape in (videos.shape[1:], self.shape))
             raise InputError(f"clips of {found} must be {expected}")

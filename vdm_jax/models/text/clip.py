@@ -1,4 +1,4 @@
-"""CLIP's two encoders (Radford et al. 2021, arXiv 2103.00020), as the published latent video models are told by them.
+"""CLIP's two encoders (Radford et al. 2021, arXiv 2103.00020), which condition the published latent video models.
 
 Both are pre-norm transformers. The text's looks back only; the image's reads patches behind a class token.
 """
@@ -104,7 +104,7 @@ class ClipVision(nnx.Module):
         self.projection = nnx.Linear(width, projection, use_bias=False, **common)
 
     def __call__(self, image: Float[Array, "B H W C"]) -> Float[Array, "B P"]:
-        """Of images that have the model's size."""
+        """Encodes images that have the model's size."""
         if image.shape[1:] != (self.size, self.size, self.channels):
             expected = f"{self.size}×{self.size}×{self.channels}"
             raise InputError(f"image of {'×'.join(map(str, image.shape[1:]))} must be {expected}")
