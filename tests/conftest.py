@@ -30,14 +30,14 @@ SLOW = (
     "end_to_end/test_train_and_sample",
     "end_to_end/test_demo",
     "generation/test_pipeline",
-    "generation/test_finetune",
+    "training/test_finetune",
     "end_to_end/test_pretrained",
     "end_to_end/test_motion",
     "parallel/test_sharding",
     "end_to_end/test_errors",
     "end_to_end/test_ablate",
     "pretrained/test_unets",
-    "generation/test_published",
+    "pretrained/test_load",
     "training/test_loop",
 )
 

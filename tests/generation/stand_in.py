@@ -45,7 +45,10 @@ class Counting(Pipeline):
         for name, value in ({"model": model, "mesh": None, "settings": Settings()} | noted).items():
             object.__setattr__(self, name, value)
 
-    def batches(self, prompts, *, known, block, strength, coarse, seed=0, frame=None):
+    def check(self, prompts, *, seed=0, negative="", coarse=1, **changes):
+        return self.settings.changed(changes), None
+
+    def batches(self, prompts, *, known, block, strength, coarse, seed=0, frame=None, first=0, batch_size=16):
         if block == self.breaks_at:
             raise KeyboardInterrupt
         self.windows.append((copy.deepcopy(known), block, strength, seed))

@@ -1,7 +1,7 @@
 """VideoMAE's encoder (Tong et al. 2022, arXiv 2203.12602; v2: Wang et al. 2023, arXiv 2303.16727).
 
-A plain transformer over tubelets: all space-time patches of a clip see each other. Content-debiased Fréchet video
-distances (Ge et al. 2024, arXiv 2404.12391) are of its features.
+It is a plain transformer over tubelets: all space-time patches of a clip see each other. Content-debiased Fréchet video
+distances (Ge et al. 2024, arXiv 2404.12391) compare its features.
 """
 
 import jax.numpy as jnp
@@ -17,10 +17,10 @@ from vdm_jax.typing import Array, Float
 
 
 class VideoMAE(nnx.Module):
-    """Clips of one length and size to one vector each.
+    """Encodes clips of one length and size: one vector each.
 
-    `mean` averages all tokens, else the first one speaks for all; `final` is the epsilon of the norm that follows,
-    None for no norm. `biased`: queries and values have a bias (keys never have).
+    The vector is the mean of all tokens (`mean`), or the first token. `final` is the epsilon of the norm after it, None
+    for no norm. `biased`: queries and values have a bias; keys never have one.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class VideoMAE(nnx.Module):
         self.norm = None if final is None else layer_norm(width, final, **common)
 
     def __call__(self, videos: Float[Array, "B T H W C"]) -> Float[Array, "B D"]:
-        """Returns the features of clips that have the model's shape."""
+        """Returns the features of clips that have the model's shape. Raises InputError for another shape."""
         if videos.shape[1:] != self.shape:
-            found, expected = ("×".join(map(str, shape)) for shape in (videos.shape[1:], self.shape))
-            raise InputError(f"clips of {found} must be {expected}")
+            actual, expected = ("×".join(map(str, shape)) for shape in (videos.shape[1:], self.shape))
+            raise InputError(f"clips of {actual} must be {expected}")
         x = rearrange(self.patches(videos), "b t h w c -> b (t h w) c")
         x = x + jnp.asarray(_sinusoid(*x.shape[1:]))
         x = self.blocks(x)
@@ -65,6 +65,6 @@ class VideoMAE(nnx.Module):
 
 
 def _sinusoid(count: int, width: int) -> np.ndarray:
-    """Fixed positions (Vaswani et al. 2017, section 3.5): sine and cosine of a frequency lie side by side."""
+    """Returns fixed position codes (Vaswani et al. 2017, section 3.5), where sines and cosines alternate."""
     angles = np.arange(count)[:, None] / 10000 ** (np.arange(width) // 2 * 2 / width)
     return np.where(np.arange(width) % 2, np.cos(angles), np.sin(angles)).astype(np.float32)

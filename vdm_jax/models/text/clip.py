@@ -1,6 +1,6 @@
-"""CLIP's two encoders (Radford et al. 2021, arXiv 2103.00020), which condition the published latent video models.
+"""CLIP's encoders of texts and images (Radford et al. 2021, arXiv 2103.00020), which condition published video models.
 
-Both are pre-norm transformers. The text's looks back only; the image's reads patches behind a class token.
+Both are pre-norm transformers. Text attention is causal. The image encoder reads patches after a class token.
 """
 
 import jax
@@ -16,16 +16,16 @@ from vdm_jax.models.stack import Stack
 from vdm_jax.models.transformer import EncoderBlock
 from vdm_jax.typing import Array, Float, Int
 
-# Of the red, green and blue of the images that the models were trained on, in [0, 1].
+# Mean and standard deviation of red, green and blue in the training images, in [0, 1].
 MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 DEVIATION = np.float32([0.26862954, 0.26130258, 0.27577711])
 
 
 class ClipText(nnx.Module):
-    """Tokens to one embedding each, after the last norm, and that of the end token for the whole.
+    """Encodes texts: one embedding a token, after the last norm, and a pooled vector.
 
-    `end` is the end token, the first of which gives the pooled vector; None means the token of the highest number.
-    With a `projection` the pooled vector is brought into the space of that size which text and image share.
+    The pooled vector is the embedding of the first token `end`; with None, of the token of the highest number. With a
+    `projection` it is projected to that size, into the space that texts share with images.
     """
 
     def __init__(
@@ -54,7 +54,11 @@ class ClipText(nnx.Module):
         self.projection = nnx.Linear(width, projection, use_bias=False, **common) if projection else None
 
     def __call__(self, tokens: Int[Array, "*B L"]) -> Text:
-        """Every token counts, padding too: the published U-Nets were trained to see all of them."""
+        """Encodes tokens. All count, padding too, as the published U-Nets were trained.
+
+        Raises:
+            InputError: a text is too long.
+        """
         *lead, length = tokens.shape
         if length > self.length:
             raise InputError(f"text of {length} tokens must have at most {self.length}")
@@ -70,7 +74,7 @@ class ClipText(nnx.Module):
 
 
 class ClipVision(nnx.Module):
-    """Images that were normalised for it to one embedding each, in the space that text and image share."""
+    """Encodes images from `clip_image_input`: one embedding each, in the space that images share with texts."""
 
     def __init__(
         self,
@@ -104,7 +108,7 @@ class ClipVision(nnx.Module):
         self.projection = nnx.Linear(width, projection, use_bias=False, **common)
 
     def __call__(self, image: Float[Array, "B H W C"]) -> Float[Array, "B P"]:
-        """Encodes images that have the model's size."""
+        """Encodes images that have the model's size. Raises InputError for another size."""
         if image.shape[1:] != (self.size, self.size, self.channels):
             expected = f"{self.size}×{self.size}×{self.channels}"
             raise InputError(f"image of {'×'.join(map(str, image.shape[1:]))} must be {expected}")
@@ -116,10 +120,10 @@ class ClipVision(nnx.Module):
 
 
 def clip_image_input(image: Float[Array, "B H W 3"], size: int = 224) -> Float[Array, "B {size} {size} 3"]:
-    """Images in [-1, 1] of any size as `ClipVision` wants them: resized without aliasing, then normalised.
+    """Returns images in [-1, 1] of any size as inputs of `ClipVision`: resized without aliasing, and normalised.
 
-    So Stable Video Diffusion does it: the whole image is squeezed into the square, and what is bicubic's overshoot
-    is not clipped.
+    As in Stable Video Diffusion the whole image is resized to a square, and the overshoot of bicubic interpolation is
+    not clipped.
     """
     rows, columns = (jnp.asarray(_resize_matrix(n, size)) for n in image.shape[1:3])
     image = jnp.einsum("ih,jw,bhwc->bijc", rows, columns, image, precision="highest")
@@ -127,19 +131,19 @@ def clip_image_input(image: Float[Array, "B H W 3"], size: int = 224) -> Float[A
 
 
 def _resize_matrix(n: int, size: int) -> np.ndarray:
-    """One axis of n pixels to `size`: a Gaussian blur, then cubic interpolation with the corners aligned."""
+    """Returns the matrix that resizes an axis of n pixels: a Gaussian blur, and cubic interpolation by the corners."""
     if n < 2:
         raise InputError(f"image of {n} pixels along an axis must have at least 2")
     sigma = max((n / size - 1) / 2, 0.001)
     reach = int(max(4 * sigma, 3)) // 2
     offsets = np.arange(-reach, reach + 1)
     kernel = np.exp(-np.square(offsets / sigma) / 2)
-    period = 2 * n - 2  # at the borders the image is reflected
+    period = 2 * n - 2  # the image is reflected at its borders
     seen = (np.arange(n)[:, None] + offsets) % period
     blur = np.zeros((n, n))
     np.add.at(blur, (np.arange(n)[:, None], np.minimum(seen, period - seen)), kernel / kernel.sum())
     at = np.arange(size, dtype=np.float32) * np.float32((n - 1) / (size - 1))  # rounded as PyTorch does
-    taps = np.floor(at)[:, None] + np.arange(-1, 3)  # the border's pixels go on beyond it
+    taps = np.floor(at)[:, None] + np.arange(-1, 3)  # the pixels of the border are repeated beyond it
     weights = _cubic(np.abs(at[:, None] - taps))
     cubic = np.zeros((size, n))
     np.add.at(cubic, (np.arange(size)[:, None], np.clip(taps, 0, n - 1).astype(int)), weights)
@@ -147,6 +151,6 @@ def _resize_matrix(n: int, size: int) -> np.ndarray:
 
 
 def _cubic(x: np.ndarray, a: float = -0.75) -> np.ndarray:
-    """Keys's (1981) kernel, with PyTorch's a."""
+    """Evaluates the cubic kernel of Keys (1981), with PyTorch's a."""
     near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
     return np.where(x <= 1, near, np.where(x < 2, far, 0))
