@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class Place(NamedTuple):
     """The resources of a process."""
 
-    environment: dict[str, str] = {}  # variables that select devices
+    environment: dict[str, str] = {}  # noqa: RUF012 - variables that select devices
     cores: frozenset[int] | None = None  # None: all cores
 
 
