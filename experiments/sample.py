@@ -306,7 +306,7 @@ def make_out() -> Path:
 def write(videos: list, fps: float, prompts: list[str], stages: list, known: dict[str, Any], out: Path) -> None:
     """Writes the videos and a sheet of them, with the metadata to draw them again."""
     from vdm_jax.generation.resume import remove_partial
-    from vdm_jax.video import contact_sheet, write_image, write_video
+    from vdm_jax.video import write_video
 
     used = [{"step": stage.pipeline.model.step, **dataclasses.asdict(stage.settings)} for stage in stages]
     metadata = {"run": PRETRAINED.value or ",".join(CASCADE.value or [RUN.value]), "seed": SEED.value}
@@ -319,10 +319,25 @@ def write(videos: list, fps: float, prompts: list[str], stages: list, known: dic
         name = f"{number:03}-{words}".rstrip("-")
         for suffix in FORMAT.value:
             write_video(out / f"{name}.{suffix}", video, fps, metadata | {"prompt": prompt, "number": number}, scale)
-    sheet = contact_sheet(videos[:40], columns=32, scale=max(1, scale // 2))
-    write_image(out / "sheet.png", sheet, metadata | {"prompts": prompts[:40]})
+    write_sheets(videos, fps, prompts, metadata, max(1, scale // 2), out)
     for partial in out.glob(".stage*.npy"):
         remove_partial(partial)
+
+
+def write_sheets(videos: list, fps: float, prompts: list[str], metadata: dict[str, Any], scale: int, out: Path) -> None:
+    """Writes sheet.png, a row of frames for each video, and sheet.gif, in which all videos play at once."""
+    import numpy as np
+
+    from vdm_jax.video import contact_sheet, write_image, write_video
+
+    sheet = contact_sheet(videos[:40], columns=32, scale=scale)
+    write_image(out / "sheet.png", sheet, metadata | {"prompts": prompts[:40]})
+    if "gif" in FORMAT.value and len(videos) > 1:
+        columns = NUM.value if NUM.value > 1 else min(len(videos), 5)  # the samples of a prompt are in a row
+        rows = min(len(videos) // columns, 16)
+        grid = np.reshape(videos[: rows * columns], (rows, columns, *videos[0].shape))
+        moving = [contact_sheet(grid[:, :, frame], scale=scale) for frame in range(grid.shape[2])]
+        write_video(out / "sheet.gif", np.stack(moving), fps, metadata)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ FLOORS = (
     ("build",),
     ("pretrained",),
     ("model",),
+    ("frozen",),
     ("split", "checkpoints", "config"),
     ("diffusion", "data", "parallel"),
     ("models",),
-    ("video", "command", "released"),
-    ("files",),
+    ("video", "command"),
+    ("files", "released"),
     ("errors", "typing"),
 )
 FLOOR = {room: len(FLOORS) - height for height, rooms in enumerate(FLOORS) for room in rooms}

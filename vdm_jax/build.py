@@ -14,19 +14,20 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from vdm_jax.checkpoints import restore_ema, restore_latest
+from vdm_jax.checkpoints import restore_ema
 from vdm_jax.config import read_config
 from vdm_jax.diffusion.known import MaskMixture
 from vdm_jax.diffusion.objective import Objective
 from vdm_jax.diffusion.process import Process, make_process
 from vdm_jax.errors import InputError
+from vdm_jax.frozen import restore_frozen
 from vdm_jax.model import Model, TextEncoder
 from vdm_jax.models.codec import PIXELS
 from vdm_jax.models.rngs import Keys
 from vdm_jax.models.text.bytes import ByteEncoder
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import path_name, shardings
+from vdm_jax.parallel.sharding import sharded
 from vdm_jax.pretrained import load as published
 from vdm_jax.released import is_released, released_path
 from vdm_jax.split import Split, in_common, join, make_split
@@ -70,25 +71,27 @@ def _build(groups: str, mesh: Mesh | None) -> Model:
     common = dict(mesh=mesh, dtype=parts.dtype, params_dtype="float32")
     params: dict[str, PyTree] = {}
     codec, text, network = PIXELS, None, None
+    arguments = _network_arguments(config) if "network" in loaded else {}  # first: these checks take no time
     if "codec" in loaded:
-        codec, params["codec"] = _load_part(published.load_codec, "codec", parts.codec, **common)
+        codec, params["codec"] = _load_part(published.load_codec, "codec", parts.codec.to_dict(), **common)
     elif parts.codec.get("kind") != "pixels":
         raise InputError(f"model.codec.kind={parts.codec.get('kind')!r} must be 'pixels', or model.codec have a folder")
     shape = (data.frames, data.height, data.width, data.channels)
     latents = codec.shape(shape)
     if "text" in loaded:
-        text, params["text"] = _load_part(published.load_text, "text", parts.text, **common)
+        text, params["text"] = _load_part(published.load_text, "text", parts.text.to_dict(), **common)
     if "network" in loaded:
-        network = _load_part(published.load_network, "network", _network_arguments(config), seed=config.seed, **common)
+        network = _load_part(published.load_network, "network", arguments, seed=config.seed, **common)
         params["network"] = network.params
-        _check_loaded(config, network, latents[3], text)
     modules = nnx.eval_shape(lambda: make_parts(config, latents[3], text))
     for name, module in modules.items():
         params[name] = nnx.to_pure_dict(nnx.split(module)[1])
     if "text" in modules:
         text = TextEncoder(nnx.split(modules["text"])[0], modules["text"].tokenize, *[modules["text"].width] * 2)
+    if network:
+        _check_loaded(config, network, latents[3], text)
     graphdef = network.graphdef if network else nnx.split(modules["network"])[0]
-    nnx.merge(graphdef, params["network"]).check(*latents[:3], data.joint_images)
+    _check_sizes(nnx.merge(graphdef, params["network"]), latents, shape, data.joint_images)
     return Model(
         network=graphdef,
         text=text,
@@ -105,6 +108,16 @@ def _build(groups: str, mesh: Mesh | None) -> Model:
         unet_config=network.config if network else None,
         loaded=loaded,
     )
+
+
+def _check_sizes(network: nnx.Module, latents: tuple[int, ...], video: tuple[int, ...], stills: int) -> None:
+    """Raises InputError for latents that the network cannot draw."""
+    try:
+        network.check(*latents[:3], stills)
+    except InputError as error:
+        if latents == video:
+            raise
+        raise InputError(f"latents of {' × '.join(map(str, latents[:3]))}: {error}") from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -157,7 +170,7 @@ def _make(kinds: Mapping[str, Callable], part: str, group: ml_collections.Config
 
 
 def _load_part(load: Callable, part: str, group: Mapping[str, Any], **common: Any) -> Any:
-    arguments = {key: value for key, value in dict(group).items() if key != "kind"}
+    arguments = {key: value for key, value in group.items() if key != "kind"}
     try:
         return load(**arguments, **common)
     except TypeError as error:
@@ -168,9 +181,11 @@ def _network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the arguments of `load_network`: an image network without an adapter gets new motion modules."""
     arguments = config.model.network.to_dict()
     adapter = arguments["motion_adapter"] = arguments.get("motion_adapter") or None
-    image = published.read_config(arguments["folder"])["_class_name"] == "UNet2DConditionModel"
+    kind = published.read_config(arguments["folder"])["_class_name"]
+    if kind in published.FAMILIES and published.FAMILIES[kind].first_frame:
+        raise InputError(f"model.network.folder={arguments['folder']}: training {kind} is not implemented")
     new_motion = arguments.get("new_motion") or None
-    if image and adapter is None:
+    if kind == "UNet2DConditionModel" and adapter is None:
         arguments["new_motion"] = new_motion or {}
     elif new_motion:
         raise InputError(f"model.network.new_motion={new_motion} is for an image model without a motion adapter")
@@ -179,9 +194,7 @@ def _network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def _check_loaded(config: ml_collections.ConfigDict, network, channels: int, text: TextEncoder | None) -> None:
     """Raises InputError for parts or settings that do not fit a loaded network."""
-    kind, folder = network.config["_class_name"], config.model.network.folder
-    if network.family.first_frame:
-        raise InputError(f"model.network.folder={folder}: training {kind} is not implemented")
+    folder = config.model.network.folder
     if config.data.joint_images or config.known.mixture:
         raise InputError("data.joint_images and known.mixture are not for a loaded network: set them to 0 and {}")
     if config.process.to_dict() != {"name": "cosine"}:
@@ -258,7 +271,8 @@ def load_trained(run: str | Path, mesh: Mesh | None = None) -> tuple[Model, Para
     """
     config = read_config(run)
     mesh = mesh or make_mesh()
-    model = with_frozen(build(config, mesh), run, mesh)
+    model = build(config, mesh)
+    model = dataclasses.replace(model, params=restore_frozen(run, model.params, mesh))
     split = split_of(config, model)
     abstract = sharded(split.trained, mesh)
     if not is_released(json.loads((Path(run) / "config.json").read_text())):
@@ -295,13 +309,6 @@ def _has_new_motion(config: ml_collections.ConfigDict) -> bool:
     return "folder" in config.model.network and _network_arguments(config).get("new_motion") is not None
 
 
-def sharded(params: PyTree, mesh: Mesh) -> PyTree:
-    """Returns shapes with the shardings of a mesh."""
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings(mesh, params)
-    )
-
-
 def begin_with(model: Model, run: str | Path, mesh: Mesh) -> Model:
     """Initialises a model from a run's averaged parameters where the names match; other parameters stay new.
 
@@ -322,28 +329,3 @@ def begin_with(model: Model, run: str | Path, mesh: Mesh) -> Model:
     count = len(jax.tree.leaves(own))
     logging.info("begins with %d of its %d arrays from %s at step %d", len(common), count, run, base.step)
     return dataclasses.replace(model, params=unflatten_dict(flatten_dict(model.params) | common))
-
-
-# Parameters that are new here but not trained, such as the image network that a run began with: kept in the run folder.
-FROZEN = "frozen"
-
-
-def frozen_new(model: Model, split: Split) -> PyTree:
-    """Returns the frozen parameters that no published folder holds."""
-    return {name: tree for name, tree in split.frozen.items() if name not in model.loaded and jax.tree.leaves(tree)}
-
-
-def with_frozen(model: Model, run: str | Path, mesh: Mesh) -> Model:
-    """Puts the frozen parameters of a run folder into its model, if it has any."""
-    folder = Path(run) / FROZEN
-    if not folder.is_dir():
-        return model
-    names = json.loads((folder / "names.json").read_text())
-    flat = {path_name(path): path for path, _ in jax.tree_util.tree_leaves_with_path(model.params)}
-    own = flatten_dict(model.params)
-    wanted = {tuple(k.key for k in flat[name]): None for name in names}
-    abstract = sharded(unflatten_dict({path: own[path] for path in wanted}), mesh)
-    found = restore_latest(folder, {"params": abstract})
-    if found is None:
-        raise InputError(f"{folder} holds no parameters: begin the run again with init_from")
-    return dataclasses.replace(model, params=unflatten_dict(own | flatten_dict(found["params"])))

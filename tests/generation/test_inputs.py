@@ -29,9 +29,7 @@ def files(tmp_path):
 def test_the_middle_is_cut_out_and_grey_is_luma(files, caplog):
     with caplog.at_level("INFO"):
         image = read_image(files / "picture.png", (4, 4), 3)
-    assert (
-        "picture.png: 8×16 pixels; the middle part with the proportions of 4×4 is brought to that size" in caplog.text
-    )
+    assert "picture.png: 8×16 pixels; the middle part is cut to the proportions of 4×4 and resized" in caplog.text
     # Within: the filter reaches over the edges of the cut.
     np.testing.assert_array_equal(image[:, 1:3], np.broadcast_to(np.float32([1, -1, -1]), (4, 2, 3)))
     grey, fps, pixels = read_clip(files / "video.gif", (4, 4), 1)

@@ -1,4 +1,4 @@
-"""Attention against a plain softmax in float64, and what tells it about time."""
+"""Every argument of the attention module, against a plain softmax in float64 over all positions."""
 
 from types import SimpleNamespace
 
@@ -6,183 +6,231 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from tests.models.randomised import normal, randomised, softmax_attention
 from vdm_jax.errors import InputError
-from vdm_jax.models import attention
-from vdm_jax.models.attention import (
-    Source,
-    attend_space,
-    attend_time,
-    choose_implementation,
-    clip_mask,
-    grid_code,
-    relative_positions,
-    rotate,
-    sinusoid,
-)
+from vdm_jax.models.attention import Attention, choose_implementation
+from vdm_jax.models.layout import ONE_DEVICE
 
 B, T, P, N, D, L = 2, 3, 4, 2, 8, 5
+C, E = 6, 7  # widths of pixels and of tokens
 T4, A100, H100 = (SimpleNamespace(platform="gpu", compute_capability=n) for n in ("7.5", "8.0", "9.0"))
 MI300 = SimpleNamespace(platform="gpu", compute_capability="gfx942")
 
 
-def normal(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+# ---------------------------------------------------------------------------------------------- the module
 
 
-def plain(query, key, value, bias=0.0, mask=True):
-    """softmax(q kᵀ/√D + bias) v over the last two axes, in float64."""
-    query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
-    scores = np.where(mask, query @ key.swapaxes(-1, -2) / np.sqrt(query.shape[-1]) + bias, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True) @ value
+def product(linear, x):
+    """Applies a linear layer in float64."""
+    out = np.asarray(x, np.float64) @ np.asarray(linear.kernel[...], np.float64)
+    return out if linear.bias is None else out + np.asarray(linear.bias[...], np.float64)
 
 
-def qkv():
-    return tuple(normal(seed, B, T, P, N, D) for seed in range(3))
+def normalised(norm, x):
+    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + norm.epsilon) * np.asarray(norm.scale[...], np.float64)
 
 
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attend_time_is_softmax_attention_over_frames(biased, masked):
-    bias = normal(3, N, T, T) if biased else None
-    mask = np.tril(np.ones((T, T), bool)) if masked else None
-    out = attend_time(*map(jnp.asarray, qkv()), bias=_array(bias), mask=_array(mask))
-    per_pixel = [a.transpose(0, 2, 3, 1, 4) for a in qkv()]
-    expected = plain(*per_pixel, bias=bias if biased else 0.0, mask=mask if masked else True)
-    np.testing.assert_allclose(out, expected.transpose(0, 3, 1, 2, 4), rtol=1e-4, atol=1e-5)
+def rotated(x):
+    """Rotates each pair (i, i + D/2) of a head by the frame's number times 10000^(-2i/D)."""
+    half = x.shape[-1] // 2
+    angles = np.arange(x.shape[1])[:, None] * 10_000.0 ** (-np.arange(half) / half)
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None, None]
+    return np.concatenate([turned.real, turned.imag], -1)
 
 
-def _array(x):
-    return None if x is None else jnp.asarray(x)
+def reference(module, x, text=None, *, text_mask=None, mask=None):
+    """Attends from every pixel of every frame to all pixels and tokens at once; whatever is out of reach is masked."""
+    heads = module.heads
+    batch, frames, pixels, _ = x.shape
+
+    def parts(linear, tokens, count):
+        return np.moveaxis(product(linear, tokens).reshape(*tokens.shape[:-1], heads, count, -1), -2, 0)
+
+    has_text, only = module.context is not None, module.context == "only"
+    if module.fused and not only:
+        query, *keys_values = parts(module.qkv, x, 3)
+    elif module.fused:
+        (query,), keys_values = parts(module.q, x, 1), []
+    else:
+        source = text if only else x
+        query, *keys_values = (parts(module.q, x, 1)[0], parts(module.k, source, 1)[0], parts(module.v, source, 1)[0])
+    text_pair = None
+    if only:
+        text_pair, keys_values = (keys_values or parts(module.text_kv, text, 2)), []
+    elif has_text:
+        text_pair = parts(module.text_kv, text, 2)
+    if module.qk_norm:
+        query = normalised(module.q_norm, query)
+        keys_values[:1] = [normalised(module.k_norm, key) for key in keys_values[:1]]
+        if text_pair is not None:
+            text_pair = normalised(module.k_norm, text_pair[0]), text_pair[1]
+    if module.position == "rotary":
+        query, keys_values[0] = rotated(query), rotated(keys_values[0])
+
+    out = np.zeros((batch, frames, pixels, heads, query.shape[-1]))
+    for b, t, p in np.ndindex(batch, frames, pixels):
+        keys, values, allowed, bias = [], [], [], []
+        for s, r in np.ndindex(frames, pixels) if keys_values else ():
+            near = {"space": s == t, "time": r == p, "all": True}[module.along]
+            # The mask's axes: queries and sources are the positions of a frame, the frames of a pixel, or all.
+            lead, q, k = {"space": (t, p, r), "time": (p, t, s)}.get(module.along, (0, t * pixels + p, s * pixels + r))
+            if mask is not None:
+                row = mask[b % len(mask), lead % mask.shape[1]]
+                near &= bool(row[q, k] if row.ndim == 2 else row[k])
+            if module.causal:
+                near &= k <= q
+            keys.append(keys_values[0][b, s, r])
+            values.append(keys_values[1][b, s, r])
+            allowed.append(near)
+            offset = np.clip(s - t, -module.max_distance, module.max_distance) + module.max_distance
+            bias.append(np.asarray(module.bias[...])[offset] if module.position == "relative" else np.zeros(heads))
+        for j in range(text.shape[2] if has_text else 0):
+            group = t % text.shape[1]
+            keys.append(text_pair[0][b, group, j])
+            values.append(text_pair[1][b, group, j])
+            allowed.append(text_mask is None or bool(text_mask[b, group, j]))
+            bias.append(np.zeros(heads))
+        for h in range(heads):
+            key, value = (np.stack(rows)[:, h] for rows in (keys, values))
+            out[b, t, p, h] = softmax_attention(
+                query[b, t, p, h][None], key, value, np.stack(bias)[:, h], np.array(allowed)
+            )[0]
+    return product(module.out, out.reshape(batch, frames, pixels, -1))
 
 
-def text(groups, seed=7):
-    mask = np.arange(L) < np.array([2, 4])[:, None, None] + np.arange(groups)[:, None] % 2
-    return Source(
-        jnp.asarray(normal(seed, B, groups, L, N, D)),
-        jnp.asarray(normal(seed + 1, B, groups, L, N, D)),
-        jnp.asarray(mask),
-    )
+ONLY, JOINT = dict(text_width=E, context="only"), dict(text_width=E, context="joint")
+MODULES = {
+    "space": dict(),
+    "time": dict(along="time"),
+    "all": dict(along="all"),
+    "space, fused": dict(fused=True),
+    "time, fused": dict(along="time", fused=True),
+    "space, biased": dict(biased="qkv"),
+    "space, biased values": dict(biased="v"),
+    "a head size of its own": dict(head_size=5, fused=True),
+    "joint": dict(**JOINT),
+    "joint, fused": dict(**JOINT, fused=True),
+    "joint, all": dict(**JOINT, along="all", fused=True),
+    "only": dict(**ONLY),
+    "only, fused": dict(**ONLY, fused=True),
+    "only, along time": dict(**ONLY, along="time"),  # the axis is that of the first attention of a block
+    "relative": dict(along="time", position="relative", max_distance=1),
+    "rotary": dict(along="time", position="rotary", head_size=4),
+    "rotary, all": dict(along="all", position="rotary", head_size=4),
+    "qk norm": dict(qk_norm=True),
+    "qk norm, rotary, fused": dict(along="time", position="rotary", head_size=4, qk_norm=True, fused=True),
+    "qk norm, joint": dict(**JOINT, qk_norm=True, fused=True),
+    "qk norm, only": dict(**ONLY, qk_norm=True, fused=True),
+    "causal": dict(causal=True),
+    "causal, time": dict(along="time", causal=True),
+    "causal, all": dict(along="all", causal=True),
+}
 
 
-def plain_space(query, *sources):
-    """All sources, copied for every frame and put side by side, under one softmax."""
-    keys, values, masks = [], [], []
-    for source in sources:
-        mask = np.ones(source.key.shape[:3], bool) if source.mask is None else np.asarray(source.mask)
-        for list_, array in ((keys, source.key), (values, source.value), (masks, mask)):
-            array = np.asarray(array)
-            list_.append(np.broadcast_to(array, (B, T, *array.shape[2:])))
-    key, value = (np.concatenate(a, 2).transpose(0, 1, 3, 2, 4) for a in (keys, values))
-    mask = np.concatenate(masks, 2)[:, :, None, None]
-    return plain(query.transpose(0, 1, 3, 2, 4), key, value, mask=mask).transpose(0, 1, 3, 2, 4)
+def make(**options):
+    return randomised(lambda: Attention(C, heads=N, **options, rngs=nnx.Rngs(0)))
 
 
-def cases():
-    query, key, value = map(jnp.asarray, qkv())
-    pixels = Source(key, value)
-    return {
-        "pixels": (query, pixels),
-        "shared_text": (query, text(1)),
-        "text_for_each_frame": (query, text(T)),
-        "pixels_and_shared_text": (query, pixels, text(1)),
-        "pixels_and_text_for_each_frame": (query, pixels, text(T)),
-    }
+def run(module, *args, **kwargs):
+    return np.asarray(jax.jit(lambda args, kwargs: module(*args, **kwargs))(args, kwargs))
 
 
-@pytest.mark.parametrize("case", cases())
-@pytest.mark.parametrize("implementation", ["xla", "cudnn"])
-def test_attend_space_is_one_softmax_over_all_sources(case, implementation, monkeypatch):
-    kernel = jax.nn.dot_product_attention  # stands in for cuDNN's: the arguments are the same
-    monkeypatch.setattr(attention.jax.nn, "dot_product_attention", lambda *a, implementation, **k: kernel(*a, **k))
-    query, *sources = cases()[case]
-    out = attend_space(query, *sources, implementation=implementation)
-    np.testing.assert_allclose(out, plain_space(np.asarray(query), *sources), rtol=1e-4, atol=1e-5)
+def token_mask(groups):
+    return np.broadcast_to(np.arange(L) < np.array([2, 4])[:, None, None], (B, groups, L))
 
 
-@pytest.mark.parametrize("case", cases())
-def test_the_fused_kernel_takes_these_shapes_and_has_a_gradient(case, monkeypatch):
-    """Its checks of shapes, of which JAX does all but those of the device, at odd numbers of pixels and tokens."""
-    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 92000)
-    query, *sources = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.bfloat16), cases()[case])
-
-    def total(query, sources):
-        return attend_space(query[:, :, :3], *sources, implementation="cudnn").sum()
-
-    gradient = jax.eval_shape(jax.grad(total, allow_int=True, argnums=(0, 1)), query, sources)
-    assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, (query, sources))
-
-
-def test_the_fused_kernel_takes_a_mask_of_the_last_source_only():
-    query, pixels, last = cases()["pixels_and_shared_text"]
-    with pytest.raises(ValueError, match="a mask of the last source only"):
-        attend_space(query, last, pixels, implementation="cudnn")
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_what_its_arguments_say(name):
+    module, x = make(**MODULES[name]), normal(0, B, T, P, C)
+    if module.context is None:
+        np.testing.assert_allclose(run(module, x), reference(module, x), atol=1e-5)
+        return
+    for groups in (1, T) if module.along != "all" else (1,):
+        tokens, mask = normal(1, B, groups, L, E), token_mask(groups)
+        np.testing.assert_allclose(run(module, x, tokens), reference(module, x, tokens), atol=1e-5)
+        masked = run(module, x, tokens, text_mask=mask)
+        np.testing.assert_allclose(masked, reference(module, x, tokens, text_mask=mask), atol=1e-5)
 
 
-def test_masked_positions_have_no_influence():
-    query, source = cases()["shared_text"]
-    hidden = ~source.mask[..., None, None]
-    garbage = Source(jnp.where(hidden, 1e3, source.key), jnp.where(hidden, -1e3, source.value), source.mask)
-    np.testing.assert_array_equal(attend_space(query, source), attend_space(query, garbage))
-
-    query, key, value = map(jnp.asarray, qkv())
-    mask = jnp.ones((T, T), bool).at[:, 1].set(False)
-    garbage = key.at[:, 1].set(1e3), value.at[:, 1].set(-1e3)
-    out = attend_time(query, key, value, mask=mask)
-    np.testing.assert_array_equal(out, attend_time(query, *garbage, mask=mask))
+SIZES = {"space": (T, P), "time": (P, T), "all": (1, T * P)}  # lead axis, and positions that see each other
 
 
-def test_bfloat16_attention_has_a_float32_softmax():
-    query, key, value = (jnp.asarray(a, jnp.bfloat16) for a in qkv())
-    out = attend_time(query, key, value)
-    assert out.dtype == jnp.bfloat16
-    expected = plain(*(np.asarray(a, np.float32).transpose(0, 2, 3, 1, 4) for a in (query, key, value)))
-    np.testing.assert_allclose(np.asarray(out, np.float32), expected.transpose(0, 3, 1, 2, 4), atol=0.03)
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("name", ["space", "time", "all", "joint", "causal", "causal, time"])
+def test_a_mask_is_of_each_source_or_of_each_pair(name, pairs):
+    module, x, rng = make(**MODULES[name]), normal(0, B, T, P, C), np.random.default_rng(0)
+    lead, count = SIZES[module.along]
+    mask = rng.random((B, lead, *([count] if pairs else []), count)) < 0.5
+    mask[..., 0] = True  # a query without any source has no answer
+    text = dict(text=normal(1, B, 1, L, E)) if module.context else {}
+    for part in (mask, mask[:, :1], mask[:1]):
+        found = run(module, x, mask=part, **text)
+        np.testing.assert_allclose(found, reference(module, x, mask=part, **text), atol=1e-5)
 
 
-def test_rotary_scores_depend_only_on_offsets_and_keep_lengths():
-    same = jnp.broadcast_to(jnp.asarray(normal(0, N, D)), (1, T, 1, N, D))
-    other = jnp.broadcast_to(jnp.asarray(normal(1, N, D)), (1, T, 1, N, D))
+@pytest.mark.parametrize("options", [dict(along="time"), JOINT, ONLY], ids=["time", "joint", "only"])
+def test_one_matrix_computes_what_three_compute(options):
+    apart, fused = make(**options), make(**options, fused=True)
 
-    def scores(start):
-        positions = start + jnp.arange(T, dtype=jnp.float32)
-        return jnp.einsum("btpnd,bspnd->nts", rotate(same, positions), rotate(other, positions))
+    def side_by_side(*linears):
+        kernels = [linear.kernel[...].reshape(-1, N, 1, C // N) for linear in linears]
+        return jnp.concatenate(kernels, 2).reshape(kernels[0].shape[0], -1)
 
-    at_zero = np.asarray(scores(0.0))
-    np.testing.assert_allclose(scores(40.0), at_zero, atol=1e-4)
-    for offset in (-1, 0, 1):
-        diagonal = at_zero.diagonal(offset, 1, 2)
-        np.testing.assert_allclose(diagonal, np.broadcast_to(diagonal[:, :1], diagonal.shape), atol=1e-5)
-    assert np.abs(at_zero[:, 0, 1] - at_zero[:, 1, 0]).max() > 0.1  # forward is not backward
-    rotated = rotate(same, jnp.arange(T, dtype=jnp.float32))
-    np.testing.assert_allclose(jnp.linalg.norm(rotated, axis=-1), jnp.linalg.norm(same, axis=-1), rtol=1e-5)
-
-
-def test_relative_positions_index_clipped_offsets():
-    index = relative_positions(4, 2)
-    # Row: the frame that looks; column: the frame looked at. Index 2 is "itself".
-    np.testing.assert_array_equal(index, [[2, 3, 4, 4], [1, 2, 3, 4], [0, 1, 2, 3], [0, 0, 1, 2]])
+    if options is ONLY:
+        fused.text_kv.kernel[...] = side_by_side(apart.k, apart.v)
+        fused.q = apart.q
+    else:
+        fused.qkv.kernel[...] = side_by_side(apart.q, apart.k, apart.v)
+    if options is JOINT:
+        fused.text_kv = apart.text_kv
+    fused.out = apart.out
+    x, tokens = normal(0, B, T, P, C), None if "text_width" not in options else normal(1, B, 1, L, E)
+    np.testing.assert_allclose(run(fused, x, tokens), run(apart, x, tokens), atol=1e-5)
 
 
-def test_sinusoid_is_cosines_then_sines():
-    out = sinusoid(jnp.array([0.0, 3.0]), 8)
-    frequencies = 10_000.0 ** (-np.arange(4) / 4)
-    np.testing.assert_allclose(out[0], [1] * 4 + [0] * 4)
-    np.testing.assert_allclose(out[1], np.r_[np.cos(3 * frequencies), np.sin(3 * frequencies)], rtol=1e-5)
+def test_sizes_of_heads_follow_from_the_width_or_each_other():
+    for options, expected in (
+        (dict(heads=3), (3, 6)),
+        (dict(head_size=3), (2, 6)),
+        (dict(heads=3, head_size=5), (3, 15)),
+    ):
+        module = nnx.eval_shape(lambda options=options: Attention(C, **options, rngs=nnx.Rngs(0)))
+        assert (module.heads, module.q.out_features) == expected
+        assert module.out.out_features == C
 
 
-def test_grid_code_is_the_code_of_the_row_then_of_the_column():
-    out = grid_code(3, 5, 8)
-    assert out.shape == (3, 5, 8)
-    np.testing.assert_allclose(out[2, 3, :4], sinusoid(jnp.array(2.0), 4), rtol=1e-6)
-    np.testing.assert_allclose(out[2, 3, 4:], sinusoid(jnp.array(3.0), 4), rtol=1e-6)
+def test_the_output_starts_at_zero_where_it_should():
+    x = normal(0, B, T, P, C)
+    assert not run(Attention(C, heads=N, zero=True, rngs=nnx.Rngs(0)), x).any()
+    assert run(Attention(C, heads=N, rngs=nnx.Rngs(0)), x).all()
 
 
-def test_clip_mask_keeps_stills_to_themselves():
-    expected = [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-    np.testing.assert_array_equal(clip_mask(4, 2), np.array(expected, bool))
-    assert clip_mask(4, 0).all()
+def test_a_relative_bias_has_float32_and_one_number_for_each_offset_and_head():
+    options = dict(along="time", position="relative", max_distance=3, dtype="bfloat16")
+    bias = Attention(C, heads=N, **options, rngs=nnx.Rngs(0)).bias
+    assert (bias.shape, bias.dtype) == ((2 * 3 + 1, N), jnp.float32)
+    assert 0.2 < float(bias[...].std()) < 0.8  # strong from the start, so that order is learned
+
+
+def test_attention_over_all_tokens_asks_for_its_layout_and_back():
+    calls = []
+
+    class Recorded(type(ONE_DEVICE)):
+        def heads(self, x, back=False):
+            calls.append((x.shape, back))
+            return x
+
+    x = normal(0, B, T, P, C)
+    for along, expected in (("all", [((B, T, P, N, C // N), back) for back in (False,) * 3 + (True,)]), ("space", [])):
+        calls.clear()
+        module = make(along=along)
+        jax.eval_shape(lambda x, module=module: module(x, layout=Recorded()), x)
+        assert calls == expected
+
+
+# ---------------------------------------------------------------------------------------------- the kernel
 
 
 @pytest.mark.parametrize(
@@ -204,13 +252,21 @@ def test_implementation_is_the_fused_kernel_where_it_can_run(name, dtype, head_s
     assert choose_implementation(name, dtype=dtype, head_size=head_size, device=device) == chosen
 
 
+def test_attention_along_time_never_takes_the_fused_kernel(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [H100])
+    for along, expected in (("space", "cudnn"), ("all", "cudnn"), ("time", "xla")):
+        options = dict(head_size=64, along=along, implementation="auto", dtype="bfloat16")
+        module = nnx.eval_shape(lambda options=options: Attention(64, **options, rngs=nnx.Rngs(0)))
+        assert module.implementation == expected
+
+
 @pytest.mark.parametrize(
     ("name", "dtype", "head_size", "device", "message"),
     [
         ("flash", "bfloat16", 64, H100, "attention='flash' must be one of auto, xla, cudnn"),
         ("cudnn", "float32", 64, H100, "dtype=float32 is not 16-bit"),
         ("cudnn", "bfloat16", 20, H100, "head_size=20 is not a multiple of 8"),
-        ("cudnn", "bfloat16", 64, T4, "compute capability '7.5' is not 8.0 or more"),
+        ("cudnn", "bfloat16", 64, T4, "compute capability '7.5' is below 8.0"),
     ],
 )
 def test_implementation_that_cannot_run_is_an_error(name, dtype, head_size, device, message):

@@ -10,17 +10,18 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.errors import InputError
-from vdm_jax.models import clip
 from vdm_jax.models.rngs import Keys
 from vdm_jax.models.stack import REMAT, Stack
+from vdm_jax.models.transformer import EncoderBlock
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import batch_sharding, path_name, shardings
 
 DEPTH, WIDTH = 3, 16
+MASK = jnp.arange(5) < jnp.arange(2, 10)[:, None] % 5 + 1
 
 
 def make_block(rngs):
-    return clip.Block(WIDTH, 32, 2, "gelu", 1e-5, dict(dtype="float32", rngs=rngs))
+    return EncoderBlock(WIDTH, 32, heads=2, activation="gelu", epsilon=1e-5, biased="qkv", rngs=rngs)
 
 
 class InARow(nnx.Module):
@@ -43,9 +44,10 @@ class Residual(nnx.Module):
         self.scale = nnx.Param(jnp.full(WIDTH, 0.5))
         self.inner = nnx.Dict(bias=nnx.Param(jnp.ones(WIDTH)))
 
-    def __call__(self, x, condition, *, key=None):
+    def __call__(self, x, condition, *, key=None, subtract=False):
         kept = 1.0 if key is None else jax.random.bernoulli(key, 0.5, x.shape)
-        return x + kept * (x * self.scale + self.inner.bias + condition)
+        change = kept * (x * self.scale + self.inner.bias + condition)
+        return x - change if subtract else x + change
 
 
 def params_of(module):
@@ -61,7 +63,7 @@ def inputs(batch=2):
 
 
 def loss(graphdef, params, x):
-    return (nnx.merge(graphdef, params)(x, causal=True) ** 2).mean()
+    return (nnx.merge(graphdef, params)(x, mask=MASK[: len(x)]) ** 2).mean()
 
 
 @pytest.mark.parametrize("make_rngs", [Keys, nnx.Rngs])
@@ -92,11 +94,11 @@ def test_paths_and_attributes_are_those_of_a_single_block():
     network = Network(Keys(0))
     leaves = jax.tree_util.tree_leaves_with_path(params_of(network))
     names = {path_name(path): leaf.shape for path, leaf in leaves}
-    assert names["blocks/q/kernel"] == (DEPTH, WIDTH, WIDTH)
+    assert names["blocks/attention/q/kernel"] == (DEPTH, WIDTH, WIDTH)
     assert {name.removeprefix("blocks/") for name in names} == {
         path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params_of(make_block(Keys(0))))
     }
-    assert network.blocks.heads == 2
+    assert network.blocks.attention.heads == 2
     assert all(isinstance(leaf, nnx.Param) for _, leaf in nnx.iter_graph(network) if isinstance(leaf, nnx.Variable))
 
 
@@ -104,8 +106,8 @@ def test_paths_and_attributes_are_those_of_a_single_block():
 def test_values_and_gradients_equal_blocks_in_a_row(remat):
     stack, row = Stack(make_block, DEPTH, remat=remat, rngs=Keys(5)), InARow(DEPTH, Keys(5))
     x = inputs()
-    for causal in (True, False):  # a keyword argument may be static
-        np.testing.assert_allclose(stack(x, causal=causal), row(x, causal=causal), atol=1e-5)
+    for kwargs in ({}, {"mask": MASK[: len(x)]}):
+        np.testing.assert_allclose(stack(x, **kwargs), row(x, **kwargs), atol=1e-5)
     actual = jax.grad(functools.partial(loss, nnx.split(stack)[0]))(params_of(stack), x)
     gradients = jax.grad(functools.partial(loss, nnx.split(row)[0]))(params_of(row), x)["blocks"]
     expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(gradients[i] for i in range(DEPTH)))
@@ -149,6 +151,10 @@ def test_each_block_has_its_own_arguments():
         expected = block(expected, condition)
     np.testing.assert_allclose(stack(x, condition, each={"key": None}), expected, rtol=1e-6)
     np.testing.assert_allclose(stack(x, condition), expected, rtol=1e-6)
+    expected = x
+    for _ in range(DEPTH):
+        expected = block(expected, condition, subtract=True)
+    np.testing.assert_allclose(stack(x, condition, subtract=True), expected, rtol=1e-6)  # an argument may be static
 
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
@@ -157,7 +163,7 @@ def test_sharded_blocks_equal_one_device(sizes):
     graphdef, params = nnx.split(Stack(make_block, DEPTH, remat="full", rngs=Keys(5)))
     params = nnx.to_pure_dict(params)
     places = shardings(mesh, {"blocks": params})["blocks"]
-    assert places["q"]["kernel"].spec == P(None, "fsdp", "tensor")
+    assert places["attention"]["q"]["kernel"].spec == P(None, "fsdp", "tensor")
     assert places["down"]["kernel"].spec == P(None, "tensor", "fsdp")
     assert places["up"]["bias"].spec == P(None, "tensor")
     step = jax.jit(jax.value_and_grad(functools.partial(loss, graphdef)))

@@ -1,4 +1,4 @@
-"""The trunk: what each slot, condition and option changes, and what it must not."""
+"""The U-Net: what each slot, condition and option changes, and what it must not."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.models.randomised import normal, randomised
 from vdm_jax.errors import InputError
-from vdm_jax.models import space
+from vdm_jax.models import convolution
+from vdm_jax.models.conditions import Conditions, Text
 from vdm_jax.models.unet import UNet
 
 B, T, S, C, L, E = 2, 4, 4, 2, 3, 6
@@ -16,28 +18,16 @@ TINY = {"channels_in": C, "channels": 8, "multipliers": (1,), "blocks": 0, "head
 TIME = jnp.array([3.0, 700.0])
 
 
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
 def shapes_of(**options):
     return nnx.eval_shape(lambda: UNet(**TINY | options, rngs=nnx.Rngs(0)))
 
 
 def make(zero=None, **options):
-    """A UNet with every parameter drawn anew, so that nothing is zero but paths that hold `zero`."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        value = jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype)
-        return 0 * value if zero and zero in jax.tree_util.keystr(path) else value
-
-    graphdef, shapes = nnx.split(shapes_of(**options))
-    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(draw, shapes))
+    return randomised(lambda: UNet(**TINY | options, rngs=nnx.Rngs(0)), scale=0.3, zero=zero)
 
 
-def jit(model, **fixed):
-    return jax.jit(lambda z, time=TIME, **conditions: model(z, time, **conditions, **fixed))
+def jit(model):
+    return jax.jit(lambda z, time=TIME, **conditions: model(z, time, Conditions(**conditions)))
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +36,13 @@ def z():
 
 
 def moved(a, b):
-    """For each video and frame, whether it differs; small differences are not allowed."""
+    """Returns for each video and frame whether it differs; small differences are not allowed."""
     difference = np.abs(np.asarray(a) - np.asarray(b)).max((2, 3, 4))
     assert ((difference > 1e-3) | (difference == 0)).all(), difference
     return difference > 0
+
+
+# -------------------------------------------------------------------------------------------------- slots
 
 
 def test_the_prediction_is_zero_at_first_and_has_channels_out(z):
@@ -66,37 +59,49 @@ def test_without_time_slots_it_is_an_image_network(z, slots):
     else:
         model = make(zero="time_conv", time_conv=True)
         for layer in (model.middle1, model.up[0][0]):
-            layer.time_attention.out.kernel[...] *= 0
-            layer.time_attention.out.bias[...] *= 0
+            layer.time_attention.attention.out.kernel[...] *= 0
+            layer.time_attention.attention.out.bias[...] *= 0
     frames = jit(model)(z.reshape(B * T, 1, S, S, C), jnp.repeat(TIME, T))
     np.testing.assert_allclose(jit(model)(z), frames.reshape(z.shape), atol=1e-4)
 
 
 @pytest.mark.parametrize("position", ["relative", "none"])
-def test_the_order_of_frames_matters_where_positions_are_told(z, position):
+def test_the_order_of_frames_matters_where_there_are_positions(z, position):
     run, order = jit(make(time_position=position, space_attention=False)), jnp.array([2, 0, 3, 1])
     difference = np.abs(run(z)[:, order] - run(z[:, order])).max()
     assert difference < 1e-5 if position == "none" else difference > 1e-3
 
 
-def test_the_time_and_every_video_are_taken_apart(z):
+def test_videos_do_not_see_each_other(z):
     run = jit(make())
     out = run(z)
     np.testing.assert_array_equal(moved(run(z, TIME.at[1].add(50.0)), out), [[False] * T, [True] * T])
     np.testing.assert_array_equal(moved(run(z.at[0].multiply(-1)), out), [[True] * T, [False] * T])
 
 
-def test_joint_stills_leave_the_clip_as_it_is_and_each_other(z):
-    model = make(time_conv=True)
-    run = jit(model, images=2)
-    out = run(z)
-    np.testing.assert_allclose(out[:, :2], jit(model)(z[:, :2]), atol=1e-4)
-    changed = run(z.at[:, 3].multiply(-1))
-    np.testing.assert_array_equal(moved(changed, out), [[False, False, False, True]] * B)
+@pytest.mark.parametrize("stills", [[2, 3], [0, 3]])
+def test_stills_leave_the_clip_and_each_other_as_they_are(z, stills):
+    is_still = np.isin(np.arange(T), stills)
+    run = jit(make(time_conv=True))
+    out = run(z, is_still=jnp.asarray([is_still] * B))
+    if stills == [2, 3]:  # the stills follow the clip
+        np.testing.assert_allclose(out[:, :2], run(z[:, :2]), atol=1e-4)
+    for still in stills:
+        np.testing.assert_allclose(out[:, still : still + 1], run(z[:, still : still + 1]), atol=1e-4)
+        changed = run(z.at[:, still].multiply(-1), is_still=jnp.asarray([is_still] * B))
+        np.testing.assert_array_equal(moved(changed, out), [np.arange(T) == still] * B)
+
+
+def test_each_video_has_stills_of_its_own(z):
+    run = jit(make(time_conv=True))
+    is_still = jnp.array([[False, False, False, True], [False] * T])
+    out = run(z, is_still=is_still)
+    np.testing.assert_allclose(out[1], run(z)[1], atol=1e-4)
+    np.testing.assert_allclose(out[0, :3], run(z[:, :3])[0], atol=1e-4)
 
 
 def test_resampling_of_space_and_time_folds_pairs_of_frames():
-    """Without time slots, only the frames that were folded together know of each other."""
+    """Without time slots, only frames that were folded together see each other."""
     model = make(multipliers=(1, 2), resample="space_time", time_attention=False)
     z = normal(1, B, T, S, S, C)
     run = jit(model)
@@ -110,7 +115,7 @@ def test_patches_fold_frames_and_pixels_into_one_position(z):
     assert model.stem.project.kernel.shape == (C * 2 * 2 * 2, 8)
     run = jit(model)
     difference = np.abs(run(z.at[0, 0, 0, 0].add(1.0)) - run(z)).max(-1)
-    # Pointwise convolutions: beyond the patch only the normalisation's statistics are heard.
+    # Convolutions are pointwise: beyond the patch only the statistics of norms change.
     assert difference[0, :2, :2, :2].min() > 1e-3
     assert difference[0, 2:].max() == difference[1].max() == 0
 
@@ -122,45 +127,128 @@ def test_the_space_position_tells_pixels_of_a_constant_frame_apart():
     assert len(np.unique(pixels.round(4), axis=0)) == S * S
 
 
+def test_a_stem_of_convolutions_takes_odd_sizes_and_any_channels(z):
+    options = dict(stem="conv", resample="conv", multipliers=(1, 2), channels_out=3, space_attention=False)
+    model = make(**options, time_attention=False)
+    odd = normal(1, B, 1, 5, 7, C)
+    assert jit(model)(odd).shape == (B, 1, 5, 7, 3)
+
+
+# -------------------------------------------------------------------------------------------------- times
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_equal_times_of_frames_are_the_time_of_the_video(z, per_frame):
+    run = jit(make(time_conv=True, text_width=E, pooled_width=E))
+    groups = T if per_frame else 1
+    text = Text(normal(2, B, groups, L, E), jnp.ones((B, groups, L), bool), normal(3, B, groups, E))
+    one, each = run(z, TIME, text=text), run(z, jnp.repeat(TIME[:, None], T, 1), text=text)
+    np.testing.assert_allclose(each, one, atol=1e-4)
+
+
+@pytest.mark.parametrize("in_time", [False, True])
+def test_a_frames_time_reaches_other_frames_through_time_slots_alone(z, in_time):
+    run = jit(make(time_attention=in_time))
+    time = jnp.repeat(TIME[:, None], T, 1).at[0, 1].set(20.0)
+    out = run(z, time)
+    changed = run(z, time.at[0, 2].add(50.0))
+    expected = [True] * T if in_time else [False, False, True, False]
+    np.testing.assert_array_equal(moved(changed, out), [expected, [False] * T])
+
+
+@pytest.mark.parametrize("options", [dict(patch_time=2), dict(multipliers=(1, 2), resample="space_time")])
+def test_folded_frames_have_one_time(z, options):
+    model = shapes_of(**options)
+    time = jnp.repeat(TIME[:, None], T, 1)
+    with pytest.raises(InputError, match="a time for each frame needs patch_time=1 and resample='space'"):
+        jax.eval_shape(lambda: model(z, time, Conditions()))
+
+
+# --------------------------------------------------------------------------------------------- conditions
+
+
 @pytest.fixture(scope="module")
-def conditions():
-    return {
-        "context": normal(2, B, 1, L, E),
-        "context_mask": jnp.arange(L) < jnp.array([2, 3])[:, None, None],
-        "pooled": normal(3, B, 1, E),
-    }
+def text():
+    mask = jnp.arange(L) < jnp.array([2, 3])[:, None, None]
+    return Text(normal(2, B, 1, L, E), mask, normal(3, B, 1, E))
 
 
 @pytest.mark.parametrize("context", ["joint", "cross", "none"])
-def test_context_and_pooled_vector_condition_the_videos(z, conditions, context):
-    run = jit(make(context=context, context_width=E, pooled_width=E, time_attention=False))
-    out = run(z, **conditions)
-    mask = conditions["context_mask"]
-    hidden = jnp.where(mask[..., None], conditions["context"], 100.0)
-    np.testing.assert_allclose(run(z, **conditions | {"context": hidden}), out, atol=1e-4)
-    changed = run(z, **conditions | {"context": conditions["context"].at[0, 0, 0].add(2.0)})
+def test_tokens_and_the_pooled_vector_condition_the_videos(z, text, context):
+    run = jit(make(context=context, text_width=E, pooled_width=E, time_attention=False))
+    out = run(z, text=text)
+    hidden = text._replace(tokens=jnp.where(text.mask[..., None], text.tokens, 100.0))
+    np.testing.assert_allclose(run(z, text=hidden), out, atol=1e-4)
+    changed = run(z, text=text._replace(tokens=text.tokens.at[0, 0, 0].add(2.0)))
     np.testing.assert_array_equal(moved(changed, out), [[context != "none"] * T, [False] * T])
-    changed = run(z, **conditions | {"pooled": conditions["pooled"].at[1].add(1.0)})
+    changed = run(z, text=text._replace(pooled=text.pooled.at[1].add(1.0)))
     np.testing.assert_array_equal(moved(changed, out), [[False] * T, [True] * T])
 
-    each = {name: jnp.repeat(value, T, axis=1) for name, value in conditions.items()}
-    out_each = run(z, **each)
+    each = jax.tree.map(lambda array: jnp.repeat(array, T, axis=1), text)
+    out_each = run(z, text=each)
     np.testing.assert_allclose(out_each, out, atol=1e-4)
-    for name in ("context", "pooled"):
-        changed = run(z, **each | {name: each[name].at[0, 2].add(2.0)})
-        heard = name == "pooled" or context != "none"
-        np.testing.assert_array_equal(moved(changed, out_each), [[False, False, heard, False], [False] * T])
+    for name in ("tokens", "pooled"):
+        changed = run(z, text=each._replace(**{name: getattr(each, name).at[0, 2].add(2.0)}))
+        read = name == "pooled" or context != "none"
+        np.testing.assert_array_equal(moved(changed, out_each), [[False, False, read, False], [False] * T])
+
+
+def test_known_channels_lie_next_to_z(z):
+    """The mathematics is that of a network whose input has both."""
+    model = make(channels_in=C + 3, channels_out=C, time_attention=False, space_attention=False)
+    known = normal(4, B, T, S, S, 3)
+    out = jit(model)(z, known=known)
+    assert out.shape == z.shape
+    np.testing.assert_array_equal(jit(model)(jnp.concatenate([z, known], -1)), out)
+    changed = jit(model)(z, known=known.at[0, 1, ..., 2].add(1.0))
+    np.testing.assert_array_equal(moved(changed, out), [[False, True, False, False], [False] * T])
+
+
+def test_scalars_condition_the_videos(z):
+    run = jit(make(scalars=(8, 2)))
+    scalars = jnp.array([[7.0, 127.0], [25.0, 30.0]])
+    out = run(z, scalars=scalars)
+    for number in range(2):
+        changed = run(z, scalars=scalars.at[1, number].add(10.0))
+        np.testing.assert_array_equal(moved(changed, out), [[False] * T, [True] * T])
+    assert moved(run(z, scalars=scalars[:, ::-1]), out).all()  # each has its own place
+
+
+@pytest.mark.parametrize(
+    ("options", "conditions", "message"),
+    [
+        (dict(text_width=E), {}, "conditions.text=None, but the network was made for a text encoder"),
+        (dict(pooled_width=E), {}, "conditions.text=None, but the network was made for a text encoder"),
+        (dict(scalars=(8, 2)), {}, "conditions.scalars=None, but the network takes 2"),
+        (dict(scalars=(8, 2)), dict(scalars=jnp.ones((B, 3))), "conditions.scalars=3 numbers, but the network takes 2"),
+        (dict(channels_in=5), {}, "2 channels of z and of what is known must be 5"),
+        ({}, dict(known=jnp.ones((B, T, S, S, 3))), "5 channels of z and of what is known must be 2"),
+    ],
+)
+def test_a_condition_that_does_not_fit_is_named(z, options, conditions, message):
+    model = make(**options)
+    with pytest.raises(InputError, match=message):
+        jax.eval_shape(lambda: model(z, TIME, Conditions(**conditions)))
+
+
+@pytest.mark.parametrize("options", [dict(context="none"), dict(space_attention=False)])
+def test_a_network_that_reads_no_tokens_needs_no_text(z, options):
+    model = make(text_width=E, **options)
+    assert jax.eval_shape(lambda: model(z, TIME, Conditions())).shape == z.shape
+
+
+# ------------------------------------------------------------------------------- remat, dropout, precision
 
 
 @pytest.fixture(scope="module")
 def loss_and_gradients(z):
-    """By name of the remat policy, with dropout so that its keys are recomputed too."""
+    """Returns {remat policy: (loss, gradients)}, with dropout so that its keys are computed again, too."""
 
     def compute(remat):
         graphdef, params = nnx.split(make(remat=remat, dropout=0.5, space_attention=False))
 
         def loss(params):
-            return (nnx.merge(graphdef, params)(z, TIME, key=jax.random.key(1)) ** 2).mean()
+            return (nnx.merge(graphdef, params)(z, TIME, Conditions(), key=jax.random.key(1)) ** 2).mean()
 
         return jax.jit(jax.value_and_grad(loss))(params)
 
@@ -177,7 +265,7 @@ def test_remat_changes_neither_loss_nor_gradients(loss_and_gradients, remat):
 
 def test_dropout_is_off_without_a_key_and_follows_it(z):
     model = make(dropout=0.5)
-    run = jax.jit(lambda key: model(z, TIME, key=key))
+    run = jax.jit(lambda key: model(z, TIME, Conditions(), key=key))
     np.testing.assert_allclose(run(None), jit(make())(z), atol=1e-5)
     one, two = run(jax.random.key(1)), run(jax.random.key(2))
     np.testing.assert_array_equal(one, run(jax.random.key(1)))
@@ -192,15 +280,15 @@ def test_every_layer_drops_with_a_key_of_its_own(z, monkeypatch):
         seen.append(jax.random.key_data(key))
         return x
 
-    monkeypatch.setattr(space, "dropout", spy)
+    monkeypatch.setattr(convolution, "dropout", spy)
 
     @jax.jit
     def keys(key):
-        model(z, TIME, key=key)
+        model(z, TIME, Conditions(), key=key)
         return jnp.stack([jax.random.key_data(key), *seen])
 
     drawn = {tuple(key) for key in np.asarray(keys(jax.random.key(0))).tolist()}
-    assert len(drawn) == 1 + 3  # the key itself and those of the three layers
+    assert len(drawn) == 1 + 3  # the key itself and the keys of three layers
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters(z):
@@ -210,72 +298,3 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(z):
     assert out.dtype == jnp.float32
     error = np.linalg.norm(out - expected) / np.linalg.norm(expected)
     assert 1e-4 < error < 0.05
-
-
-BAD_OPTIONS = {
-    "head_size=3 must divide every attended width, not 8": {"head_size": 3},
-    # The middle attends where any level does, though the last level does not.
-    "head_size=16 must divide every attended width, not 8": {
-        "multipliers": (2, 1),
-        "head_size": 16,
-        "space_attention": (True, False),
-        "time_attention": False,
-    },
-    "time_position='learned' must be one of relative, rotary, sinusoidal, none": {"time_position": "learned"},
-    "kernel=1 needs space_position=True": {"kernel": 1},
-    "context='film' must be one of joint, cross, none": {"context": "film"},
-    "remat='some' must be one of none, full, dots": {"remat": "some"},
-    "resample='time' must be one of space, space_time": {"multipliers": (1, 2), "resample": "time"},
-    "attention='flash' must be one of auto, xla, cudnn": {"attention": "flash"},
-    "attention='cudnn' cannot run: the backend is cpu": {"attention": "cudnn"},
-    r"resample=\('space', 'space'\) must be one value or 1 of them": {
-        "multipliers": (1, 2),
-        "resample": ("space", "space"),
-    },
-    r"space_attention=\(True,\) must be one value or 2 of them": {
-        "multipliers": (1, 2),
-        "space_attention": (True,),
-    },
-    "channels=9 must be even": {"channels": 9, "space_attention": False, "time_attention": False},
-    "head_size=3 must be even for rotary": {"channels": 6, "head_size": 3, "time_position": "rotary"},
-    "patch=0 and patch_time=1 must be at least 1": {"patch": 0},
-    "dropout=1.0 must be at least 0 and below 1": {"dropout": 1.0},
-    r"time_attention=\(True, False, True\) must be one value or 2 of them": {
-        "multipliers": (1, 2),
-        "time_attention": (True, False, True),
-    },
-}
-
-
-@pytest.mark.parametrize("message", BAD_OPTIONS)
-def test_bad_options_are_named(message):
-    with pytest.raises(InputError, match=message):
-        shapes_of(**BAD_OPTIONS[message])
-
-
-@pytest.mark.parametrize(
-    ("size", "message"),
-    [
-        ((4, 10, 8), "height=10 must be a multiple of 4"),
-        ((4, 8, 6), "width=6 must be a multiple of 4"),
-        ((6, 8, 8), "frames=6 must be a multiple of 4"),
-        ((4, 8, 8, 1), "joint_images=1 needs patch_time=1 and resample='space'"),
-    ],
-)
-def test_sizes_that_do_not_divide_are_named(size, message):
-    model = shapes_of(multipliers=(1, 1), patch=2, patch_time=2, resample="space_time")
-    model.check_size(8, 8, 12)
-    with pytest.raises(InputError, match=message):
-        model.check_size(*size)
-
-
-def test_stills_must_not_see_other_frames():
-    with pytest.raises(InputError, match="joint_images=2 needs all_frames=False"):
-        shapes_of(all_frames=True).check_size(4, 4, 4, 2)
-
-
-@pytest.mark.parametrize(("missing", "given"), [("context", "pooled"), ("pooled", "context")])
-def test_a_missing_condition_is_named(z, conditions, missing, given):
-    model = shapes_of(context_width=E, pooled_width=E)
-    with pytest.raises(InputError, match=f"{missing}=None"):
-        jax.eval_shape(lambda: model(z, TIME, **{given: conditions[given]}))

@@ -3,22 +3,21 @@
 import concurrent.futures
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from einops import rearrange
 from flax import nnx
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.parallel.hlo import communicated
+from vdm_jax.build import build
+from vdm_jax.config import default_config
 from vdm_jax.diffusion.objective import Objective
-from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
-from vdm_jax.models.denoiser import Denoiser
+from vdm_jax.models.conditions import Conditions
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import (
@@ -30,7 +29,8 @@ from vdm_jax.parallel.sharding import (
     path_name,
     shardings,
 )
-from vdm_jax.training.state import TrainState, create_state, state_shardings
+from vdm_jax.training.losses import denoising
+from vdm_jax.training.state import TrainState, plan_state, state_shardings
 from vdm_jax.training.step import make_train_step
 
 BATCH, FRAMES, SIZE, LENGTH = 8, 4, 8, 6
@@ -43,11 +43,17 @@ MESHES = {
 }
 
 
-def make_model(rngs):
-    """Returns three layers with every slot filled, and a text encoder."""
-    trunk = {"channels": 16, "multipliers": (1,), "blocks": 0, "head_size": 8, "time_conv": True}
-    text = {"width": 16, "depth": 1, "length": LENGTH, "head_size": 8}
-    return Denoiser(channels=3, unet=trunk, text=text, rngs=rngs)
+def make_config(**network):
+    """Returns the config of three layers with every slot filled, and of a text encoder."""
+    config = default_config()
+    config.data.update(frames=FRAMES, height=SIZE, width=SIZE, channels=3)
+    sizes = {"channels": 16, "multipliers": (1,), "blocks": 0, "head_size": 8, "time_conv": True}
+    config.model.network.update(sizes | network)
+    config.model.text.update(width=16, depth=1, length=LENGTH, head_size=8)
+    return config
+
+
+MODEL = build(make_config())
 
 
 def shapes_of(make):
@@ -67,7 +73,7 @@ def mesh_of(name):
 
 # --- The table ---
 
-BLOCK = "unet/middle1"
+BLOCK = "network/middle1"
 COLUMNS, ROWS = P("fsdp", "tensor"), P("tensor", "fsdp")
 INTENDED = {
     f"{BLOCK}/space_conv/conv1/kernel": P(None, None, "fsdp", "tensor"),
@@ -80,23 +86,23 @@ INTENDED = {
     f"{BLOCK}/space_conv/conv2/kernel": P(None, None, "tensor", "fsdp"),
     f"{BLOCK}/space_conv/conv2/bias": P(),
     f"{BLOCK}/time_conv/project/kernel": P("fsdp", None),
-    f"{BLOCK}/space_attention/qkv/kernel": COLUMNS,
-    f"{BLOCK}/space_attention/context_kv/kernel": COLUMNS,
-    f"{BLOCK}/space_attention/out/kernel": ROWS,
-    f"{BLOCK}/space_attention/out/bias": P(),
-    f"{BLOCK}/time_attention/qkv/kernel": COLUMNS,
-    f"{BLOCK}/time_attention/bias": P(),
-    "unet/up/0/0/space_conv/shortcut/kernel": P("fsdp", None),
-    "unet/stem/project/kernel": P(None, None),  # three channels: fsdp does not divide them
-    "unet/head/project/kernel": P("fsdp", None),
-    "unet/time_in/kernel": P("fsdp", None),
-    "unet/time_out/kernel": P("fsdp", None),
-    "unet/pooled/kernel": P("fsdp", None),
-    "unet/norm/scale": P(),
+    f"{BLOCK}/space_attention/attention/qkv/kernel": COLUMNS,
+    f"{BLOCK}/space_attention/attention/text_kv/kernel": COLUMNS,
+    f"{BLOCK}/space_attention/attention/out/kernel": ROWS,
+    f"{BLOCK}/space_attention/attention/out/bias": P(),
+    f"{BLOCK}/time_attention/attention/qkv/kernel": COLUMNS,
+    f"{BLOCK}/time_attention/attention/bias": P(),
+    "network/up/0/0/space_conv/shortcut/kernel": P("fsdp", None),
+    "network/stem/project/kernel": P(None, None),  # three channels: fsdp does not divide them
+    "network/head/project/kernel": P("fsdp", None),
+    "network/time/first/kernel": P("fsdp", None),
+    "network/time/second/kernel": P("fsdp", None),
+    "network/pooled/kernel": P("fsdp", None),
+    "network/norm/scale": P(),
     "text/embed/embedding": P(),
     "text/blocks/0/norm2/scale": P(),
-    "text/blocks/0/qkv/kernel": COLUMNS,
-    "text/blocks/0/out/kernel": ROWS,
+    "text/blocks/0/attention/qkv/kernel": COLUMNS,
+    "text/blocks/0/attention/out/kernel": ROWS,
     "text/blocks/0/up/kernel": COLUMNS,
     "text/blocks/0/up/bias": P("tensor"),
     "text/blocks/0/down/kernel": ROWS,
@@ -105,11 +111,10 @@ INTENDED = {
 
 
 def test_every_kind_of_parameter_is_placed_as_intended():
-    params = shapes_of(make_model)[1]
-    actual = specs(make_mesh(data=2, fsdp=2, tensor=2), params)
+    actual = specs(make_mesh(data=2, fsdp=2, tensor=2), MODEL.params)
     assert {name: actual[name] for name in INTENDED} == INTENDED
     # The other layers have the same parts, so the table names every kind of parameter.
-    kinds = {tuple(name.split("/")[-3:]) for name in INTENDED} | {("unet", "norm", "bias")}
+    kinds = {tuple(name.split("/")[-3:]) for name in INTENDED} | {("network", "norm", "bias")}
     tails = {kind[-2:] for kind in kinds}
     for name, spec in actual.items():
         parts = tuple(name.split("/"))
@@ -117,12 +122,8 @@ def test_every_kind_of_parameter_is_placed_as_intended():
 
 
 def test_a_pointwise_convolution_is_cut_like_a_wide_one():
-    def make(rngs):
-        trunk = {"channels": 16, "multipliers": (1,), "blocks": 0, "head_size": 8}
-        trunk |= {"kernel": 1, "space_position": True}
-        return Denoiser(channels=3, unet=trunk, text=None, rngs=rngs)
-
-    actual = specs(make_mesh(data=2, fsdp=2, tensor=2), shapes_of(make)[1])
+    params = build(make_config(kernel=1, space_position=True)).params
+    actual = specs(make_mesh(data=2, fsdp=2, tensor=2), params)
     assert actual[f"{BLOCK}/space_conv/conv1/kernel"] == COLUMNS
     assert actual[f"{BLOCK}/space_conv/conv2/kernel"] == ROWS
 
@@ -165,14 +166,16 @@ def test_dimensions_that_an_axis_does_not_divide_stay_whole():
 
 def test_optimizer_and_ema_are_placed_like_their_parameters():
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-    _, state = create_state(make_model, tx, make_mesh(data=2, fsdp=2, context=1, tensor=2), seed=0)
+    mesh = make_mesh(data=2, fsdp=2, context=1, tensor=2)
+    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), MODEL.params)
+    state = plan_state(MODEL.params, zeros, tx, mesh)[1]()
     adam = state.opt_state[1][0]
     params = jax.tree_util.tree_leaves_with_path(state.params)
     for copy in (state.ema, adam.mu, adam.nu):
         for (path, leaf), other in zip(params, jax.tree.leaves(copy), strict=True):
             assert other.sharding == leaf.sharding, path_name(path)
     cut = [path_name(path) for path, leaf in params if leaf.addressable_shards[0].data.size < leaf.size]
-    assert f"{BLOCK}/space_attention/qkv/kernel" in cut
+    assert f"{BLOCK}/space_attention/attention/qkv/kernel" in cut
     assert adam.count.sharding.is_fully_replicated
     # The optimizer holds two moments of each parameter and no other arrays.
     assert sum(leaf.ndim > 0 for leaf in jax.tree.leaves(state.opt_state)) == 2 * len(params)
@@ -206,8 +209,7 @@ class Step:
 
     def __init__(self, name):
         mesh, rng = mesh_of(name), np.random.default_rng(0)
-        graphdef, shapes = shapes_of(make_model)
-        params = jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype(np.float32), shapes)
+        params = jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype(np.float32), MODEL.params)
         self.before = params
         params = jax.tree.map(jnp.asarray, params)
         tx, counters = optax.sgd(self.RATE), [jnp.zeros((), jnp.int32) for _ in range(3)]
@@ -219,12 +221,12 @@ class Step:
             "tokens": rng.integers(1, 257, (BATCH, LENGTH)).astype(np.int32),
         }
         batch = jax.device_put(batch, batch_sharding(mesh))
-        null = np.array([257] + [0] * (LENGTH - 1), np.int32)
-        step = make_train_step(graphdef, Objective(), make_process("cosine"), tx, mesh, seed=0, null_tokens=null)
+        loss = denoising(MODEL, Objective(), layout=ActivationLayout(mesh))
+        step = make_train_step(loss, tx, mesh, seed=0)
         with concurrent.futures.ThreadPoolExecutor() as background:
-            compiled = step.compile(background, state, batch)()
+            compiled = step.compile(background, state, batch, {})()
         self.hlo = "".join(program.as_text() for program in compiled.programs)
-        after, self.metrics = compiled(state, batch)
+        after, self.metrics = compiled(state, batch, {})
         intended = jax.tree.leaves(shardings(mesh, after.params))
         self.layouts_kept = [
             leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
@@ -255,15 +257,6 @@ def test_a_step_keeps_the_placement_of_parameters(steps, name):
     assert all(steps[name].layouts_kept)
 
 
-def communicated(hlo, operation):
-    """Yields (shape, name) of every array that the collective `operation` returns."""
-    for line in hlo.splitlines():
-        match = re.search(rf"= (.*?) {operation}(?:-start)?\(", line)
-        for shape in re.findall(r"\w\[([\d,]*)\]", match[1]) if match else ():
-            name = re.search(r'op_name="([^"]*)"', line)
-            yield tuple(int(n) for n in shape.split(",") if n), name[1] if name else ""
-
-
 def gathered_activations(step):
     """Returns (shape, name) of gathered arrays, without whole parameters and without one vector per sample."""
     params = {tuple(sorted(leaf.shape)) for leaf in jax.tree.leaves(step.before)}
@@ -292,16 +285,16 @@ def test_an_all_to_all_exchanges_frames_and_rows_on_a_context_mesh(steps):
 
 
 def test_attention_over_all_frames_at_once_where_frames_are_spread():
-    trunk = {"channels_in": 3, "channels": 16, "multipliers": (1,), "blocks": 0, "head_size": 8}
-    trunk |= {"all_frames": True, "time_attention": False}
-    graphdef, shapes = shapes_of(lambda rngs: UNet(**trunk, rngs=rngs))
+    sizes = {"channels_in": 3, "channels": 16, "multipliers": (1,), "blocks": 0, "head_size": 8}
+    sizes |= {"all_frames": True, "time_attention": False}
+    graphdef, shapes = shapes_of(lambda rngs: UNet(**sizes, rngs=rngs))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype(np.float32), shapes)
     z, time = rng.normal(size=(BATCH, FRAMES, SIZE, SIZE, 3)).astype(np.float32), np.arange(BATCH, dtype=np.float32)
 
     @functools.partial(jax.jit, static_argnums=0)
     def predict(layout, params, z, time):
-        return nnx.merge(graphdef, params)(z, time, layout=layout)
+        return nnx.merge(graphdef, params)(z, time, Conditions(), layout=layout)
 
     results = []
     for name in ("one_device", "context"):
@@ -310,96 +303,3 @@ def test_attention_over_all_frames_at_once_where_frames_are_spread():
         results.append(predict(ActivationLayout(mesh), jax.device_put(params, shardings(mesh, params)), *inputs))
     np.testing.assert_allclose(results[1], results[0], atol=1e-4)
     assert np.abs(results[0]).mean() > 0.1
-
-
-# --- Attention over all tokens ---
-
-TOKENS, HEADS, WIDTH = (8, 4, 4), 8, 32
-ALL_TOKENS = {
-    "context": {"data": 2, "fsdp": 2, "context": 2},
-    "wide_context": {"data": 2, "context": 4},
-    "tensor": {"data": 2, "context": 2, "tensor": 2},
-    "context_alone": {"data": 1, "context": 8},
-}
-
-
-def attend_to_all(layout, params, x, heads):
-    """Applies attention from every pixel of every frame to all pixels of all frames, as a transformer block does."""
-    x = layout(x, "space")
-    q, k, v = (
-        layout.heads(rearrange(x @ params[name], "b t h w (n d) -> b t (h w) n d", n=heads)) for name in ("q", "k", "v")
-    )
-    scores = jnp.einsum("btpnd,bsrnd->bntpsr", q, k) / math.sqrt(q.shape[-1])
-    weights = jax.nn.softmax(scores, axis=(-2, -1))
-    mixed = jnp.einsum("bntpsr,bsrnd->btpnd", weights, v)
-    mixed = rearrange(layout.heads(mixed, back=True), "b t (h w) n d -> b t h w (n d)", h=x.shape[2])
-    return layout(x + mixed @ params["out"], "space")
-
-
-class AllTokens:
-    """Runs `attend_to_all` and its gradient on a mesh; holds values, gradients and HLO."""
-
-    def __init__(self, sizes, heads=HEADS):
-        mesh = make_mesh(**sizes) if sizes else make_mesh(devices=jax.devices()[:1])
-        rng = np.random.default_rng(0)
-        params = {name: rng.normal(0, 0.2, (WIDTH, WIDTH)).astype(np.float32) for name in ("q", "k", "v", "out")}
-        self.params = params
-        x = rng.normal(size=(BATCH, *TOKENS, WIDTH)).astype(np.float32)
-        named = {name: {"kernel": value} for name, value in params.items()}
-        places = {name: place["kernel"] for name, place in shardings(mesh, {"block": named})["block"].items()}
-
-        def loss(params, x):
-            y = attend_to_all(ActivationLayout(mesh), params, x, heads)
-            return (y**2).mean(), y
-
-        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        arguments = jax.device_put(params, places), jax.device_put(x, batch_sharding(mesh))
-        compiled = step.lower(*arguments).compile()
-        self.hlo = compiled.as_text()
-        (_, self.value), self.gradients = compiled(*arguments)
-
-    @property
-    def gathered(self):
-        """Returns the shapes of gathered arrays that are not whole parameters."""
-        return [shape for shape, _ in communicated(self.hlo, "all-gather") if math.prod(shape) > WIDTH * WIDTH]
-
-
-@pytest.fixture(scope="module")
-def one_device():
-    return AllTokens(None)
-
-
-@pytest.mark.parametrize("name", ALL_TOKENS)
-def test_attention_over_all_tokens_equals_one_device(one_device, name):
-    many = AllTokens(ALL_TOKENS[name])
-    np.testing.assert_allclose(many.value, one_device.value, atol=1e-5)
-    for key, expected in one_device.gradients.items():
-        np.testing.assert_allclose(many.gradients[key], expected, atol=1e-5 * np.abs(expected).max(), err_msg=key)
-    # Exactly four arrays are exchanged, forward and backward: queries, keys, values and the result.
-    exchanged = sum(math.prod(shape) for shape, _ in communicated(many.hlo, "all-to-all"))
-    assert exchanged == 8 * BATCH * math.prod(TOKENS) * WIDTH // 8
-    assert many.gathered == []
-
-
-@pytest.mark.parametrize("heads", [1, 2, 4])
-def test_heads_that_do_not_divide_are_not_split(heads):
-    many, alone = (AllTokens(sizes, heads) for sizes in ({"data": 1, "context": 4, "tensor": 2}, None))
-    np.testing.assert_allclose(many.value, alone.value, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "heads", "expected"),
-    [
-        ({"context": 4, "tensor": 2}, 8, ("tensor", "context")),
-        ({"context": 4, "tensor": 2}, 4, "context"),
-        ({"context": 4, "tensor": 2}, 2, "tensor"),
-        ({"context": 4, "tensor": 2}, 3, None),
-    ],
-)
-def test_heads_lie_over_context_and_tensor_where_they_divide(sizes, heads, expected):
-    mesh = make_mesh(data=1, **sizes)
-    for back in (False, True):
-        x = jax.jit(functools.partial(ActivationLayout(mesh).heads, back=back))(jnp.zeros((2, 4, 3, heads, 5)))
-        tensor = "tensor" if heads % 2 == 0 else None
-        spec = P(None, "context", None, tensor) if back else P(None, None, None, expected)
-        assert x.sharding.is_equivalent_to(NamedSharding(mesh, spec), 5)

@@ -50,8 +50,8 @@ def encode(module, given):
 @torch.no_grad()
 def decode(module, latents):
     frames = latents.shape[1]
-    told = {"num_frames": frames} if type(module).__name__ == IN_TIME else {}
-    return video(module.decode(images(latents), **told).sample, frames)
+    kwargs = {"num_frames": frames} if type(module).__name__ == IN_TIME else {}
+    return video(module.decode(images(latents), **kwargs).sample, frames)
 
 
 def settings(module):

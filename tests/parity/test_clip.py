@@ -12,10 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 from tests.pretrained.make_golden_clip import ENCODERS, image, tokens, write_vocabulary
 from tests.pretrained.networks import numbers, relative, tensor
-from vdm_jax.models.text.clip import clip_image_input
 from vdm_jax.models.rngs import Keys
-from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder, save_encoder, translate
+from vdm_jax.models.text.clip import clip_image_input
 from vdm_jax.pretrained.names import torch_shapes
+from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder, save_encoder, translate
 from vdm_jax.pretrained.tokenizers import load_tokenizer
 
 with warnings.catch_warnings():

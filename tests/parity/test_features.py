@@ -32,15 +32,15 @@ from tests.pretrained.make_golden_features import (
 )
 from tests.pretrained.networks import numbers, relative, tensor
 from vdm_jax.evaluation.features import clip_image_features, clip_input, clip_text_features, cosines, resized
-from vdm_jax.models.rngs import Keys
 from vdm_jax.models.judges.lpips import PLANS
 from vdm_jax.models.judges.videomae import VideoMAE
+from vdm_jax.models.rngs import Keys
 from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.pretrained.names import torch_shapes
 from vdm_jax.pretrained.parts import clip_pair
 from vdm_jax.pretrained.parts.clip_pair import load_clip
 from vdm_jax.pretrained.parts.i3d import KINETICS_I3D_PYTORCH, load_i3d
 from vdm_jax.pretrained.parts.lpips import load_lpips
-from vdm_jax.pretrained.names import torch_shapes
 from vdm_jax.pretrained.parts.videomae import load_videomae, translate
 
 with warnings.catch_warnings():

@@ -12,15 +12,16 @@ import pytest
 if find_spec("torch") is None:  # before what imports it
     pytest.skip("needs the parity extra", allow_module_level=True)
 
-from tests.parity.test_pipelines import BETAS, NEGATIVE, PROMPT, noise, parts
+
+from tests.parity.test_pipelines import BETAS, NEGATIVE, ONE, PROMPT, noise, parts
 from tests.parity.test_unets import call, theirs
 from tests.pretrained.networks import UNETS, inputs, module_of, numbers, relative
+from vdm_jax import Pipeline
 from vdm_jax.diffusion.free_init import low_pass, refreshed
 from vdm_jax.diffusion.free_noise import rescheduled
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.diffusion.sampler import INITIAL, ROUND, SHUFFLE, gaussian
-from vdm_jax.generation.published import load_published
-from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.pretrained.load import load_published
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -49,13 +50,13 @@ def pipe(tmp_path):
 
 
 def ours(folder, **options):
-    return load_published(folder / "pipeline", mesh=make_mesh(devices=jax.devices()[:1]), **options)
+    return Pipeline(load_published(folder / "pipeline", mesh=ONE, **options), ONE)
 
 
 def expected(pipe, prompt, frames, **options):
-    asked = {"negative_prompt": NEGATIVE, "num_frames": frames, "num_inference_steps": 4, "guidance_scale": 7.5}
-    asked |= {"height": 16, "width": 16, "output_type": "np"}
-    video = np.asarray(pipe(prompt, **asked, **options).frames)
+    arguments = {"negative_prompt": NEGATIVE, "num_frames": frames, "num_inference_steps": 4, "guidance_scale": 7.5}
+    arguments |= {"height": 16, "width": 16, "output_type": "np"}
+    video = np.asarray(pipe(prompt, **arguments, **options).frames)
     assert video.std() > 0.1
     return video
 
@@ -77,14 +78,14 @@ def test_three_rounds_of_free_init(pipe, tmp_path, monkeypatch):
 
     def fresh(shape, **_):
         key = jax.random.fold_in(jax.random.fold_in(KEY, ROUND), next(rounds))
-        z = np.array(gaussian(key[None], INITIAL, pipeline.codec.shape, np.float32))
+        z = np.array(gaussian(key[None], INITIAL, pipeline.model.latent_shape, np.float32))
         return torch.from_numpy(z).permute(0, 4, 1, 2, 3)
 
     monkeypatch.setattr(free_init_utils, "randn_tensor", fresh)
     drawn = pipeline([PROMPT], seed=SEED, steps=4, negative=NEGATIVE, free_init=3)
-    once = expected(pipe, PROMPT, 6, latents=noise(SEED, pipeline.codec.shape))
+    once = expected(pipe, PROMPT, 6, latents=noise(SEED, pipeline.model.latent_shape))
     pipe.enable_free_init(num_iters=3)
-    found = expected(pipe, PROMPT, 6, latents=noise(SEED, pipeline.codec.shape))
+    found = expected(pipe, PROMPT, 6, latents=noise(SEED, pipeline.model.latent_shape))
     assert next(rounds, None) is None
     assert relative((drawn + 1) / 2, found) < 1e-4
     assert relative(once, found) > 0.01
@@ -119,7 +120,7 @@ def test_motion_modules_see_windows(frames, pipe):
 )
 def test_a_video_of_many_windows_and_one_that_travels(prompt, pipe, tmp_path, monkeypatch):
     pipeline = ours(tmp_path, frames=FRAMES, free_noise=WINDOW)
-    monkeypatch.setattr(free_noise_utils, "randn_tensor", lambda *_, **__: noise(SEED, pipeline.codec.shape))
+    monkeypatch.setattr(free_noise_utils, "randn_tensor", lambda *_, **__: noise(SEED, pipeline.model.latent_shape))
     monkeypatch.setattr(torch, "randperm", permutations([0]))
     pipe.enable_free_noise(*WINDOW)
     found = expected(pipe, prompt, FRAMES)

@@ -16,11 +16,11 @@ from tests.parity.test_pipelines import BETAS, parts
 from tests.parity.test_unets import call, ours, theirs
 from tests.pretrained.networks import UNETS, inputs, numbers, relative
 from tests.pretrained.pipelines import trained_changes
-from vdm_jax.pretrained.parts.clip import load_text_encoder
 from vdm_jax.pretrained.families import translate
 from vdm_jax.pretrained.lora import read_lora, save_lora
+from vdm_jax.pretrained.parts.clip import load_text_encoder
 from vdm_jax.pretrained.unets import load_unet
-from vdm_jax.training.trainee import join
+from vdm_jax.split import join
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

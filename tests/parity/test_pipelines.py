@@ -12,10 +12,12 @@ from tests.parity.test_unets import theirs, with_weights
 from tests.pretrained.make_golden_clip import write_vocabulary
 from tests.pretrained.networks import UNETS, relative
 from tests.pretrained.tiny_autoencoders import AUTOENCODERS
+from vdm_jax import Pipeline
 from vdm_jax.diffusion.sampler import INITIAL, gaussian
-from vdm_jax.generation.modes import generate, keyframes
-from vdm_jax.generation.published import load_published
+from vdm_jax.generation.modes import keyframes
+from vdm_jax.generation.windows import generate
 from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.pretrained.load import load_published
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -27,6 +29,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 PROMPT, NEGATIVE = "a panda 12", "cat"
+ONE = make_mesh(devices=jax.devices()[:1])
 
 
 def parts(folder):
@@ -76,12 +79,12 @@ def test_five_steps_from_the_same_noise(name, tmp_path):
         pipe = diffusers.AnimateDiffPipeline(unet=unet, motion_adapter=adapter, scheduler=scheduler, **parts(tmp_path))
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(tmp_path / "pipeline")
-    ours = load_published(tmp_path / "pipeline", frames=4, mesh=make_mesh(devices=jax.devices()[:1]))
+    ours = Pipeline(load_published(tmp_path / "pipeline", frames=4, mesh=ONE), ONE)
     guidance = ours.settings.guidance
     drawn = ours([PROMPT], seed=3, steps=5, negative=NEGATIVE)
-    asked = {"negative_prompt": NEGATIVE, "num_frames": 4, "num_inference_steps": 5, "guidance_scale": guidance}
-    asked |= {"height": 16, "width": 16, "output_type": "np", "latents": noise(3, ours.codec.shape)}
-    expected = np.asarray(pipe(PROMPT, **asked).frames).reshape(drawn.shape)
+    arguments = {"negative_prompt": NEGATIVE, "num_frames": 4, "num_inference_steps": 5, "guidance_scale": guidance}
+    arguments |= {"height": 16, "width": 16, "output_type": "np", "latents": noise(3, ours.model.latent_shape)}
+    expected = np.asarray(pipe(PROMPT, **arguments).frames).reshape(drawn.shape)
     assert expected.std() > 0.1
     assert relative((drawn + 1) / 2, expected) < 1e-4
 
@@ -118,20 +121,19 @@ def test_a_picture_comes_to_life_as_in_stable_video_diffusion(tmp_path):
     pipe.save_pretrained(tmp_path / "svd")
     size, frames = (16, 32), 4
     picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8))
-    mesh = make_mesh(devices=jax.devices()[:1])
-    ours = load_published(tmp_path / "svd", frames=frames, size=size, chunk=3, motion=40, mesh=mesh)
-    task = keyframes({0: np.asarray(picture, np.float32) / 127.5 - 1}, frames, ours.fps)
+    ours = Pipeline(load_published(tmp_path / "svd", frames=frames, size=size, chunk=3, motion=40, mesh=ONE), ONE)
+    task = keyframes({0: np.asarray(picture, np.float32) / 127.5 - 1}, frames, ours.model.fps)
     *_, drawn = generate(ours, [""], task, seed=2, steps=5, known_noise=0.0, exact=False)
-    latents = noise(2, ours.codec.shape).permute(0, 2, 1, 3, 4)
-    asked = {
+    latents = noise(2, ours.model.latent_shape).permute(0, 2, 1, 3, 4)
+    arguments = {
         "height": size[0],
         "width": size[1],
         "num_frames": frames,
         "num_inference_steps": 5,
         "decode_chunk_size": 3,
     }
-    asked |= {"motion_bucket_id": 40, "noise_aug_strength": 0.0, "output_type": "np", "latents": latents}
-    expected = np.asarray(pipe(picture, **asked).frames)
+    arguments |= {"motion_bucket_id": 40, "noise_aug_strength": 0.0, "output_type": "np", "latents": latents}
+    expected = np.asarray(pipe(picture, **arguments).frames)
     assert expected.std() > 0.05
     assert relative((drawn + 1) / 2, expected) < 1e-4
 
@@ -153,14 +155,14 @@ def test_an_image_model_with_a_motion_adapter(tmp_path):
     pipe.save_pretrained(tmp_path / "image")
     adapter.save_pretrained(tmp_path / "adapter")
     assert json.loads((tmp_path / "image" / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
-    mesh = make_mesh(devices=jax.devices()[:1])
-    ours = load_published(tmp_path / "image", motion_adapter=tmp_path / "adapter", frames=4, mesh=mesh)
+    model = load_published(tmp_path / "image", motion_adapter=tmp_path / "adapter", frames=4, mesh=ONE)
+    ours = Pipeline(model, ONE)
     drawn = ours([PROMPT], seed=1, steps=4)
     scheduler = diffusers.DDIMScheduler(
         **BETAS, beta_schedule="linear", clip_sample=False, timestep_spacing="linspace", steps_offset=1
     )
     pipe = diffusers.AnimateDiffPipeline(unet=image, motion_adapter=adapter, scheduler=scheduler, **everything)
     pipe.set_progress_bar_config(disable=True)
-    asked = {"num_frames": 4, "num_inference_steps": 4, "guidance_scale": 7.5, "height": 16, "width": 16}
-    expected = pipe(PROMPT, **asked, output_type="np", latents=noise(1, ours.codec.shape)).frames
+    arguments = {"num_frames": 4, "num_inference_steps": 4, "guidance_scale": 7.5, "height": 16, "width": 16}
+    expected = pipe(PROMPT, **arguments, output_type="np", latents=noise(1, ours.model.latent_shape)).frames
     assert relative((drawn + 1) / 2, np.asarray(expected).reshape(drawn.shape)) < 1e-4

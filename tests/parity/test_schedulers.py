@@ -34,10 +34,10 @@ def ours(process, prediction, z, times, solver="ddim"):
     """The video at every time of the grid: what each step's denoiser was given, and the result."""
     steps = []
 
-    def predict(z, network_time, drop):
+    def predict(z, network_time, condition):
         return network(jnp, z, network_time[:, None, None, None, None])
 
-    denoise = guided(predict, process, prediction)
+    denoise = guided(predict, process, prediction, [None])
 
     def recorded(z, t):
         jax.debug.callback(lambda z: steps.append(np.asarray(z)), z, ordered=True)

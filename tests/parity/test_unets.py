@@ -12,7 +12,8 @@ from flax import nnx
 from tests.pretrained.networks import UNETS, inputs, module_of, relative, tensor
 from vdm_jax.models.rngs import Keys
 from vdm_jax.models.unet import UNet
-from vdm_jax.pretrained.families import translate, with_motion
+from vdm_jax.pretrained.families import translate
+from vdm_jax.pretrained.families.animatediff import with_motion
 from vdm_jax.pretrained.names import torch_shapes
 from vdm_jax.pretrained.unets import load_unet, save_unet
 
@@ -39,13 +40,14 @@ def with_weights(module):
 
 
 @torch.no_grad()
-def call(module, given, stills=None):
+def call(module, given):
     """Their answer to our inputs, B T H W C."""
-    z, time, context = (torch.from_numpy(given[key]) for key in ("z", "time", "context"))
+    text, scalars = given["conditions"].text, given["conditions"].scalars
+    z, time, context = (torch.from_numpy(array) for array in (given["z"], given["time"], text.tokens))
     frames, kind = z.shape[1], type(module).__name__
     if kind == "UNetSpatioTemporalConditionModel":
-        z, added = z.permute(0, 1, 4, 2, 3), torch.from_numpy(given["added"])
-        return module(z, time, context[:, 0], added).sample.permute(0, 1, 3, 4, 2).numpy()
+        z = z.permute(0, 1, 4, 2, 3)
+        return module(z, time, context[:, 0], torch.from_numpy(scalars)).sample.permute(0, 1, 3, 4, 2).numpy()
     if kind == "UNet2DConditionModel":
         images = z.flatten(0, 1).permute(0, 3, 1, 2)
         out = module(images, time.repeat_interleave(frames), context[:, 0].repeat_interleave(frames, 0)).sample
@@ -102,7 +104,8 @@ def test_stills_pass_the_blended_slots_by():
             block.get_alpha = lambda indicator, ndims: torch.ones((1,) * ndims)
     stills = call(module, given)
     assert relative(answers, stills) > 0.1
-    mine, given = module_of(config), given | {"stills": np.ones((batch, frames), bool)}
+    mine = module_of(config)
+    given |= {"conditions": given["conditions"]._replace(is_still=np.ones((batch, frames), bool))}
     assert relative(np.asarray(jax.jit(lambda given: mine(**given))(given)), stills) < 1e-5
 
 

@@ -17,11 +17,11 @@ from safetensors.numpy import save_file
 from tests.pretrained.make_golden_clip import ENCODERS, tokens, write_vocabulary
 from tests.pretrained.networks import numbers, tensor
 from vdm_jax.models.judges.i3d import I3D
-from vdm_jax.models.rngs import Keys
 from vdm_jax.models.judges.lpips import LPIPS, PLANS
+from vdm_jax.models.rngs import Keys
+from vdm_jax.pretrained.names import Naming, Table, torch_shapes
 from vdm_jax.pretrained.parts import lpips
 from vdm_jax.pretrained.parts.i3d import PYTORCH_I3D
-from vdm_jax.pretrained.names import Naming, Table, torch_shapes
 
 GOLDEN = Path(__file__).parent / "golden_features.npz"
 

@@ -103,8 +103,8 @@ def write_lora(file: Path, text: bool = True) -> Path:
 
 def trained_changes(folder: Path) -> dict:
     """Low-rank changes of all attention of a U-Net's folder, random, as a run has them."""
-    matrices, _ = divide({"unet": load_unet(folder).params}, "lora")
-    begun = low_rank(matrices, 2, jax.random.key(0))["unet"]
+    matrices, _ = divide({"network": load_unet(folder).params}, "lora")
+    begun = low_rank(matrices, 2, jax.random.key(0))["network"]
     return jax.tree_util.tree_map_with_path(lambda path, x: jnp.asarray(tensor(path_name(path), x.shape)), begun)
 
 

@@ -69,7 +69,7 @@ def test_latents_are_drawn_around_the_mean():
 def test_a_folder_is_loaded_into_shards_and_saved_as_it_was(folder, tmp_path):
     written = folder(IN_TIME)
     loaded = load_autoencoder(written, mesh=make_mesh(data=2, fsdp=2, tensor=2))
-    kernel = loaded.params["decoder"]["middle"]["attention"]["q"]["kernel"]
+    kernel = loaded.params["decoder"]["middle"]["attention"]["attention"]["q"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (32, 32)
     assert loaded.scaling_factor == 0.18215
     save_autoencoder(loaded, tmp_path / "again")

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, models
 from tests.pretrained.make_golden_clip import ENCODERS, GOLDEN, image, tokens, write_vocabulary
 from tests.pretrained.networks import numbers, relative, tensor
 from vdm_jax.errors import InputError
-from vdm_jax.models.text.clip import clip_image_input
 from vdm_jax.models.rngs import Keys
+from vdm_jax.models.text.clip import clip_image_input
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder, save_encoder, translate
 from vdm_jax.pretrained.names import torch_shapes
+from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder, save_encoder, translate
 from vdm_jax.pretrained.tokenizers import load_tokenizer
 
 TEXT, IMAGE = ENCODERS["text, quick"], ENCODERS["image, exact"]
@@ -84,7 +84,7 @@ def test_both_namings_are_loaded_from_a_pipeline_into_shards(tmp_path):
     new = write(tmp_path / "new", TEXT, renamed)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     loaded, again = load_text_encoder(tmp_path / "hub", mesh=mesh), load_text_encoder(new)
-    assert loaded.params["blocks"][0]["up"]["kernel"].sharding.shard_shape((24, 40)) == (12, 20)
+    assert loaded.params["blocks"]["up"]["kernel"].sharding.shard_shape((2, 24, 40)) == (2, 12, 20)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, again.params)
     save_encoder(again, tmp_path / "saved")
     before, after = (load_file(folder / "model.safetensors") for folder in (hub, tmp_path / "saved"))
@@ -177,7 +177,7 @@ def test_a_long_text_is_cut_and_what_is_lost_is_said_once(tmp_path, caplog):
         assert not caplog.records
         for _ in range(2):
             assert tokenizer("The cat, the  CAT é").tolist() == [521, 515, 513, 267, 515, 522]
-    assert [record.getMessage() for record in caplog.records] == ["text of 7 tokens is cut after 4; lost: 'CAT é'"]
+    assert [record.getMessage() for record in caplog.records] == ["a text of 7 tokens is cut after 4; lost: 'CAT é'"]
     shorter = load_tokenizer(write_vocabulary(tmp_path, model_max_length=5))
     assert len(shorter("")) == 5
 

@@ -17,10 +17,10 @@ from vdm_jax.errors import InputError
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained import families
-from vdm_jax.pretrained.parts import clip
-from vdm_jax.pretrained.parts.clip import load_text_encoder, save_encoder
 from vdm_jax.pretrained.folder import Weights
 from vdm_jax.pretrained.lora import merge_lora, parse_lora, read_lora, save_lora
+from vdm_jax.pretrained.parts import clip
+from vdm_jax.pretrained.parts.clip import load_text_encoder, save_encoder
 from vdm_jax.pretrained.unets import load_unet, save_unet
 from vdm_jax.split import join
 
@@ -293,10 +293,18 @@ def settings(**changes):
         (PAIR | {B: PAIR[A]}, None, r"x has shapes \(2, 3\) and \(2, 3\), not \(rank, in\) and \(out, rank\)"),
         (PAIR | {A: np.ones(2)}, None, r"x has shapes \(2,\) and \(4, 2\), not"),
         ({A: np.ones((0, 3)), B: np.ones((4, 0))}, None, r"x has shapes \(0, 3\) and \(4, 0\), not"),
-        (PAIR | {"unet.x.alpha": np.ones(2)}, None, "alpha of x must be one number, said once"),
-        (PAIR | ALPHA, settings(), "alpha of x must be one number, said once"),
+        (
+            PAIR | {"unet.x.alpha": np.ones(2)},
+            None,
+            "alpha of x must be one number, in a tensor or in lora_adapter_metadata, not in both",
+        ),
+        (
+            PAIR | ALPHA,
+            settings(),
+            "alpha of x must be one number, in a tensor or in lora_adapter_metadata, not in both",
+        ),
         (PAIR, {"lora_adapter_metadata": "[]"}, "lora_adapter_metadata cannot be read"),
-        (PAIR, settings(lora_alpha=None), "lora_adapter_metadata do not say alpha of x"),
+        (PAIR, settings(lora_alpha=None), "lora_adapter_metadata has no valid alpha for x"),
         (PAIR, settings(use_dora=True), "use_dora=True is not implemented"),
         (PAIR, settings(init_lora_weights="pissa"), "init_lora_weights='pissa' is not implemented"),
     ],

@@ -41,8 +41,10 @@ def test_modelscope_is_ddim_on_a_leading_grid_that_ends_at_the_first_training_st
 
 def test_animatediff_has_linear_betas_and_steps_of_one_length():
     schedule = schedule_of(ANIMATEDIFF)
-    assert schedule[0] == make_process("linear")
+    assert schedule[0] == make_process("animatediff")
     assert schedule[1:] == ("eps", "ddim_strided", "linspace", ())
+    folder = {"_class_name": "PNDMScheduler", "prediction_type": "v_prediction", "beta_schedule": "scaled_linear"}
+    assert schedule_of(scheduler(folder)) == schedule._replace(prediction="v")
 
 
 def test_stable_video_diffusion_is_euler_on_karras_sigmas():
@@ -78,7 +80,7 @@ def test_a_multistep_solver():
         (SVD | {"use_karras_sigmas": False}, "use_karras_sigmas=False is not implemented with timestep_type='contin"),
         (SVD | {"sigma_min": None}, "sigma_min=None and sigma_max=700.0 must both be numbers"),
         (BETAS | {"_class_name": "EulerDiscreteScheduler"}, "timestep_spacing='linspace' must be one of leading"),
-        (SVD | {"timestep_type": "discrete"}, "use_karras_sigmas=True is implemented for timestep_type='contin"),
+        (SVD | {"timestep_type": "discrete"}, "use_karras_sigmas=True needs timestep_type='contin"),
     ],
 )
 def test_what_is_not_implemented_is_named(config, message):

@@ -6,6 +6,7 @@ import tracemalloc
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -14,13 +15,14 @@ from safetensors.numpy import load_file, save_file
 from tests.pretrained.networks import UNETS, inputs, module_of, relative, tensor
 from tests.pretrained.pipelines import one_level
 from vdm_jax.errors import InputError
+from vdm_jax.models.conditions import Conditions, Text
 from vdm_jax.models.rngs import Keys
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import translate
 from vdm_jax.pretrained.families.animatediff import new_adapter, with_motion
 from vdm_jax.pretrained.folder import Weights
-from vdm_jax.pretrained.names import Naming, from_torch, load_params, to_torch, torch_shapes
+from vdm_jax.pretrained.names import load_params, torch_shapes
 from vdm_jax.pretrained.unets import load_unet, save_unet, tensors_of
 
 GOLDEN = Path(__file__).parent / "golden.npz"  # made by make_golden.py
@@ -59,23 +61,6 @@ def test_answers_are_those_that_were_kept(name):
     assert relative(network(name)(inputs(name)), np.load(GOLDEN)[name]) < 1e-5
 
 
-def test_layouts_come_back():
-    rng = np.random.default_rng(0)
-    for path, shape in {
-        "down/0/0/space_conv/conv1/kernel": (3, 3, 4, 8),
-        "down/0/0/space_conv/shortcut/kernel": (4, 8),
-        "down/0/0/time_conv/convs/2/kernel": (12, 8),
-        "down/0/0/time_conv/block/conv1/kernel": (12, 8),
-        "down/0/0/space_attention/project_in/kernel": (4, 8),
-        "down/0/0/space_attention/blocks/0/feed/up/kernel": (4, 8),
-        "norm/scale": (8,),
-    }.items():
-        ours = rng.normal(size=shape)
-        naming = Naming((), pointwise=r"shortcut|space_attention/project")
-        np.testing.assert_array_equal(from_torch(path, to_torch(path, ours, naming), naming), ours)
-    assert to_torch("down/0/0/time_conv/convs/2/kernel", np.ones((12, 8)), naming).shape == (8, 4, 3, 1, 1)
-
-
 def test_a_folder_is_loaded_into_shards_and_saved_as_it_was(folder, tmp_path):
     written = folder(SVD)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
@@ -110,7 +95,7 @@ def test_a_sharded_index_and_a_pipeline_folder_are_read(folder, tmp_path):
         listing = listing.rename(whole / f"diffusion_pytorch_model.safetensors.{name}.json")
         assert tensors_of(load_unet(tmp_path)).keys() == tensors.keys()
     (whole / "b.safetensors").unlink()
-    with pytest.raises(InputError, match=r"lists b\.safetensors, which is not there"):
+    with pytest.raises(InputError, match=r"lists b\.safetensors, which does not exist"):
         load_unet(tmp_path)
 
 
@@ -120,7 +105,7 @@ def test_half_precision_files_become_float32_parameters(folder):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
 
 
-def test_motion_modules_are_told_the_frame_and_may_normalise_frames_apart():
+def test_motion_modules_know_the_order_of_frames_and_may_normalise_each_by_itself():
     given, motion = inputs("animatediff"), network("animatediff")
     assert relative(motion(given | {"z": given["z"][:, ::-1]})[:, ::-1], motion(given)) > 0.01
     assert 0.001 < relative(network("animatediff", per_frame_norm=True)(given), motion(given)) < 1
@@ -192,7 +177,7 @@ def test_an_adapter_must_fit_its_network():
     older = {key: value for key, value in adapter.items() if key != "motion_transformer_layers_per_block"}
     assert with_motion(IMAGE, older) == with_motion(IMAGE, adapter)
     two = with_motion(IMAGE, new_adapter(IMAGE, {"motion_transformer_layers_per_block": 2}))
-    assert translate(two)[0]["time_layers"] == 2
+    assert {filling["layers"] for filling in translate(two)[0]["time_attention"]["down"]} == {2}
     with pytest.raises(InputError, match=r"block_out_channels=.* is not implemented; it must be .16, 32"):
         with_motion(IMAGE, adapter | {"block_out_channels": [32, 32]})
     with pytest.raises(InputError, match="not UNetMotionModel and MotionAdapter"):
@@ -231,11 +216,12 @@ def test_an_image_network_with_new_motion_modules_draws_the_same_frames(folder, 
     video = load_unet(where, mesh=one, new_motion={"motion_max_seq_length": 8}, seed=1)
     rng = np.random.default_rng(0)
     z = rng.normal(size=(2, 5, 8, 8, 4)).astype(np.float32)
-    context = rng.normal(size=(2, 1, 6, IMAGE["cross_attention_dim"])).astype(np.float32)
+    tokens = rng.normal(size=(2, 1, 6, IMAGE["cross_attention_dim"])).astype(np.float32)
 
     @functools.partial(jax.jit, static_argnums=0)
     def draw(graphdef, params, z):
-        return nnx.merge(graphdef, params)(z, jax.numpy.float32([500, 20]), context=jax.numpy.asarray(context))
+        text = Text(jnp.asarray(tokens), jnp.ones(tokens.shape[:3], bool), jnp.asarray(tokens[:, :, 0]))
+        return nnx.merge(graphdef, params)(z, jnp.float32([500, 20]), Conditions(text))
 
     frames = [draw(image.graphdef, image.params, z[:, [t]]) for t in range(5)]
     np.testing.assert_allclose(draw(video.graphdef, video.params, z), np.concatenate(frames, 1), atol=1e-5)

@@ -8,8 +8,8 @@ from flax import nnx
 from tests.pretrained.make_golden_features import GOLDEN, VIDEOMAES, named, videomae_clips, write_folder
 from tests.pretrained.networks import numbers, relative
 from vdm_jax.errors import InputError
-from vdm_jax.models.rngs import Keys
 from vdm_jax.models.judges.videomae import VideoMAE
+from vdm_jax.models.rngs import Keys
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.names import torch_shapes
 from vdm_jax.pretrained.parts.videomae import load_videomae, translate
@@ -60,7 +60,7 @@ def test_the_last_norms_epsilon_and_the_older_spelling_of_the_biases(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, network.params, plain.params)
     module = nnx.merge(network.graphdef, network.params)
     assert module.norm.epsilon == 0.5
-    assert module.blocks[0].norm1.epsilon == 1e-3
+    assert module.blocks.norm1.epsilon == 1e-3
 
 
 def test_a_clip_has_the_networks_shape(tmp_path):

@@ -10,8 +10,8 @@ from flax import nnx
 from tests.pretrained.networks import numbers, tensor
 from vdm_jax.models.autoencoder import Autoencoder
 from vdm_jax.models.rngs import Keys
-from vdm_jax.pretrained.parts.autoencoders import translate
 from vdm_jax.pretrained.names import torch_shapes
+from vdm_jax.pretrained.parts.autoencoders import translate
 
 
 def _levels(widths, blocks, **more):

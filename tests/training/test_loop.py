@@ -1,7 +1,5 @@
 """The loop saves what it must before it stops, and goes on as if it never had."""
 
-import dataclasses
-import functools
 import json
 import logging
 import os
@@ -14,23 +12,22 @@ from runpy import run_path
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from vdm_jax.configuration import objective_of, process_of
+from vdm_jax.build import load, split_of
 from vdm_jax.errors import InputError
-from vdm_jax.models.rngs import Keys
 from vdm_jax.training import loop
-from vdm_jax.training.trainee import Trainee
+from vdm_jax.training.loop import train
 
 tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(tmp_path_factory, toy_kinds):
+    """A config whose network compiles in no time."""
     config = tiny["get_config"]()
+    config.model.network, config.model.text = {"kind": "toy"}, {"kind": "toy"}
     config.steps = 9
     config.data.data_dir = str(tiny["write_videos"](tmp_path_factory.mktemp("videos")))
     config.checkpoint.every = 5
@@ -39,30 +36,16 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def train(config, make_toy):
-    """The loop, with a network that compiles in no time."""
-
-    def make():
-        return make_toy(Keys(config.seed), channels=3)
-
-    graphdef, shapes = nnx.split(nnx.eval_shape(make))
-    trainee = Trainee(
-        graphdef=graphdef,
-        tokenize=lambda text: np.full(5, 1 + len(text) % 9, np.int32),
-        null_tokens=np.zeros(5, np.int32),
-        process=process_of(config),
-        objective=objective_of(config),
-        shapes=nnx.to_pure_dict(shapes),
-        initialise=lambda: nnx.to_pure_dict(nnx.split(make())[1]),
-    )
-    return functools.partial(loop.train, trainee=trainee)
-
-
-@pytest.fixture(scope="module")
-def whole(config, train, tmp_path_factory):
+def whole(config, tmp_path_factory):
     """A run that nothing interrupted: its folder and its state."""
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, jax.device_get(train(config, workdir))
+
+
+def changed(config, **changes):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    return config
 
 
 def metrics(workdir):
@@ -72,14 +55,14 @@ def metrics(workdir):
 def at(step, action):
     """A `draw_samples` that acts at one step."""
 
-    def draw_samples(graphdef, params, mesh, now):
-        if now == step:
+    def draw_samples(model, mesh):
+        if model.step == step:
             action()
 
     return draw_samples
 
 
-def test_a_run_stopped_by_sigterm_and_by_ctrl_c_ends_like_one_that_was_not(config, train, whole, tmp_path):
+def test_a_run_stopped_by_sigterm_and_by_ctrl_c_ends_like_one_that_was_not(config, whole, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         train(config, tmp_path, at(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     assert stopped.value.code == 0
@@ -100,7 +83,7 @@ def test_a_run_stopped_by_sigterm_and_by_ctrl_c_ends_like_one_that_was_not(confi
     assert begun[0]["machine"].startswith("8 × cpu, ")
 
 
-def test_a_closed_terminal_saves_too_and_a_run_has_one_process(config, train, tmp_path, monkeypatch, caplog):
+def test_a_closed_terminal_saves_too_and_a_run_has_one_process(config, tmp_path, monkeypatch, caplog):
     def leave():
         with pytest.raises(InputError, match="another process works there"):
             train(config, tmp_path)
@@ -130,27 +113,56 @@ def test_a_closed_terminal_saves_too_and_a_run_has_one_process(config, train, tm
     assert "they come in another order" in caplog.text
 
 
-def test_a_run_that_has_begun_needs_no_other_to_begin_with(config, train, whole, tmp_path):
+def test_samples_are_drawn_from_the_averaged_parameters(config, whole, tmp_path):
+    drawn = []
+    state = train(config, tmp_path, lambda model, mesh: drawn.append(jax.device_get((model.step, model.params))))
+    assert [step for step, _ in drawn] == [3, 6, 9]
+    jax.tree.map(np.testing.assert_array_equal, drawn[-1][1], jax.device_get(state.ema))
+    loaded = load(tmp_path)
+    assert (loaded.step, loaded.origin) == (9, str(tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded.params), drawn[-1][1])
+
+
+def test_a_run_that_has_begun_needs_no_other_to_begin_with(config, whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
-    config = config.copy_and_resolve_references()
-    config.init_from = str(tmp_path / "gone")
+    config = changed(config, init_from=str(tmp_path / "gone"))
     assert train(config, tmp_path / "run").step == config.steps
     with pytest.raises(InputError, match="gone is no run folder"):
         train(config, tmp_path / "another")
 
 
-def test_what_a_trainee_begins_with_is_let_go(config, train, tmp_path):
-    config = config.copy_and_resolve_references()
-    config.steps = 3
-    given = jax.device_put(train.keywords["trainee"].initialise())
-    trainee = dataclasses.replace(
-        train.keywords["trainee"], initialise=lambda params: jax.tree.map(jnp.copy, params), given=(given,)
-    )
-    assert loop.train(config, tmp_path, trainee=trainee).step == 3
-    assert all(array.is_deleted() for array in jax.tree.leaves(given))
+def test_parameters_of_another_run_are_let_go_once_the_state_has_copies(config, whole, tmp_path, monkeypatch):
+    splits = []
+
+    def noted(config, model):
+        splits.append(split_of(config, model))
+        return splits[-1]
+
+    monkeypatch.setattr(loop, "split_of", noted)
+    assert train(changed(config, init_from=str(whole[0]), steps=3), tmp_path).step == 3
+    arrays = jax.tree.leaves(splits[0].arrays)
+    assert arrays
+    assert all(array.is_deleted() for array in arrays)
 
 
-def test_a_finished_run_says_so_and_trains_no_more(config, train, whole, caplog):
+def test_a_part_is_trained_and_the_run_keeps_the_frozen_rest(config, whole, tmp_path):
+    run, begun = tmp_path / "run", changed(config, init_from=str(whole[0]), **{"train.parts": "^network/down/"})
+    with pytest.raises(SystemExit):
+        train(begun, run, at(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    state = train(changed(begun, init_from=str(tmp_path / "gone")), run)
+    assert int(state.step) == 9
+    assert list(state.params) == ["network"]
+    assert list(state.params["network"]) == ["down"]
+    loaded, ema = jax.device_get(load(run).params), whole[1].ema
+    for part, name in (("text", "embed"), ("network", "up")):
+        jax.tree.map(np.testing.assert_array_equal, loaded[part][name], ema[part][name])
+    jax.tree.map(np.testing.assert_array_equal, loaded["network"]["down"], jax.device_get(state.ema)["network"]["down"])
+    assert np.abs(loaded["network"]["down"]["kernel"] - ema["network"]["down"]["kernel"]).max() > 1e-3
+    with pytest.raises(InputError, match=r"leaves 3 new parameters untrained \(network/up/bias, \.\.\.\)"):
+        train(changed(config, **{"train.parts": "^network/down/"}), tmp_path / "another")
+
+
+def test_a_finished_run_says_so_and_trains_no_more(config, whole, caplog):
     before = (whole[0] / "metrics.jsonl").read_text()
     with caplog.at_level(logging.INFO):
         state = train(config, whole[0], lambda *_: pytest.fail("drawn again"))
@@ -167,7 +179,7 @@ def test_metrics_have_one_line_for_every_step(whole):
     assert [round(line["learning_rate"], 6) for line in lines[:3]] == [0, 0.005, 0.01]
 
 
-def test_a_line_that_was_cut_off_and_those_of_steps_done_again_are_dropped(whole, config, train, tmp_path, capsys):
+def test_a_line_that_was_cut_off_and_those_of_steps_done_again_are_dropped(whole, config, tmp_path, capsys):
     workdir = shutil.copytree(whole[0], tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "9")
     with (workdir / "metrics.jsonl").open("a") as file:
@@ -181,11 +193,9 @@ def test_a_line_that_was_cut_off_and_those_of_steps_done_again_are_dropped(whole
     assert progress[-1] == ("9", "0:00:00 left")
 
 
-def test_too_many_steps_that_are_not_finite_stop_the_run(config, train, tmp_path):
-    config = config.copy_and_resolve_references()
-    config.optimizer.learning_rate = 1e38  # the second step's update overflows
-    config.max_skipped = 3
-    config.checkpoint.every = 2
+def test_too_many_steps_that_are_not_finite_stop_the_run(config, tmp_path):
+    # The second step's update overflows.
+    config = changed(config, max_skipped=3, **{"optimizer.learning_rate": 1e38, "checkpoint.every": 2})
     with pytest.raises(InputError, match=r"step \d: 3 losses or gradients in a row were not finite"):
         train(config, tmp_path)
     lines = metrics(tmp_path)
@@ -197,7 +207,7 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(config, train, tmp_path
     assert max(kept) < lines[-1]["step"]
 
 
-def test_a_workdir_that_cannot_be_written_is_refused(config, train, tmp_path):
+def test_a_workdir_that_cannot_be_written_is_refused(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/config\.json cannot be written: File exists"):
         train(config, tmp_path / "file")
@@ -216,8 +226,6 @@ def test_a_workdir_that_cannot_be_written_is_refused(config, train, tmp_path):
     ],
 )
 def test_what_cannot_be_trained_leaves_no_folder(config, tmp_path, changes, words):
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=words):
-        loop.train(config, tmp_path / "run")
+        train(changed(config, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()

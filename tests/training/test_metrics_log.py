@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from vdm_jax.configuration import default_config
+from vdm_jax.config import default_config
 from vdm_jax.training.metrics_log import MetricsLog
 
 

@@ -17,7 +17,11 @@ LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 def read_image(path: FilePath, size: tuple[int, int], channels: int) -> Float[np.ndarray, "H W C"]:
-    """Reads a picture: its middle is cut to the proportions of `size` and resized. Raises InputError for other files."""
+    """Reads a picture; its middle is cut to the proportions of `size` and resized.
+
+    Raises:
+        InputError: another file.
+    """
     return _fitted(_read_picture(path)[None], path, size, channels)[0]
 
 

@@ -76,10 +76,11 @@ class Attention(nnx.Module):
         heads = heads or width // head_size
         head_size = head_size or width // heads
         inner, common = heads * head_size, dict(dtype=dtype, rngs=rngs)
-        self.heads, self.along, self.position, self.causal = heads, along, position, causal
-        self.max_distance, self.context = max_distance, context if text_width else None
+        self.heads, self.position, self.max_distance, self.causal = heads, position, max_distance, causal
+        self.context = context if text_width else None
+        self.along = "space" if self.context == "only" else along
         self.implementation = "xla"
-        if implementation != "xla" and (along != "time" or self.context == "only"):
+        if implementation != "xla" and self.along != "time":
             self.implementation = choose_implementation(implementation, dtype=dtype, head_size=head_size)
 
         def linear(width, size, name):
@@ -108,44 +109,48 @@ class Attention(nnx.Module):
         text: Float[Array, "B G L E"] | None = None,
         *,
         text_mask: Bool[Array, "B G L"] | None = None,
-        mask: Bool[Array, "#B #T S"] | Bool[Array, "#B #T Q S"] | None = None,
+        mask: Bool[Array, "#B _ S"] | Bool[Array, "#B _ Q S"] | None = None,
         layout: Layout = ONE_DEVICE,
     ) -> Float[Array, "B T P C"]:
         """Attends from each pixel; `text` has one text for the video (G = 1) or one for each frame (G = T).
 
-        `mask` restricts attention of pixels to pixels (along time: of frames to frames).
+        `mask` is true where a pixel sees a source pixel. Along space its second axis is the frame, and positions are
+        pixels; along time its second axis is the pixel, and positions are frames; along "all" it has size 1.
         """
         frames = x.shape[1]
-        if self.context == "only" and self.fused:
-            (q,) = split_heads(self.q(x), 1, self.heads)
-            sources = [Source(*split_heads(self.text_kv(text), 2, self.heads), text_mask)]
-        else:
-            if self.fused:
-                q, k, v = split_heads(self.qkv(x), 3, self.heads)
-            else:
-                source = text if self.context == "only" else x
-                pairs = ((self.q, x), (self.k, source), (self.v, source))
-                q, k, v = (split_heads(linear(tokens), 1, self.heads)[0] for linear, tokens in pairs)
-            if self.qk_norm:
-                q, k = self.q_norm(q), self.k_norm(k)
-            if self.position == "rotary":
-                positions = jnp.arange(frames, dtype=jnp.float32)
-                q, k = rotate(q, positions), rotate(k, positions)
-            if self.along == "all":
-                q, k, v = (rearrange(layout.heads(part), "b t p n d -> b 1 (t p) n d") for part in (q, k, v))
-            if self.causal:
-                mask = jnp.tril(jnp.ones((1, 1, x.shape[2], x.shape[2]), bool))
-            sources = [Source(k, v, text_mask if self.context == "only" else mask)]
+        q, k, v = self._project(x, text)
+        if self.position == "rotary":
+            positions = jnp.arange(frames, dtype=jnp.float32)
+            q, k = rotate(q, positions), rotate(k, positions)
+        if self.along == "all":
+            q, k, v = (rearrange(layout.heads(part), "b t p n d -> b 1 (t p) n d") for part in (q, k, v))
+        if self.causal:
+            count = frames if self.along == "time" else k.shape[2]
+            before = jnp.tril(jnp.ones((1, 1, count, count), bool))
+            mask = before if mask is None else before & (mask if mask.ndim == 4 else mask[:, :, None])
+        sources = [Source(k, v, text_mask if self.context == "only" else mask)]
         if self.context == "joint":
-            sources.append(Source(*split_heads(self.text_kv(text), 2, self.heads), text_mask))
+            text_key, text_value = split_heads(self.text_kv(text), 2, self.heads)
+            sources.append(Source(self.k_norm(text_key) if self.qk_norm else text_key, text_value, text_mask))
         bias = None
         if self.position == "relative":
             bias = rearrange(self.bias[relative_positions(frames, self.max_distance)], "t s n -> n t s")
-        along = "space" if self.context == "only" else self.along
-        out = attend(q, *sources, along=along, bias=bias, implementation=self.implementation)
+        out = attend(q, *sources, along=self.along, bias=bias, implementation=self.implementation)
         if self.along == "all":
             out = layout.heads(rearrange(out, "b 1 (t p) n d -> b t p n d", t=frames), back=True)
         return self.out(rearrange(out, "b t p n d -> b t p (n d)"))
+
+    def _project(self, x, text):
+        """Returns queries of x, and keys and values of x or, in cross-attention, of the text."""
+        source = text if self.context == "only" else x
+        if not self.fused:
+            pairs = ((self.q, x), (self.k, source), (self.v, source))
+            q, k, v = (split_heads(linear(tokens), 1, self.heads)[0] for linear, tokens in pairs)
+        elif self.context == "only":
+            (q,), (k, v) = split_heads(self.q(x), 1, self.heads), split_heads(self.text_kv(text), 2, self.heads)
+        else:
+            q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        return (self.q_norm(q), self.k_norm(k), v) if self.qk_norm else (q, k, v)
 
 
 def split_heads(x: Float[Array, "B T P C"], parts: int, heads: int) -> tuple[Array, ...]:
@@ -167,8 +172,8 @@ def attend(
     the source has the axes of the query. `bias` has one table of (query, source) positions per head.
     """
     if along == "time":
-        query, sources = query.swapaxes(1, 2), [s._replace(key=s.key.swapaxes(1, 2), value=s.value.swapaxes(1, 2))
-                                                for s in sources]  # fmt: skip
+        query = query.swapaxes(1, 2)
+        sources = [Source(s.key.swapaxes(1, 2), s.value.swapaxes(1, 2), s.mask) for s in sources]
     elif implementation == "cudnn":
         return _cudnn(query, sources)
     query = jnp.swapaxes(query, 2, 3)  # along space B T N P D, along time B P N T D

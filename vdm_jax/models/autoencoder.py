@@ -121,7 +121,10 @@ class Decoder(nnx.Module):
             if level < len(self.upsample):
                 x = self.upsample[level](x, (2 * x.shape[2], 2 * x.shape[3]), layout)
         x = layout.per_frame(self.conv_out, jax.nn.silu(self.norm(x)))
-        return x if self.time_out is None else layout(self.time_out(with_neighbours(layout(x, "time"))), "space")
+        if self.time_out is None:
+            return x
+        x = layout(layout(x, "space"), "time")
+        return layout(layout(self.time_out(with_neighbours(x)), "time"), "space")
 
 
 class Autoencoder(nnx.Module):
@@ -189,11 +192,11 @@ def sample_latents(
 def decode_in_chunks(
     decode: Decode, latents: Float[Array, "B T H W C"], frames: int, overlap: int = 0
 ) -> Float[Array, "B T H2 W2 C2"]:
-    """Decodes so many frames at a time, on the memory of one chunk where `decode` is compiled by itself.
+    """Decodes `frames` frames at a time, on the memory of one chunk if `decode` is compiled by itself.
 
-    A decoder in time sees no frame of another chunk, so that its answer depends on `frames`. As published, chunks do
-    not overlap, and the last may be shorter: it is a shape of its own, for frames added to it would be seen. With an
-    `overlap`, so many frames are cross-faded linearly, and the last chunk begins earlier instead: one shape for all.
+    A decoder in time sees no frame of another chunk, so its result depends on `frames`. As published, chunks do not
+    overlap, and the last may be shorter: padding would be seen by the other frames. With an `overlap`, that many frames
+    are cross-faded linearly, and the last chunk begins earlier instead, so that all chunks have one shape.
     """
     if not 0 <= overlap < frames:
         raise InputError(f"frames={frames} must be at least 1, and overlap={overlap} less, at least 0")
@@ -227,7 +230,7 @@ def in_tiles(
         for left in range(0, columns, step):
             part = video[:, :, top : top + tile, left : left + tile]
             coded = code(part)
-            times, over = coded.shape[2], part.shape[2]  # a latent is so many pixels, or a part of one
+            times, over = coded.shape[2], part.shape[2]  # how many pixels a latent stands for, or the inverse
             for neighbour, axis in ((above[len(strip) :], 2), (strip[-1:], 3)):
                 if neighbour:
                     shared = min((tile - step) * times // over, coded.shape[axis])
@@ -240,7 +243,7 @@ def in_tiles(
 
 
 def _fade(before: Array, after: Array, weights: Float[Array, "N"], axis: int) -> Array:
-    """`after`, its first N places cross-faded with the last N before it."""
+    """Returns `after` with its first N positions cross-faded with the last N of `before`."""
     n = len(weights)
     weights = weights.reshape([-1 if i == axis else 1 for i in range(after.ndim)])
     old = jax.lax.slice_in_dim(before, before.shape[axis] - n, None, axis=axis)

@@ -23,6 +23,7 @@ class Codec:
     Args:
         factors: frames, and rows and columns, of the block of pixels that one latent stands for.
         channels: of a latent; None for the channels of the video.
+        video_channels: of a video; None for any number.
         encode, decode: from (parameters, videos B T H W C) to latents and back; both are compiled where that helps.
         scale: the network's latents are the autoencoder's times this.
     """
@@ -32,13 +33,17 @@ class Codec:
     encode: Callable[[Params, Array], Array]
     decode: Callable[[Params, Array], Array]
     scale: float = 1.0
+    video_channels: int | None = None
 
     def shape(self, video: Shape) -> Shape:
-        """Returns the shape of the latents of a video. Raises InputError for a size that the factors do not divide."""
+        """Returns the shape of the latents of a video. Raises InputError for a size that does not fit."""
         factors = (self.factors[0], self.factors[1], self.factors[1])
         for name, size, factor in zip(("frames", "height", "width"), video, factors, strict=False):
-            if size % factor or size < factor:
-                raise InputError(f"{name}={size} must be a multiple of {factor} (the autoencoder's)")
+            if size < 1 or size % factor:
+                valid = f"a multiple of {factor} (the autoencoder's)" if size > 0 else "at least 1"
+                raise InputError(f"{name}={size} must be {valid}")
+        if self.video_channels not in (None, video[3]):
+            raise InputError(f"channels={video[3]} must be {self.video_channels} (the autoencoder's)")
         sizes = (size // factor for size, factor in zip(video, factors, strict=False))
         return (*sizes, self.channels or video[3])
 
@@ -57,7 +62,14 @@ PIXELS = Codec((1, 1), None, _same, _same)
 
 
 def latent_codec(
-    graphdef: nnx.GraphDef, *, channels: int, factor: int, scale: float, chunk: int | None = None, in_time: bool = False
+    graphdef: nnx.GraphDef,
+    *,
+    channels: int,
+    factor: int,
+    scale: float,
+    video_channels: int | None = None,
+    chunk: int | None = None,
+    in_time: bool = False,
 ) -> Codec:
     """Returns the codec of an `Autoencoder` of frames.
 
@@ -65,6 +77,7 @@ def latent_codec(
         graphdef: of the autoencoder.
         channels, factor: of a latent; its rows and columns of pixels.
         scale: the network's latents are the autoencoder's times this.
+        video_channels: of a frame.
         chunk: frames that a decoder in time takes at a time (default: all). Other decoders take a few.
         in_time: the decoder mixes frames.
     """
@@ -91,4 +104,4 @@ def latent_codec(
         size = (chunk or frames) if in_time else frames_at_once(frames)
         return decode_in_chunks(lambda part: decode_part(params, part), latents, size)
 
-    return Codec((1, factor), channels, encode, decode, scale)
+    return Codec((1, factor), channels, encode, decode, scale, video_channels)

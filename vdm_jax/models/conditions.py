@@ -1,4 +1,4 @@
-"""All that a network is told beside the noisy video and its time, and the contract that every network keeps."""
+"""What a network is conditioned on next to the noisy video and its time, and the contract that every network keeps."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 

@@ -175,7 +175,7 @@ class StridedConv(nnx.Module):
         padding = (0, 1) if border_after else (1, 1)
         self.conv = nnx.Conv(channels_in, channels, (3, 3), strides=2, padding=(padding,) * 2, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T H W C"], layout: Layout) -> Float[Array, "B T H2 W2 C"]:
+    def __call__(self, x: Float[Array, "B T H W C"], layout: Layout) -> Float[Array, "B T H2 W2 C2"]:
         """Rounds an odd number of rows or columns up, or with `border_after` down."""
         return layout.per_frame(self.conv, x)
 
@@ -189,7 +189,7 @@ class UpsampleConv(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B T H W C"], size: tuple[int, int], layout: Layout
-    ) -> Float[Array, "B T H2 W2 C"]:
+    ) -> Float[Array, "B T H2 W2 C2"]:
         """Returns frames of `size`, the rows and columns of the level above: about twice as many."""
         if size == (2 * x.shape[2], 2 * x.shape[3]):  # no gather, whose gradient is slow
             x = repeat(x, "b t h w c -> b t (h i) (w j) c", i=2, j=2)

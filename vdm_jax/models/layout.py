@@ -9,7 +9,12 @@ class Layout:
     """The layout of a single device: it constrains nothing."""
 
     def __call__(self, x: Float[Array, "B T H W C"], where: str) -> Float[Array, "B T H W C"]:
-        """Returns x as it should lie before a slot that mixes positions in "space" or in "time"."""
+        """Returns x as it should lie in a block that mixes positions in "space" or in "time".
+
+        Call it on both sides of a block. The backward pass enters at the far side: without a layout there, the gradient
+        of the last weights multiplies an input in one layout by a gradient in another, and XLA (JAX 0.10 and 0.12) then
+        forgets to sum over `data`.
+        """
         return x
 
     def heads(self, x: Float[Array, "B T P N D"], back: bool = False) -> Float[Array, "B T P N D"]:

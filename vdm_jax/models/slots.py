@@ -25,6 +25,13 @@ SLOTS: dict[str, tuple[str, dict[str, Callable[..., nnx.Module]]]] = {
         {"attention": TimeAttention, "transformer": functools.partial(Transformer, along="time")},
     ),
 }
+# Published blocks in which the frames of a clip see its stills.
+SHOWS_STILLS = {
+    ("time_conv", "stack"),
+    ("time_conv", "blended"),
+    ("space_attention", "space_time"),
+    ("time_attention", "transformer"),
+}
 
 Filling = Mapping[str, Any] | None  # kind and arguments of what fills a slot
 Place = tuple[str, int]  # "down" or "up" and the level, or "middle" and 0 or 1
@@ -39,8 +46,6 @@ class Layer(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T H W C"], inputs: Inputs, layout: Layout) -> Float[Array, "B T H W C2"]:
         """Runs the filled slots."""
-        # Constrain x on both sides of a slot: the backward pass enters at the far side, and would otherwise run a space
-        # slot in the layout of the next time slot.
         for name, (where, _) in SLOTS.items():
             slot = getattr(self, name)
             if slot is not None:
@@ -83,7 +88,7 @@ def place_fillings(
     """
     table: dict[Place, dict[str, Filling]] = {("middle", 0): {}, ("middle", 1): {}}
     for name, slot in slots.items():
-        places = slot if isinstance(slot, Mapping) and "kind" not in slot else {"down": slot}
+        places = slot if isinstance(slot, Mapping) and "down" in slot else {"down": slot}
         down = per_level(name, places["down"], levels)
         up = per_level(name, places.get("up", down), levels)
         middle = places.get("middle", next((value for value in reversed(down) if value), None))
@@ -99,13 +104,15 @@ def _filling(name: str, value: Any, own: Mapping[str, Any]) -> Filling:
     if not value:
         return None
     value = own if value is True else value
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name}={value!r} must be True, False, or dict(kind=..., arguments)")
     one_of(f"{name}.kind", value.get("kind"), SLOTS[name][1])
     return value
 
 
 def per_level(name: str, value: Any, levels: int) -> Sequence[Any]:
     """Spreads one value over all levels. Raises InputError if there are several, but not one for each level."""
-    if value is None or isinstance(value, bool | str | Mapping):
+    if not isinstance(value, Sequence) or isinstance(value, str):
         return [value] * levels
     if len(value) != levels:
         raise InputError(f"{name}={tuple(value)!r} must be one value or {levels} of them (one per level)")

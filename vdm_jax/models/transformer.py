@@ -41,10 +41,9 @@ class SpaceAttention(nnx.Module):
         self.norm = GroupNorm(channels, dtype, rngs)
         joint = dict(text_width=text_width if context == "joint" else 0, along="all" if all_frames else "space")
         self.attention = Attention(channels, **joint, **common)
-        self.cross_norm = self.cross = None
-        if context == "cross" and text_width:
-            self.cross_norm = GroupNorm(channels, dtype, rngs)
-            self.cross = Attention(channels, text_width=text_width, context="only", **common)
+        crosses = context == "cross" and text_width
+        self.cross_norm = GroupNorm(channels, dtype, rngs) if crosses else None
+        self.cross = Attention(channels, text_width=text_width, context="only", **common) if crosses else None
 
     def __call__(self, x: Float[Array, "B T H W C"], inputs: Inputs, layout: Layout) -> Float[Array, "B T H W C"]:
         """Adds attention to x. Raises InputError for a text per frame where all frames attend to each other."""
@@ -261,7 +260,7 @@ class SpaceTimeTransformer(nnx.Module):
         hidden = self.project_in(self.norm(x))
         code = self.frame(frame_code(x.shape[1], x.shape[-1]))[:, None, None]
         for block, time_block in zip(self.blocks, self.time_blocks, strict=True):
-            hidden = layout(block(hidden, tokens), "time")
+            hidden = layout(layout(block(hidden, tokens), "space"), "time")
             mixed = time_block(hidden + code.astype(hidden.dtype), tokens[:, :1])
-            hidden = layout(self.blend(hidden, mixed, inputs.is_still), "space")
+            hidden = layout(layout(self.blend(hidden, mixed, inputs.is_still), "time"), "space")
         return x + self.project_out(hidden)

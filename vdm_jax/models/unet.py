@@ -26,7 +26,7 @@ from vdm_jax.models.convolution import Inputs
 from vdm_jax.models.layers import Conv, EmbeddingMLP, Fold, GroupNorm, Repeat, StridedConv, Unfold, UpsampleConv
 from vdm_jax.models.layout import ONE_DEVICE, Layout
 from vdm_jax.models.positions import grid_code, sinusoid
-from vdm_jax.models.slots import SLOTS, make_layer, one_of, per_level, place_fillings
+from vdm_jax.models.slots import SHOWS_STILLS, SLOTS, make_layer, one_of, per_level, place_fillings
 from vdm_jax.models.stack import REMAT
 from vdm_jax.models.transformer import POSITIONS, Transformer
 from vdm_jax.typing import Array, Float, Key
@@ -139,11 +139,13 @@ class UNet(nnx.Module):
         slots = (space_conv, time_conv, space_attention, time_attention)
         fillings = place_fillings(dict(zip(SLOTS, slots, strict=True)), own, levels)
         for (place, level), filling in fillings.items():
-            _check_heads(widths[-1 if place == "middle" else level], head_size, time_position, filling)
+            _check_fillings(widths[-1 if place == "middle" else level], head_size, time_position, filling)
 
         self.width, self.patch, self.remat, self.all_frames = widths[0], (patch_time, patch), remat, all_frames
         self.channels_in, self.scalar_width, self.max_frames, self.window = channels_in, scalars, max_frames, window
         attending = [f["space_attention"] for f in fillings.values() if f["space_attention"]]
+        pairs = [(name, f["kind"]) for place in fillings.values() for name, f in place.items() if f]
+        self.shows_stills = bool(stem_attention) or any(pair in SHOWS_STILLS for pair in pairs)
         self.reads_tokens = bool(text_width) and any(filling.get("context") != "none" for filling in attending)
         embedding, common = embedding or 4 * widths[0], dict(dtype=dtype, rngs=rngs)
 
@@ -288,6 +290,10 @@ class UNet(nnx.Module):
                 raise InputError(f"{name}={size} must be a multiple of {factor} (patch and levels of the U-Net)")
         if stills and self.all_frames:
             raise InputError(f"joint_images={stills} needs all_frames=False: stills must not see other frames")
+        if stills and self.shows_stills:
+            raise InputError(
+                f"joint_images={stills} needs our own blocks in the time slots: others show stills to frames"
+            )
         if stills and self._time_factor > 1:
             raise InputError(f"joint_images={stills} needs patch_time=1 and resample='space': a still has one frame")
         if self.window and frames < self.window[0]:
@@ -310,8 +316,10 @@ def _check_numbers(width, patch, patch_time, kernel, dropout, space_position) ->
         raise InputError("kernel=1 needs space_position=True: nothing else tells where a pixel is")
 
 
-def _check_heads(width: int, head_size: int, time_position: str, fillings: Mapping[str, Any]) -> None:
-    """Raises InputError where heads of `head_size` do not fit a width, or rotary positions a head."""
+def _check_fillings(width: int, head_size: int, time_position: str, fillings: Mapping[str, Any]) -> None:
+    """Raises InputError for an empty space conv, or heads that do not fit a width or rotary positions."""
+    if not fillings["space_conv"]:
+        raise InputError("space_conv must be filled at every level: it changes the channels")
     space, time = (
         bool(fillings[name]) and fillings[name]["kind"] == "attention" for name in ("space_attention", "time_attention")
     )

@@ -55,6 +55,13 @@ def shardings(mesh: Mesh, params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(to_sharding, params)
 
 
+def sharded(params: PyTree, mesh: Mesh) -> PyTree:
+    """Returns shapes with the shardings of a mesh."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings(mesh, params)
+    )
+
+
 def like_params(mesh: Mesh, tree: PyTree, params: PyTree, param_shardings: PyTree) -> PyTree:
     """Returns shardings for a tree that holds copies of the parameters (EMA, Adam's moments) and other arrays.
 
@@ -81,11 +88,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH))
 
 
-def check_batch(mesh: Mesh, batch_size: int) -> None:
-    """Raises InputError if data × fsdp does not divide the batch."""
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+    """Raises InputError if data × fsdp, or its product with `accumulate`, does not divide the batch."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % ways:
         raise InputError(f"batch_size={batch_size} must be a multiple of data × fsdp = {ways}")
+    if batch_size % (accumulate * ways):
+        raise InputError(
+            f"batch_size={batch_size} must be a multiple of accumulate × data × fsdp = {accumulate * ways}"
+        )
 
 
 def share_of_batch(mesh: Mesh) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Folders in the diffusers format: config.json and safetensors, read tensor by tensor."""
+"""Reads and writes folders in the diffusers format: config.json and safetensors, tensor by tensor."""
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -12,14 +12,18 @@ from safetensors.numpy import save_file
 from vdm_jax.errors import InputError
 from vdm_jax.files import whole_file, write_text
 
-Config = dict[str, Any]  # of a config.json
+Config = dict[str, Any]  # the content of a config.json
 
 NAMES = ("diffusion_pytorch_model", "model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def read_config(folder: str | Path, name: str = "unet") -> dict[str, Any]:
-    """The config.json of a folder, or of its subfolder `name` where the folder is that of a whole pipeline."""
+    """Returns the config.json of a folder, or of its subfolder `name` if the folder is a whole pipeline.
+
+    Raises:
+        InputError: the file is missing, or is no diffusers config.
+    """
     path = component(folder, name) / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -34,7 +38,10 @@ IGNORED = ("_class_name", "_diffusers_version", "_name_or_path", "sample_size", 
 
 
 def check_settings(config: Config, known: Collection[str], must: Mapping[str, Any]) -> None:
-    """Raises InputError for a setting that is neither known nor as it must be; a tuple lists several valid values."""
+    """Raises InputError for an unknown setting, or a value that is not implemented.
+
+    `must` has the implemented value of a setting; a tuple lists several.
+    """
     for key, value in config.items():
         if key in known or key in IGNORED:
             continue
@@ -46,7 +53,11 @@ def check_settings(config: Config, known: Collection[str], must: Mapping[str, An
 
 
 def component(folder: str | Path, name: str) -> Path:
-    """The folder of one part of a pipeline: its subfolder, or the folder itself where that is the part alone."""
+    """Returns the folder of one part: the subfolder `name` of a whole pipeline, else the folder itself.
+
+    Raises:
+        InputError: there is no such folder.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; download the model elsewhere and point at it")
@@ -54,7 +65,7 @@ def component(folder: str | Path, name: str) -> Path:
 
 
 def open_safetensors(file: Path) -> Any:
-    """An open file of the library's; raises InputError where it is none."""
+    """Opens a safetensors file. Raises InputError for a damaged file, or a file of another format."""
     try:
         return safe_open(file, framework="numpy")
     except Exception as error:  # the library's own class, not exported
@@ -64,7 +75,7 @@ def open_safetensors(file: Path) -> Any:
 def write_folder(
     folder: str | Path, tensors: dict[str, np.ndarray], config: dict[str, Any] | None = None, name: str = NAMES[0]
 ) -> None:
-    """Writes `<name>.safetensors`, which is there whole or not at all, and config.json where there is one.
+    """Writes `<name>.safetensors` completely or not at all, and config.json if a config is passed.
 
     Raises:
         InputError: the folder cannot be written.
@@ -84,16 +95,16 @@ def refuse_pickles(paths: Iterable[Path]) -> None:
     for path in sorted(paths):
         if path.suffix in PICKLES:
             raise InputError(
-                f"{path} is a pickle, which can run any code when it is read; convert it in a place where that does "
+                f"{path} is a pickle, which can run any code when it is read; convert it in a place where code does "
                 "no harm (diffusers: from_pretrained, then save_pretrained with safe_serialization=True)"
             )
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """The tensors of folders or files by name; one is read from disk when it is asked for."""
+    """Holds the tensors of folders or files by name; each is read from disk when it is looked up."""
 
     def __init__(self, *paths: Path):
-        """Raises InputError where there are none, or only pickles."""
+        """Opens the safetensors files. Raises InputError if a folder holds none, or only pickles."""
         self._files = {}
         for file in (file for path in paths for file in ([path] if path.is_file() else _files(path))):
             opened = open_safetensors(file)
@@ -113,35 +124,35 @@ class Weights(Mapping[str, np.ndarray]):
         return len(self._files)
 
     def take(self, name: str) -> np.ndarray:
-        """A tensor, which no longer counts as one of them."""
+        """Returns a tensor, and removes it."""
         tensor = self[name]
         del self._files[name]
         return tensor
 
     def change(self, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Makes something else of a tensor of the same shape, each time it is read."""
+        """Applies a function to a tensor each time it is read; the shape stays."""
         self._changes.setdefault(name, []).append(change)
 
     def part(self, *prefixes: str) -> "Weights":
-        """The tensors whose names begin so, which no longer count as any of these."""
+        """Returns the tensors whose names begin with a prefix, and removes them here."""
         part = Weights()
         part._files = {name: self._files.pop(name) for name in [*self._files] if name.startswith(prefixes)}
         part._changes = self._changes
         return part
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, which is not read for it."""
+        """Returns the shape of a tensor without reading the tensor."""
         return tuple(self._files[name].get_slice(name).get_shape())
 
 
 def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or those that an index lists; full precision before fp16."""
+    """Returns the safetensors files of a folder: one file, or the files of an index; full precision before fp16."""
     for name in NAMES:
         for variant in ("", ".fp16"):
             whole = folder / f"{name}{variant}.safetensors"
             if whole.exists():
                 return [whole]
-            # An index of a variant has its name before or after "index", by the version that wrote it.
+            # Versions of diffusers differ in where the file name of an index has the variant.
             for index in (folder / f"{name}.safetensors{end}.json" for end in (f".index{variant}", f"{variant}.index")):
                 if not index.exists():
                     continue
@@ -151,7 +162,7 @@ def _files(folder: Path) -> list[Path]:
                     raise InputError(f"{index} cannot be read: {error!r}") from error
                 missing = [part for part in parts if not (folder / part).exists()]
                 if missing:
-                    raise InputError(f"{index} lists {missing[0]}, which is not there")
+                    raise InputError(f"{index} lists {missing[0]}, which does not exist")
                 return [folder / part for part in parts]
     refuse_pickles(folder.glob("*"))
     raise InputError(f"{folder} holds no {NAMES[0]}.safetensors")

@@ -1,4 +1,4 @@
-"""Published folders (diffusers format) as parts of a model, and as whole models."""
+"""Loads published folders (diffusers format) as parts of a model, and as whole models."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from vdm_jax.typing import Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """A published network with its family and its schedule."""
+    """A published network with its config.json, its family and its schedule."""
 
     graphdef: nnx.GraphDef
     params: Params
@@ -62,7 +62,7 @@ def load_network(
     An image network without a motion adapter gets new motion modules where `new_motion` is given.
 
     Raises:
-        InputError: an unknown family, or what `load_unet` refuses.
+        InputError: an unknown family, or an argument that `load_unet` refuses.
     """
     unet = load_unet(folder, motion_adapter=motion_adapter, new_motion=new_motion, loras=loras, **options)
     family = FAMILIES[unet.config["_class_name"]]
@@ -71,7 +71,7 @@ def load_network(
 
 
 def load_text(folder: str | Path, *, loras: Sequence[Lora] = (), **options: Any) -> tuple[TextEncoder, Params]:
-    """Loads text encoder and tokenizer of a pipeline's folder; `options`: mesh, dtype, params_dtype."""
+    """Loads the text encoder and the tokenizer of a pipeline's folder; `options`: mesh, dtype, params_dtype."""
     encoder = load_text_encoder(folder, loras=loras, **options)
     width = encoder.config["hidden_size"]
     return TextEncoder(encoder.graphdef, load_tokenizer(folder), width, width), encoder.params
@@ -80,7 +80,7 @@ def load_text(folder: str | Path, *, loras: Sequence[Lora] = (), **options: Any)
 def load_codec(folder: str | Path, *, chunk: int | None = None, **options: Any) -> tuple[Codec, Params]:
     """Loads the autoencoder of a pipeline's folder.
 
-    `chunk` is how many frames a decoder in time takes at a time, which changes them (default: all, as published);
+    `chunk` is how many frames a decoder in time takes at once (default: all, as published); it changes the result.
     `options`: mesh, dtype, params_dtype.
     """
     autoencoder = load_autoencoder(folder, **options)
@@ -90,6 +90,7 @@ def load_codec(folder: str | Path, *, chunk: int | None = None, **options: Any) 
         channels=arguments["latent_channels"],
         factor=2 ** (len(arguments["widths"]) - 1),
         scale=autoencoder.scaling_factor,
+        video_channels=arguments["channels_in"],
         chunk=chunk,
         in_time=arguments["in_time"],
     )
@@ -129,7 +130,7 @@ def load_published(
         options: of `load_unet`: attention, remat, per_frame_norm.
 
     Raises:
-        InputError: a family that is not implemented, or what its parts refuse.
+        InputError: a family that is not implemented, or an argument that one of its parts refuses.
     """
     kind = "UNetMotionModel" if motion_adapter else read_config(folder)["_class_name"]
     if kind == "UNet2DConditionModel":
@@ -148,8 +149,8 @@ def load_published(
     network = load_network(folder, motion_adapter=motion_adapter, loras=changes, window=free_noise, **common, **options)
     codec, autoencoder = load_codec(folder, chunk=chunk, **common)
     params = {"network": network.params, "codec": autoencoder}
-    usual = network.config.get("num_frames") or family.frames
-    frames = min(usual, at_most or usual) if frames is None else frames
+    published_frames = network.config.get("num_frames") or family.frames
+    frames = min(published_frames, at_most or published_frames) if frames is None else frames
     shape = (frames, *(size or _size(network, codec)), 3)
     latents = codec.shape(shape)
     if latents[3] != network.config["out_channels"]:
@@ -195,7 +196,7 @@ def load_published(
 def _size(network: Network, codec: Codec) -> tuple[int, int]:
     """Returns the published rows and columns in pixels."""
     side = network.family.side
-    if not network.family.first_frame:  # its config says the size of its first training
+    if not network.family.first_frame:  # in Stable Video Diffusion's config sample_size is from its first training
         side = network.config.get("sample_size") or side
     rows, columns = [side] * 2 if isinstance(side, int) else side
     return codec.factors[1] * rows, codec.factors[1] * columns

@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685) of images, motion or texts, added to a network's weights as they are read.
+"""Adds LoRA files (Hu et al. 2021, arXiv 2106.09685) to the weights of U-Nets and text encoders as they are read.
 
-For a module, a file holds two matrices, down or A (rank, in) and up or B (out, rank), and maybe a number α; its weight
-becomes W + strength · α / rank · B A. The names are those of PEFT, diffusers, kohya or AnimateDiff.
+For each module a file holds two matrices, down or A (rank, in) and up or B (out, rank), and possibly a number α. The
+module's weight becomes W + strength · α / rank · B A. Files of PEFT, diffusers, kohya and AnimateDiff are read.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ import numpy as np
 from vdm_jax.errors import InputError
 from vdm_jax.parallel.sharding import path_name
 from vdm_jax.pretrained.folder import Weights, open_safetensors, refuse_pickles, write_folder
-from vdm_jax.pretrained.names import Naming, few, torch_name
+from vdm_jax.pretrained.names import Naming, first_three, torch_name
 from vdm_jax.typing import Params
 
-FILE = "pytorch_lora_weights.safetensors"  # the usual one of a folder
-METADATA = "lora_adapter_metadata"  # of a file: the settings that PEFT trained with
+FILE = "pytorch_lora_weights.safetensors"  # the usual name in a folder
+METADATA = "lora_adapter_metadata"  # the key of PEFT's settings in the header of a file
 PEFT = {"lora_down": "lora_A", "lora_up": "lora_B"}
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")
 
@@ -31,25 +31,26 @@ _NAME = re.compile(
     r"(?P<module>.+?)"
     r"(?:(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)(?P<matrix>A|B|down|up)\.weight|\.alpha)"
 )
-# What a module is called elsewhere → what networks call it.
+# Other spellings of a module's name, and the spelling of networks.
 _SPELLINGS = (
     (r"^text_model[._]", ""),
     (r"\.processor(?=\.|$)", ""),
-    (r"\.temporal_transformer\.", "."),  # this and the next two are AnimateDiff's own
+    (r"\.temporal_transformer\.", "."),  # this and the next two are AnimateDiff's spelling
     (r"\.attention_blocks\.0\.", ".attn1."),
     (r"\.attention_blocks\.1\.", ".attn2."),
     (r"\.self_attn\.to_(q|k|v|out)$", r".self_attn.\1_proj"),
     (r"\.to_out$", ".to_out.0"),
 )
-# Settings that make more than a product of two matrices.
-_MORE = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "alora_invocation_tokens")
-_MORE += ("velora_config", "kasa_config", "monteclora_config", "arrow_config")
-_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of training; others change the network's own weights, too
+# Settings of changes that are not a product of two matrices.
+_UNSUPPORTED = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "alora_invocation_tokens")
+_UNSUPPORTED += ("velora_config", "kasa_config", "monteclora_config", "arrow_config")
+# Initialisations of training that leave the network's weights as they are.
+_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LowRank:
-    """What is added to the weight of a module: `scale · up @ down`."""
+    """A change of a module's weight: `scale · up @ down` is added to it."""
 
     module: str
     down: np.ndarray
@@ -59,7 +60,7 @@ class LowRank:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lora:
-    """What a file adds to a U-Net and to a text encoder, at the strength that was asked for."""
+    """The changes of a file, scaled by its strength, for a U-Net and for a text encoder."""
 
     where: str
     unet: tuple[LowRank, ...]
@@ -67,7 +68,7 @@ class Lora:
 
 
 def parse_lora(text: str) -> tuple[str, float]:
-    """(path, strength) of `path` or `path:strength`; a colon that no number follows belongs to the path."""
+    """Returns (path, strength) of `path` or `path:strength`; a colon without a number after it belongs to the path."""
     path, colon, strength = text.rpartition(":")
     try:
         return (path, float(strength)) if colon else (text, 1.0)
@@ -76,49 +77,49 @@ def parse_lora(text: str) -> tuple[str, float]:
 
 
 def read_lora(path: str | Path, strength: float | int = 1.0) -> Lora:
-    """Reads a safetensors file, or that of a folder.
+    """Reads a safetensors file, or the file of a folder.
 
     Raises:
-        InputError: a pickle, tensors of no known form, a matrix without the other, or a setting that is not
+        InputError: a pickle, tensors of no known form, a matrix without its partner, or a setting that is not
             implemented.
     """
     file = _file(Path(path))
     if not math.isfinite(strength):
         raise InputError(f"{file}: strength={strength} must be a finite number")
     tensors = open_safetensors(file)
-    names = {name: _NAME.fullmatch(name) for name in sorted(tensors.keys())}
-    if not names:
+    matches = {name: _NAME.fullmatch(name) for name in sorted(tensors.keys())}
+    if not matches:
         raise InputError(f"{file} holds no tensors")
     _refuse(
         file,
         "tensors are of no known form; pairs of matrices (A and B, down and up) and alpha are implemented, DoRA, LoHa, "
         "LoKr, biases and middle matrices are not",
-        [name for name, known in names.items() if known is None],
+        [name for name, match in matches.items() if match is None],
     )
-    odd = [name for name in names if tensors.get_slice(name).get_dtype() not in DTYPES]
-    _refuse(file, f"tensors must be of dtype {', '.join(DTYPES)}", odd)
+    other = [name for name in matches if tensors.get_slice(name).get_dtype() not in DTYPES]
+    _refuse(file, f"tensors must be of dtype {', '.join(DTYPES)}", other)
 
     modules: dict[str, dict[str, dict[str, Any]]] = {"unet": {}, "text_encoder": {}}
-    for name, known in names.items():
-        found = modules["text_encoder" if known["text"] else "unet"]
-        entry = found.setdefault(_key(known["module"]), {"module": known["module"]})
-        role = {"A": "down", "B": "up", None: "alpha"}.get(known["matrix"], known["matrix"])
+    for name, match in matches.items():
+        part = modules["text_encoder" if match["text"] else "unet"]
+        entry = part.setdefault(_key(match["module"]), {"module": match["module"]})
+        role = {"A": "down", "B": "up", None: "alpha"}.get(match["matrix"], match["matrix"])
         if role in entry:
             raise InputError(f"{file}: {name} is there twice, by two names")
         entry[role] = tensors.get_tensor(name)
     settings = _settings(file, tensors.metadata() or {})
     parts = (
-        tuple(_low_rank(file, settings[part], strength, **entry) for entry in found.values())
-        for part, found in modules.items()
+        tuple(_low_rank(file, settings[part], strength, **entry) for entry in entries.values())
+        for part, entries in modules.items()
     )
     return Lora(str(file), *parts)
 
 
 def save_lora(changes: Params, naming: Naming, folder: str | Path) -> None:
-    """Writes low-rank changes W + B A of a U-Net's matrices, by PEFT's names, as the file of a folder.
+    """Writes low-rank changes of a U-Net's matrices into a folder, under PEFT's names.
 
     Args:
-        changes: in the place of each matrix (in, out), its `lora_down` (in, rank) and `lora_up` (rank, out).
+        changes: instead of each matrix (in, out) its `lora_down` (in, rank) and `lora_up` (rank, out).
 
     Raises:
         InputError: the folder cannot be written.
@@ -135,7 +136,7 @@ def merge_lora(where: str, changes: tuple[LowRank, ...], weights: Weights) -> No
     """Adds changes to the tensors of a network, each when it is read.
 
     Raises:
-        InputError: modules that the network does not have, or of other shapes; the first few.
+        InputError: modules that the network does not have, or that have other shapes.
     """
     names = {_key(name.removesuffix(".weight")): name for name in weights if name.endswith(".weight")}
     absent = [change.module for change in changes if _key(change.module) not in names]
@@ -152,13 +153,13 @@ def merge_lora(where: str, changes: tuple[LowRank, ...], weights: Weights) -> No
 
 
 def _add(change: LowRank, weight: np.ndarray) -> np.ndarray:
-    """W + scale · B A in float32. A convolution's A has its kernel's shape, and B is one of one pixel."""
+    """Returns W + scale · B A in float32. For a convolution A has the shape of its kernel, and B one pixel."""
     down, up = (matrix.astype(np.float32).reshape(len(matrix), -1) for matrix in (change.down, change.up))
     return weight.astype(np.float32) + np.float32(change.scale) * (up @ down).reshape(weight.shape)
 
 
 def _fits(change: LowRank, shape: tuple[int, ...]) -> bool:
-    """Whether the product is of a shape, where a matrix may stand for a convolution of one pixel, and one for it."""
+    """Returns whether the product has a shape; a matrix and a convolution of one pixel count as equal."""
 
     def trimmed(sizes: tuple[int, ...]) -> tuple[int, ...]:
         return trimmed(sizes[:-1]) if sizes and sizes[-1] == 1 else sizes
@@ -168,7 +169,7 @@ def _fits(change: LowRank, shape: tuple[int, ...]) -> bool:
 
 
 def _key(module: str) -> str:
-    """The one key of a module's names: kohya's have underscores for dots."""
+    """Returns the same key for all names of a module: kohya's names have underscores instead of dots."""
     for pattern, spelling in _SPELLINGS:
         module = re.sub(pattern, spelling, module)
     return module.replace(".", "_")
@@ -180,44 +181,47 @@ def _low_rank(file, settings, strength, *, module, down=None, up=None, alpha=Non
     if min(down.ndim, up.ndim) < 2 or up.shape[1] != len(down) or 0 in (*down.shape, *up.shape):
         raise InputError(f"{file}: {module} has shapes {down.shape} and {up.shape}, not (rank, in) and (out, rank)")
     if alpha is not None and (settings or alpha.size != 1):
-        raise InputError(f"{file}: alpha of {module} must be one number, said once: in a tensor or in {METADATA}")
+        raise InputError(f"{file}: alpha of {module} must be one number, in a tensor or in {METADATA}, not in both")
     rank = len(down)
     scale = (rank if alpha is None else alpha.item()) / rank
     if settings:
         try:
             scale = _scale(settings, module, rank)
         except (KeyError, TypeError, AttributeError, re.error) as error:
-            raise InputError(f"{file}: {METADATA} do not say alpha of {module}: {error!r}") from error
+            raise InputError(f"{file}: {METADATA} has no valid alpha for {module}: {error!r}") from error
     return LowRank(module, down, up, strength * scale)
 
 
 def _scale(settings: dict[str, Any], module: str, rank: int) -> float:
-    """α / rank as PEFT has it: the first pattern that fits decides; rank-stabilised, α / √rank (arXiv 2312.03732)."""
+    """Returns α / rank by PEFT's settings, or α / √rank if they are rank-stabilised (arXiv 2312.03732).
+
+    The first matching pattern gives α.
+    """
     patterns = (settings.get("alpha_pattern") or {}).items()
-    fitting = (value for pattern, value in patterns if re.match(rf"(.*\.)?({pattern})$", module))
-    alpha = next(fitting, settings["lora_alpha"])
+    matching = (value for pattern, value in patterns if re.match(rf"(.*\.)?({pattern})$", module))
+    alpha = next(matching, settings["lora_alpha"])
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _settings(file: Path, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Part → PEFT's settings for it, where a file holds them."""
+    """Returns PEFT's settings of a file for each part; empty if it holds none."""
     try:
-        everything = json.loads(metadata.get(METADATA, "{}")).items()
+        items = json.loads(metadata.get(METADATA, "{}")).items()
     except (ValueError, AttributeError) as error:
         raise InputError(f"{file}: {METADATA} cannot be read: {error}") from error
     text = "text_encoder."
     parts = {
-        "unet": {key.removeprefix("unet."): value for key, value in everything if not key.startswith(text)},
-        "text_encoder": {key.removeprefix(text): value for key, value in everything if key.startswith(text)},
+        "unet": {key.removeprefix("unet."): value for key, value in items if not key.startswith(text)},
+        "text_encoder": {key.removeprefix(text): value for key, value in items if key.startswith(text)},
     }
     for key, value in (setting for settings in parts.values() for setting in settings.items()):
-        if (key in _MORE and value) or (key == "init_lora_weights" and value not in _STARTS):
+        if (key in _UNSUPPORTED and value) or (key == "init_lora_weights" and value not in _INITIALISATIONS):
             raise InputError(f"{file}: {key}={value!r} is not implemented")
     return parts
 
 
 def _file(path: Path) -> Path:
-    """The safetensors file that a path is, or that the folder holds."""
+    """Returns the safetensors file at a path, or in a folder."""
     refuse_pickles([path])
     if not path.is_dir():
         if not path.exists():
@@ -227,10 +231,10 @@ def _file(path: Path) -> Path:
     if not files:
         refuse_pickles(path.glob("*"))
     if FILE not in files and len(files) != 1:
-        raise InputError(f"{path} must hold {FILE} or one .safetensors file, not {len(files)}: {few(files)}")
+        raise InputError(f"{path} must hold {FILE} or one .safetensors file, not {len(files)}: {first_three(files)}")
     return path / (FILE if FILE in files else files[0])
 
 
 def _refuse(where: str | Path, problem: str, names: list[str]) -> None:
     if names:
-        raise InputError(f"{where}: {len(names)} {problem} ({few(names)})")
+        raise InputError(f"{where}: {len(names)} {problem} ({first_three(names)})")

@@ -1,9 +1,9 @@
-"""Our parameters by the names, shapes and layouts that a published format has for them, and back.
+"""Translates parameters to the names, shapes and layouts of a published format, and back.
 
-A parameter's path (`down/0/1/space_conv/conv1/kernel`) becomes a name by a table of patterns: all that match are
-applied in order. PyTorch has a matrix as (out, in), a convolution as (out, in, rows, columns) or (out, in, frames,
-rows, columns), one over frames as (out, in, 3, 1, 1). A stacked parameter is several tensors there; of a fused tensor
-ours is a part.
+A parameter's path (`down/0/1/space_conv/conv1/kernel`) becomes a name by a table of patterns: all matching patterns are
+applied in order. PyTorch stores a matrix as (out, in), a convolution as (out, in, rows, columns) or (out, in, frames,
+rows, columns), a convolution over frames as (out, in, 3, 1, 1). A stacked parameter belongs to several published
+tensors, one for each block; several parameters can be the parts of one fused tensor.
 """
 
 import re
@@ -24,15 +24,17 @@ Table = Sequence[tuple[str, str]]
 
 
 class Naming(NamedTuple):
-    """How a module's parameters are called and laid out in a published format.
+    """The names and layouts of a module's parameters in a published format. All patterns are regular expressions.
 
     Args:
         table: patterns of paths and their replacements.
-        pointwise, over_time: find the paths of matrices that are convolutions there: of one pixel, and over three
-            frames, which are concatenated along the channels here.
-        stacked: finds the start of paths that are stacked here (`models.stack`): there the number of the block follows.
-        fused: patterns of paths that are parts of one tensor there, along its first axis: the replacement is the path
-            of the tensor; then the number of the part, and how many there are.
+        pointwise: pattern of matrices whose published tensor is a convolution of one pixel.
+        over_time: pattern of matrices whose published tensor is a convolution over three frames; the matrix has the
+            three frames one after the other along its channels.
+        stacked: pattern at the start of the paths of stacked blocks (`models.stack`); in the published path the number
+            of the block follows.
+        fused: (pattern, replacement, part, parts) for parameters that are parts of one published tensor, along its
+            first axis; the replacement gives the path of the tensor.
     """
 
     table: Table
@@ -43,15 +45,15 @@ class Naming(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A tensor of the published format that a parameter, or a slice of a stacked one, is found in."""
+    """The published tensor of a parameter, or of one block of a stacked parameter."""
 
     name: str
     path: str  # of the parameter, with the number of its block
     part: int = 0
-    parts: int = 1  # 1: the whole tensor
+    parts: int = 1  # how many parameters share the tensor
 
 
-# What blocks are made of has the same names in all families.
+# The parts of blocks have the same names in all families.
 BLOCKS: Table = (
     (r"/embedding/", "/time_emb_proj/"),
     (r"/shortcut/", "/conv_shortcut/"),
@@ -87,7 +89,7 @@ def torch_name(path: str, naming: Naming) -> str:
 
 
 def to_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
-    """Brings a parameter into the published layout."""
+    """Returns a parameter in the published layout."""
     if not path.endswith("/kernel"):
         return array
     if array.ndim > 2:
@@ -98,7 +100,7 @@ def to_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
 
 
 def from_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
-    """Brings a tensor into our layout: the inverse of `to_torch`."""
+    """Returns a published tensor in the layout of our parameter: the inverse of `to_torch`."""
     if not path.endswith("/kernel"):
         return array
     if array.ndim == 2:
@@ -109,7 +111,7 @@ def from_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
 
 
 def tensors_for(path: str, shape: Sequence[int], naming: Naming) -> list[Tensor]:
-    """Returns where a parameter of a shape is found: one tensor, or one for each block of a stacked parameter."""
+    """Returns the published tensor of a parameter of a shape, or one tensor for each block of a stacked parameter."""
     if start := re.match(naming.stacked, path):
         paths = [f"{start[0]}{i}/{path[start.end() :]}" for i in range(shape[0])]
     else:
@@ -126,7 +128,7 @@ def tensors_for(path: str, shape: Sequence[int], naming: Naming) -> list[Tensor]
 
 
 def torch_shapes(abstract: PyTree, naming: Naming, skip: str = "$^") -> dict[str, tuple[int, ...]]:
-    """Returns name and shape of every tensor that parameters are found in, but for paths found by `skip`."""
+    """Returns the name and shape of every published tensor of the parameters, except paths that match `skip`."""
     shapes = {}
     for path, leaf in named_leaves(abstract):
         if re.search(skip, path):
@@ -134,14 +136,14 @@ def torch_shapes(abstract: PyTree, naming: Naming, skip: str = "$^") -> dict[str
         tensors = tensors_for(path, leaf.shape, naming)
         shape = leaf.shape[1:] if re.match(naming.stacked, path) else leaf.shape
         for tensor in tensors:
-            stand_in = np.broadcast_to(np.int8(0), shape)  # one byte, whatever its shape
+            stand_in = np.broadcast_to(np.int8(0), shape)  # one byte of memory, whatever the shape
             first, *rest = to_torch(tensor.path, stand_in, naming).shape
             shapes[tensor.name] = (first * tensor.parts, *rest)
     return shapes
 
 
 def torch_tensors(params: Params, naming: Naming) -> dict[str, np.ndarray]:
-    """Returns all parameters by their names and in the layouts of the published format."""
+    """Returns the published tensors of all parameters by name."""
     tensors, parts = {}, {}
     for path, leaf in named_leaves(params):
         array = np.asarray(leaf)
@@ -153,12 +155,12 @@ def torch_tensors(params: Params, naming: Naming) -> dict[str, np.ndarray]:
             else:
                 parts.setdefault(tensor.name, {})[tensor.part] = block
     return tensors | {
-        name: np.concatenate([part for _, part in sorted(found.items())]) for name, found in parts.items()
+        name: np.concatenate([part for _, part in sorted(numbered.items())]) for name, numbered in parts.items()
     }
 
 
 def from_tensors(path: str, shape: Sequence[int], read: Callable[[str], np.ndarray], naming: Naming) -> np.ndarray:
-    """Returns a parameter of a shape from the tensors that `read` finds by name."""
+    """Returns a parameter of a shape, made of the published tensors that `read(name)` returns."""
     blocks = []
     for tensor in tensors_for(path, shape, naming):
         array = read(tensor.name)
@@ -173,8 +175,8 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def few(names: Sequence[str]) -> str:
-    """Returns the first three names, for a message."""
+def first_three(names: Sequence[str]) -> str:
+    """Returns the first three names for an error line."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
@@ -188,28 +190,28 @@ def load_params(
     dtype: str = "float32",
     new: str = "$^",
 ) -> PyTree:
-    """Loads the parameters of an abstract module by their names, straight into their shards, one by one.
+    """Loads the parameters of an abstract module by their names, one by one, straight into their shards.
 
-    Parameters whose path is found by the pattern `new` are not read, and stay shapes.
+    Parameters whose path matches the pattern `new` are not read, and stay shapes.
 
     Raises:
-        InputError: names that are missing or unexpected, or tensors of another shape; the first few of each.
+        InputError: names that are missing or unexpected, or tensors of another shape.
     """
     abstract = nnx.to_pure_dict(nnx.split(module)[1])
     expected = torch_shapes(abstract, naming, skip=new)
-    found = {name: weights.shape(name) for name in weights}
+    shapes = {name: weights.shape(name) for name in weights}
     problems = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
+        "missing": sorted(expected.keys() - shapes.keys()),
+        "unexpected": sorted(shapes.keys() - expected.keys()),
         "misshapen": [
-            f"{name} {found[name]}, not {shape}"
+            f"{name} {shapes[name]}, not {shape}"
             for name, shape in sorted(expected.items())
-            if name in found and found[name] != shape
+            if name in shapes and shapes[name] != shape
         ],
     }
-    lines = [f"{len(names)} {kind} ({few(names)})" for kind, names in problems.items() if names]
+    lines = [f"{len(names)} {kind} ({first_three(names)})" for kind, names in problems.items() if names]
     if lines:
-        raise InputError(f"{where} does not hold the tensors that its config says: {'; '.join(lines)}")
+        raise InputError(f"{where} does not hold the tensors of its config: {'; '.join(lines)}")
 
     def load(path, leaf, sharding):
         path = path_name(path)

@@ -1,4 +1,4 @@
-"""Published schedulers as a process, a prediction, a grid and a solver (`scheduler_config.json`)."""
+"""Reads published schedulers (`scheduler_config.json`) as a process, a prediction, a grid and a solver."""
 
 import json
 import math
@@ -14,7 +14,7 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}
 
 
 class Schedule(NamedTuple):
-    """How a published model is sampled; `grid_options` are those of `make_grid`."""
+    """How a published model is sampled; `grid_options` are options of `make_grid`."""
 
     process: Process
     prediction: str
@@ -24,7 +24,7 @@ class Schedule(NamedTuple):
 
 
 def read_scheduler(folder: str | Path, change: Callable[[Config], Config] = lambda config: config) -> Schedule:
-    """Reads the schedule of a pipeline's folder; `change` is the family's own change of the config.
+    """Reads the schedule of a pipeline's folder; `change` is applied to its config first.
 
     Raises:
         InputError: the config is missing, or not implemented.
@@ -38,7 +38,7 @@ def read_scheduler(folder: str | Path, change: Callable[[Config], Config] = lamb
 
 
 def schedule_of(config: Mapping[str, Any]) -> Schedule:
-    """The schedule of a scheduler's config, where settings that are left out have their defaults.
+    """Returns the schedule of a scheduler's config; missing settings have diffusers' defaults.
 
     Raises:
         InputError: a scheduler, or a setting of it, that is not implemented.
@@ -47,9 +47,9 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
     if name not in _DEFAULTS:
         raise InputError(f"scheduler {name} is not implemented; {', '.join(_DEFAULTS)} are")
     config = _COMMON | _DEFAULTS[name] | {k: v for k, v in config.items() if not k.startswith("_")}
-    for key, value in _MUST.items():
-        if key in config and config[key] not in value:
-            raise InputError(f"{name}: {key}={config[key]!r} is not implemented; it must be {value[0]!r}")
+    for key, valid in _IMPLEMENTED.items():
+        if key in config and config[key] not in valid:
+            raise InputError(f"{name}: {key}={config[key]!r} is not implemented; it must be {valid[0]!r}")
     if config["prediction_type"] not in PREDICTIONS:
         raise InputError(
             f"{name}: prediction_type={config['prediction_type']!r} must be one of {', '.join(PREDICTIONS)}"
@@ -67,7 +67,7 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
     )
     spacing, options = config["timestep_spacing"], {}
     if config.get("use_karras_sigmas"):
-        raise InputError(f"{name}: use_karras_sigmas=True is implemented for timestep_type='continuous' alone")
+        raise InputError(f"{name}: use_karras_sigmas=True needs timestep_type='continuous'")
     if spacing not in _SPACINGS[name]:
         raise InputError(f"{name}: timestep_spacing={spacing!r} must be one of {', '.join(_SPACINGS[name])}")
     if spacing == "leading":
@@ -82,7 +82,7 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
 
 
 def _euler_on_karras_sigmas(config: Mapping[str, Any], prediction: str) -> Schedule:
-    """Stable Video Diffusion's: the network is told ¼ ln σ, so the process is EDM's (Karras et al. 2022)."""
+    """Returns Stable Video Diffusion's schedule: its network takes ¼ ln σ as time, as in EDM (Karras et al. 2022)."""
     for key, value in (("use_karras_sigmas", True), ("prediction_type", "v_prediction"), ("final_sigmas_type", "zero")):
         if config[key] != value:
             raise InputError(
@@ -116,14 +116,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "DPMSolverMultistepScheduler": {"timestep_spacing": "linspace", "final_sigmas_type": "zero"},
 }
-# diffusers spaces the same name otherwise in another scheduler: these are as in `make_grid`.
+# Spacings that equal `make_grid`'s; in diffusers' other schedulers the same names give other times.
 _SPACINGS = {
     "DDIMScheduler": ("leading", "trailing", "linspace"),
     "EulerDiscreteScheduler": ("leading", "trailing"),
     "DPMSolverMultistepScheduler": ("trailing",),
 }
-# The values that are implemented, of settings that would change the samples.
-_MUST: dict[str, tuple[Any, ...]] = {
+# Implemented values of settings that change the samples.
+_IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "beta_schedule": ("scaled_linear", "linear"),
     "trained_betas": (None,),
     "clip_sample": (False,),

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer: byte pairs of words in lower case, from the files of a folder."""
+"""Loads CLIP's tokenizer, byte pairs of words in lower case, from the files of a folder."""
 
 import dataclasses
 import logging
@@ -18,9 +18,9 @@ _ROLES = {
     "unk_token": "<|endoftext|>",
     "pad_token": "<|endoftext|>",
 }
-_FURTHER = ("additional_special_tokens", "extra_special_tokens")
-# What would change the tokens and is not implemented.
-_MUST = {
+_MORE_TOKENS = ("additional_special_tokens", "extra_special_tokens")
+# Implemented values of settings that change the tokens.
+_IMPLEMENTED = {
     "tokenizer_class": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "do_lower_case": (True,),
     "add_prefix_space": (False,),
@@ -32,46 +32,46 @@ _MUST = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClipTokenizer:
-    """Text → int32 [length]: the start token, the text's, the end token, then padding."""
+    """Returns the tokens of a text, int32 [length]: start token, tokens of the text, end token, padding."""
 
     backend: Tokenizer
     start: int
     end: int
     pad: int
     length: int
-    cut: set[str] = dataclasses.field(default_factory=set, repr=False)  # texts that a warning was given of
+    cut: set[str] = dataclasses.field(default_factory=set, repr=False)  # texts with a warning already
 
     def __call__(self, text: str) -> np.ndarray:
-        """Host side; a text that is too long is cut, with a warning that says what is lost."""
+        """Runs on the host. A text that is too long is cut, with a warning that shows the lost part."""
         encoding = self.backend.encode(text, add_special_tokens=False)
         room = self.length - 2
         if len(encoding.ids) > room and text not in self.cut:
             self.cut.add(text)
             lost = text[encoding.offsets[room][0] :]
-            logging.warning("text of %d tokens is cut after %d; lost: %r", len(encoding.ids), room, lost)
+            logging.warning("a text of %d tokens is cut after %d; lost: %r", len(encoding.ids), room, lost)
         tokens = [self.start, *encoding.ids[:room], self.end]
         return np.array(tokens + [self.pad] * (self.length - len(tokens)), np.int32)
 
 
 def load_tokenizer(folder: str | Path, *, length: int = 77) -> ClipTokenizer:
-    """Loads the tokenizer of a folder, or of its pipeline: tokenizer.json, else vocab.json and merges.txt.
+    """Loads the tokenizer of a folder or of a pipeline's folder: tokenizer.json, else vocab.json and merges.txt.
 
-    `length` is the text encoder's; tokenizer_config.json may say less.
+    `length` is the length of the text encoder; tokenizer_config.json may have a smaller one.
 
     Raises:
-        InputError: files that are missing or broken, another tokenizer, or a setting that is not implemented.
+        InputError: files are missing or broken, it is another tokenizer, or a setting is not implemented.
     """
     folder = component(folder, "tokenizer")
     config, special = _special_tokens(folder)
-    whole = folder / "tokenizer.json"
+    file = folder / "tokenizer.json"
     try:
-        backend = Tokenizer.from_file(str(whole)) if whole.exists() else _from_vocabulary(folder, special, config)
+        backend = Tokenizer.from_file(str(file)) if file.exists() else _from_vocabulary(folder, special, config)
     except InputError:
         raise
     except Exception as error:  # the library raises no class of its own
         raise InputError(f"{folder} holds no tokenizer that can be read: {error}") from error
     if not isinstance(backend.model, models.BPE) or backend.model.end_of_word_suffix != "</w>":
-        raise InputError(f"{whole} is not a CLIP tokenizer: it must hold byte pairs with the suffix '</w>'")
+        raise InputError(f"{file} is not a CLIP tokenizer: it must hold byte pairs with the suffix '</w>'")
     backend.no_truncation()
     backend.no_padding()
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
@@ -79,7 +79,7 @@ def load_tokenizer(folder: str | Path, *, length: int = 77) -> ClipTokenizer:
         if backend.token_to_id(token.content) is None:
             raise InputError(f"{folder}: {role}={token.content!r} is not in the vocabulary")
         if token.content not in known:
-            backend.add_special_tokens([token])  # of several with one text, the last one's flags hold
+            backend.add_special_tokens([token])  # if several have the same text, the flags of the last one count
     start, end, pad = (backend.token_to_id(special[role].content) for role in ("bos_token", "eos_token", "pad_token"))
     length = min(length, config.get("model_max_length", length))
     if length < 2:
@@ -88,24 +88,24 @@ def load_tokenizer(folder: str | Path, *, length: int = 77) -> ClipTokenizer:
 
 
 def _special_tokens(folder: Path) -> tuple[dict[str, Any], dict[str, AddedToken]]:
-    """The tokenizer's config and, for each role, its token.
+    """Returns the tokenizer's config, and the token of each role.
 
-    special_tokens_map.json has the last word: Stable Diffusion 2 pads with "!" by it. Newer files, known by their
-    `added_tokens_decoder`, say it all in the config.
+    special_tokens_map.json overrides tokenizer_config.json: Stable Diffusion 2 pads with "!" by it. Newer folders, with
+    an `added_tokens_decoder`, have all tokens in tokenizer_config.json.
     """
     settings, extra = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     config = read_json(settings) if settings.exists() else {}
-    for key, fit in _MUST.items():
-        if config.get(key, fit[0]) not in fit:
-            raise InputError(f"{settings}: {key}={config[key]!r} is not implemented; it must be {fit[0]!r}")
-    said = _ROLES | {role: config[role] for role in _ROLES if config.get(role) is not None}
+    for key, valid in _IMPLEMENTED.items():
+        if config.get(key, valid[0]) not in valid:
+            raise InputError(f"{settings}: {key}={config[key]!r} is not implemented; it must be {valid[0]!r}")
+    tokens = _ROLES | {role: config[role] for role in _ROLES if config.get(role) is not None}
     added = {token["content"]: token for token in config.get("added_tokens_decoder", {}).values()}
     if "added_tokens_decoder" not in config and extra.exists():
         mapped = read_json(extra)
-        said |= {role: token for role, token in mapped.items() if role in _ROLES}
-        config = config | {key: mapped[key] for key in _FURTHER if key in mapped}
+        tokens |= {role: token for role, token in mapped.items() if role in _ROLES}
+        config = config | {key: mapped[key] for key in _MORE_TOKENS if key in mapped}
     special = {}
-    for role, token in said.items():
+    for role, token in tokens.items():
         token = token if isinstance(token, dict) else {"content": token}
         token = added.get(token["content"], token)
         flags = {key: token[key] for key in ("single_word", "lstrip", "rstrip") if key in token}
@@ -115,26 +115,26 @@ def _special_tokens(folder: Path) -> tuple[dict[str, Any], dict[str, AddedToken]
 
 
 def _from_vocabulary(folder: Path, special: dict[str, AddedToken], config: dict[str, Any]) -> Tokenizer:
-    """CLIP's pipeline around a vocabulary and its merges."""
+    """Returns CLIP's tokenizer for a vocabulary and its merges."""
     files = [folder / "vocab.json", folder / "merges.txt"]
     for file in files:
         if not file.exists():
             raise InputError(f"{folder} holds no tokenizer: {file.name} is missing, and there is no tokenizer.json")
-    further = [
+    added = [
         *config.get("added_tokens_decoder", {}).values(),
-        *(t for key in _FURTHER for t in config.get(key) or ()),
+        *(token for key in _MORE_TOKENS for token in config.get(key) or ()),
     ]
-    further += read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").exists() else []
-    further = {token["content"] if isinstance(token, dict) else token for token in further}
-    if further := sorted(further - {token.content for token in special.values()}):
-        raise InputError(f"{folder}: added tokens {', '.join(further[:3])} are not implemented without tokenizer.json")
+    added += read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").exists() else []
+    texts = {token["content"] if isinstance(token, dict) else token for token in added}
+    if added := sorted(texts - {token.content for token in special.values()}):
+        raise InputError(f"{folder}: added tokens {', '.join(added[:3])} are not implemented without tokenizer.json")
     vocabulary, merges = map(str, files)
     options = dict(unk_token=special["unk_token"].content, continuing_subword_prefix="", end_of_word_suffix="</w>")
     tokenizer = Tokenizer(models.BPE.from_file(vocabulary, merges, **options))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    # A piece is a contraction, letters, one digit, or a row of other signs; spaces go.
+    # A piece is a contraction, a row of letters, one digit, or a row of other signs. Spaces are dropped.
     contractions = "|".join(f"'{end}" for end in ("s", "t", "re", "ve", "m", "ll", "d"))
     markers = r"<\|startoftext\|>|<\|endoftext\|>"
     piece = Regex(rf"{markers}|{contractions}|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+")

@@ -1,4 +1,4 @@
-"""Published U-Nets, loaded from their folders and saved to them."""
+"""Loads published U-Nets from their folders, and saves them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -44,14 +44,15 @@ def load_unet(
     params_dtype: str = "float32",
     **options,
 ) -> PublishedUNet:
-    """Loads a U-Net from its folder or from its pipeline's folder; with a motion adapter, into an image network.
+    """Loads a U-Net from its folder or from its pipeline's folder; a motion adapter is put into an image network.
 
     Args:
         folder, motion_adapter: in the diffusers format.
-        new_motion: instead of an adapter, settings of its config (`animatediff.NEW_MOTION` has the defaults): an image
-            network gets new motion modules that do nothing yet, as their last matrices are 0; `seed` is of the rest.
+        new_motion: settings of new motion modules, instead of an adapter (`animatediff.NEW_MOTION` has the defaults).
+            Their last matrices are 0, so that they change nothing yet.
         per_frame_norm, window: choices for motion modules (`families.animatediff`).
-        loras: their changes of a U-Net are merged into its weights.
+        seed: of the other parameters of new motion modules.
+        loras: merged into the weights.
         mesh: default: all devices along data.
         params_dtype: of the parameters.
         options: arguments of `UNet` that the config does not decide: dtype, attention, remat.
@@ -84,7 +85,7 @@ def load_unet(
 
 
 def _initialised(params: PyTree, make: Callable[[], UNet], mesh: Mesh) -> Params:
-    """Replaces parameters that are still shapes by a new module's, which adds nothing to its input."""
+    """Replaces parameters that are still shapes by new ones; the last matrix of each motion module is 0."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     new = [i for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
 
@@ -95,7 +96,7 @@ def _initialised(params: PyTree, make: Callable[[], UNet], mesh: Mesh) -> Params
         return [array.astype(leaves[i][1].dtype) for i, array in zip(new, arrays, strict=True)]
 
     arrays = [leaf for _, leaf in leaves]
-    if new:  # the rest of the module is never computed
+    if new:  # the compiler drops the other parameters of the module
         options = {"out_shardings": [arrays[i].sharding for i in new], "compiler_options": on_cpu(mesh, optimization=0)}
         for i, array in zip(new, jax.jit(initialise, **options)(), strict=True):
             arrays[i] = array

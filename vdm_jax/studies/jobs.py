@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from vdm_jax.config import read_config
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 class Place(NamedTuple):
     """The resources of a process."""
 
-    environment: dict[str, str] = {}  # noqa: RUF012 - variables that select devices
+    environment: Mapping[str, str] = MappingProxyType({})  # variables that select devices
     cores: frozenset[int] | None = None  # None: all cores
 
 

@@ -1,4 +1,4 @@
-"""The training loop, from a config and a folder to a trained model: read it from top to bottom."""
+"""Trains the model of a config in a run folder. The loop is one function: read it from top to bottom."""
 
 import concurrent.futures
 import contextlib
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -19,17 +20,18 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from vdm_jax.build import FROZEN, begin_with, build, frozen_new, objective_of, split_of, with_frozen
+from vdm_jax.build import begin_with, build, objective_of, split_of
 from vdm_jax.checkpoints import Checkpoints
 from vdm_jax.config import check_numbers, check_run, source_arguments, write_config
-from vdm_jax.data.pipeline import make_iterator
+from vdm_jax.data.pipeline import BatchIterator, make_iterator
 from vdm_jax.data.source import make_source
 from vdm_jax.errors import InputError
 from vdm_jax.files import alone_in, write_text
+from vdm_jax.frozen import restore_frozen, save_frozen
 from vdm_jax.model import Model
 from vdm_jax.parallel.machine import about_machine
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, check_batch, path_name, share_of_batch
+from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding, check_batch, share_of_batch
 from vdm_jax.split import join
 from vdm_jax.training.losses import denoising
 from vdm_jax.training.metrics_log import MetricsLog
@@ -50,18 +52,18 @@ def train(
 ) -> TrainState:
     """Trains the run in `workdir` until `config.steps`, from its last checkpoint if it has one.
 
-    SIGTERM and a closed terminal (SIGHUP) save a checkpoint and exit with status 0; Ctrl-C saves one and raises
-    KeyboardInterrupt. If there are several processes, SIGTERM to any of them stops all at the same step, and Ctrl-C
-    ends without saving.
+    SIGTERM and a closed terminal (SIGHUP) save a checkpoint and exit with status 0. Ctrl-C saves a checkpoint and
+    raises KeyboardInterrupt. With several processes, SIGTERM to one of them stops all at the same step, and Ctrl-C ends
+    without saving.
 
     Args:
         model: the config's model, if it is built already.
 
     Raises:
-        InputError: a config that cannot be trained; the line says why.
+        InputError: a config that cannot be trained.
     """
-    with contextlib.ExitStack() as held:
-        return _train(config, Path(workdir), draw_samples, model, held)
+    with contextlib.ExitStack() as exit_stack:
+        return _train(config, Path(workdir), draw_samples, model, exit_stack)
 
 
 def _train(
@@ -69,27 +71,110 @@ def _train(
     workdir: Path,
     draw_samples: DrawSamples | None,
     model: Model | None,
-    held: contextlib.ExitStack,
+    exit_stack: contextlib.ExitStack,
 ) -> TrainState:
     check_numbers(config)
     check_run(workdir, config)
 
     # ------------------------------------------------------------------------------- mesh, model and split
     mesh = make_mesh(**config.mesh.to_dict())
-    check_batch(mesh, config.batch_size)
-    parts = config.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % parts:
-        raise InputError(f"batch_size={config.batch_size} must be a multiple of accumulate × data × fsdp = {parts}")
+    check_batch(mesh, config.batch_size, config.accumulate)
     tx, schedule = optimizer_of(config)
     schedule = jax.jit(schedule)
-    model, data = model or build(config, mesh), config.data
-    saved = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
-    if config.init_from and not saved:
-        model = begin_with(model, config.init_from, mesh)
-    model = with_frozen(model, workdir, mesh)
+    model = _initialised(config, workdir, model or build(config, mesh), mesh)
     split = split_of(config, model)
 
     # ----------------------------------------------------------------------------------------------- data
+    source, iterator = _open_data(config, model, mesh)
+    _on_first_process(lambda: write_config(workdir, config))
+    _on_first_process(lambda: exit_stack.enter_context(alone_in(workdir)))
+
+    # ---------------------------------------------------------------------------------------------- state
+    planned, initialise = plan_state(split.trained, split.initialise, tx, mesh, *split.arrays)
+    restored, start = restore_state(workdir / "checkpoints", planned), 0
+    if restored is not None:
+        state, position = restored
+        start = int(state.step)
+        iterator.set_state(position)
+    else:
+        _write_overview(workdir / "parameters.txt", planned.params)
+        save_frozen(workdir, {name: tree for name, tree in split.frozen.items() if name not in model.loaded})
+    sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
+    _log_plan(config, workdir, planned, f"{mesh.devices.flat[0].device_kind} ({sizes})", len(source), start)
+    if start >= config.steps:
+        iterator.close()
+        return state
+    if jax.process_index() == 0:
+        _note_beginning(workdir / "environment.jsonl", start, len(source), sizes)
+
+    # ----------------------------------------------------------------------------------------------- step
+    loss = denoising(model, objective_of(config), stills=config.data.joint_images, layout=ActivationLayout(mesh))
+    train_step = make_train_step(loss, tx, mesh, seed=config.seed, accumulate=config.accumulate, ema=config.ema)
+    sharding = batch_sharding(mesh)
+
+    def placed(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every or None
+    )
+    log = MetricsLog(workdir, config, start)
+    stop, trace = _StopSignal(), _Trace(workdir / "profile", **config.profile.to_dict())
+
+    # ----------------------------------------------------------------------------------------------- loop
+    try:
+        first = placed(next(iterator))
+        with concurrent.futures.ThreadPoolExecutor() as background:  # all programs are compiled at the same time
+            initial = background.submit(initialise) if restored is None else None
+            compiled = train_step.compile(background, planned, first, split.frozen)
+            if initial is not None:
+                state = initial.result()
+                del initial  # it would keep the first state in memory
+            train_step = compiled()
+        for array in jax.tree.leaves(split.arrays):
+            array.delete()  # the state has copies
+        batches = itertools.chain([first], map(placed, iterator))
+        for step in range(start + 1, config.steps + 1):
+            trace.before(step, state)
+            state, metrics = train_step(state, next(batches), split.frozen)
+            trace.after(step, state)
+
+            log.add(metrics)
+            last = step == config.steps
+            stopping = stop.requested(step)
+            if step % config.log_every == 0 or last or stopping:
+                _check_skipped(log.write(step, schedule), config, step)
+            # Saved before the next batch is drawn, so that data and state are of the same step.
+            if step % config.checkpoint.every == 0 or last or stopping:
+                checkpoints.save(step, to_parts(state) | {"data": iterator.get_state()})
+            every = config.sample.every
+            if draw_samples and every and (step % every == 0 or last) and not stopping:
+                averaged = dataclasses.replace(model, params=join(state.ema, split.frozen), step=step)
+                _try_samples(lambda averaged=averaged: draw_samples(averaged, mesh), step)
+            if stopping:
+                logging.info("\nstopped at step %d; the same command goes on from there", step)
+                break
+    finally:
+        trace.stop()
+        checkpoints.close()
+        iterator.close()
+        log.close()
+        stop.restore()
+    stop.end()
+    return state
+
+
+def _initialised(config: ml_collections.ConfigDict, workdir: Path, model: Model, mesh: Mesh) -> Model:
+    """Puts parameters into the model that another run, or this run's folder, has for it."""
+    saved = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    if config.init_from and not saved:
+        model = begin_with(model, config.init_from, mesh)
+    return dataclasses.replace(model, params=restore_frozen(workdir, model.params, mesh))
+
+
+def _open_data(config: ml_collections.ConfigDict, model: Model, mesh: Mesh) -> tuple[Any, BatchIterator]:
+    """Opens the data source, and this process's share of its batches."""
+    data = config.data
     source = make_source(**source_arguments(config))
     share, shares = share_of_batch(mesh)
     iterator = make_iterator(
@@ -106,191 +191,127 @@ def _train(
     )
     if (clip := source[0]["video"].shape) != model.shape:
         raise InputError(f"clips of {data.name} are {clip} (frames, height, width, channels), not {model.shape}")
-    _on_first_process(lambda: write_config(workdir, config))
-    _on_first_process(lambda: held.enter_context(alone_in(workdir)))
+    return source, iterator
 
-    # ---------------------------------------------------------------------------------------------- state
-    planned, initialise = plan_state(split.trained, split.initialise, tx, mesh, *split.arrays)
-    restored, start = restore_state(workdir / "checkpoints", planned), 0
-    if restored is not None:
-        state, position = restored
-        start = int(state.step)
-        iterator.set_state(position)
-    elif jax.process_index() == 0:
-        overview = parameter_overview.get_parameter_overview(planned.params, include_stats=False, max_lines=60)
-        write_text(workdir / "parameters.txt", overview + "\n")
-    if restored is None and (frozen := frozen_new(model, split)) and not (workdir / FROZEN).exists():
-        _save_frozen(workdir / FROZEN, frozen)
+
+def _log_plan(
+    config: ml_collections.ConfigDict, workdir: Path, planned: TrainState, devices: str, videos: int, start: int
+) -> None:
+    """Logs what is trained, on what, and from which step."""
     count = sum(x.size for x in jax.tree.leaves(planned.params))
-    sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
+    plan = f"going on from step {start}" if start else f"{config.steps} steps of {config.batch_size}"
     if start >= config.steps:
         plan = f"finished: it is at step {start}, and config.steps={config.steps}"
-    else:
-        plan = f"going on from step {start}" if start else f"{config.steps} steps of {config.batch_size}"
-    logging.info(
-        "%s: %.2f M parameters on %s (%s), %d videos, %s",
-        workdir,
-        count / 1e6,
-        mesh.devices.flat[0].device_kind,
-        sizes,
-        len(source),
-        plan,
-    )
-    if start >= config.steps:
-        iterator.close()
-        return state
-    if jax.process_index() == 0:
-        _note_beginning(workdir / "environment.jsonl", start, len(source), sizes)
+    logging.info("%s: %.2f M parameters on %s, %d videos, %s", workdir, count / 1e6, devices, videos, plan)
 
-    # ----------------------------------------------------------------------------------------------- step
-    loss = denoising(model, objective_of(config), stills=data.joint_images, layout=ActivationLayout(mesh))
-    train_step = make_train_step(loss, tx, mesh, seed=config.seed, accumulate=config.accumulate, ema=config.ema)
-    sharding = batch_sharding(mesh)
 
-    def placed(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+def _check_skipped(values: dict[str, float], config: ml_collections.ConfigDict, step: int) -> None:
+    """Raises InputError after too many steps in a row that were not finite."""
+    if values["skipped_in_a_row"] >= config.max_skipped:
+        raise InputError(
+            f"step {step}: {values['skipped_in_a_row']:.0f} losses or gradients in a row were not finite, and were "
+            "skipped; earlier checkpoints stay as they are (lower optimizer.learning_rate?)"
+        )
 
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every or None
-    )
-    log = MetricsLog(workdir, config, start)
-    stop, trace = _StopSignal(), _Trace(workdir / "profile", **config.profile.to_dict())
 
-    # ----------------------------------------------------------------------------------------------- loop
+def _try_samples(draw: Callable[[], None], step: int) -> None:
+    """Draws samples; where that fails, warns and lets the training go on."""
     try:
-        first = placed(next(iterator))
-        with concurrent.futures.ThreadPoolExecutor() as background:  # all programs are compiled side by side
-            initial = background.submit(initialise) if restored is None else None
-            compiled = train_step.compile(background, planned, first, split.frozen)
-            if initial is not None:
-                state = initial.result()
-                del initial  # it would hold this state to the end
-            train_step = compiled()
-        for array in jax.tree.leaves(split.arrays):
-            array.delete()  # the state has copies
-        batches = itertools.chain([first], map(placed, iterator))
-        for step in range(start + 1, config.steps + 1):
-            trace.before(step, state)
-            state, metrics = train_step(state, next(batches), split.frozen)
-            trace.after(step, state)
-
-            log.add(metrics)
-            last = step == config.steps
-            stopping = stop.asked(step)
-            if step % config.log_every == 0 or last or stopping:
-                values = log.write(step, schedule)
-                if values["skipped_in_a_row"] >= config.max_skipped:
-                    raise InputError(
-                        f"step {step}: {values['skipped_in_a_row']:.0f} losses or gradients in a row were not "
-                        f"finite, and were skipped; what {workdir / 'checkpoints'} holds from before stays as it is "
-                        "(lower optimizer.learning_rate?)"
-                    )
-            # Saved before the next batch is drawn, so that data and state are of the same step.
-            if step % config.checkpoint.every == 0 or last or stopping:
-                checkpoints.save(step, to_parts(state) | {"data": iterator.get_state()})
-            if draw_samples and config.sample.every and (step % config.sample.every == 0 or last) and not stopping:
-                try:
-                    draw_samples(dataclasses.replace(model, params=join(state.ema, split.frozen), step=step), mesh)
-                except (InputError, jax.errors.JaxRuntimeError) as error:  # no reason to end the training
-                    logging.warning("\nno samples of step %d: %s", step, str(error).splitlines()[0])
-            if stopping:
-                logging.info("\nstopped at step %d; the same command goes on from there", step)
-                break
-    finally:
-        trace.stop()
-        checkpoints.close()
-        iterator.close()
-        log.close()
-        stop.restore()
-    if stop.signal in (signal.SIGTERM, signal.SIGHUP):
-        sys.exit(0)
-    if stop.signal == signal.SIGINT:
-        raise KeyboardInterrupt
-    return state
+        draw()
+    except (InputError, jax.errors.JaxRuntimeError) as error:
+        logging.warning("\nno samples of step %d: %s", step, str(error).splitlines()[0])
 
 
-def _save_frozen(folder: Path, frozen: PyTree) -> None:
-    """Keeps the frozen parameters that no published folder holds, so that the run folder describes itself."""
-    checkpoints = Checkpoints(folder)
-    checkpoints.save(0, {"params": frozen})
-    checkpoints.close()
+def _write_overview(path: Path, params: PyTree) -> None:
+    """Writes a table of the trained parameters."""
     if jax.process_index() == 0:
-        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(frozen)]
-        write_text(folder / "names.json", json.dumps(names))
+        overview = parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=60)
+        write_text(path, overview + "\n")
 
 
 class _StopSignal:
-    """Records SIGTERM, SIGHUP and the first Ctrl-C, so that the loop can save; a second Ctrl-C interrupts at once."""
+    """Records SIGTERM, SIGHUP and the first Ctrl-C, so that the loop can save. A second Ctrl-C interrupts at once."""
 
     def __init__(self):
         self.signal: int | None = None
         self._before = {}
-        # Of several processes JAX notes SIGTERM, and tells all of them the step to stop at.
-        self._alone = jax.process_count() == 1
-        if self._alone and threading.current_thread() is threading.main_thread():
-            noted = [signal.SIGTERM, signal.SIGINT]
+        # With several processes JAX catches SIGTERM, and all processes agree on the step to stop at.
+        self._single = jax.process_count() == 1
+        if self._single and threading.current_thread() is threading.main_thread():
+            signals = [signal.SIGTERM, signal.SIGINT]
             if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
-                noted.append(signal.SIGHUP)
-            self._before = {s: signal.signal(s, self._note) for s in noted}
+                signals.append(signal.SIGHUP)
+            self._before = {number: signal.signal(number, self._record) for number in signals}
 
-    def _note(self, number, frame):
+    def _record(self, number, frame):
         if self.signal == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.signal = number
 
-    def asked(self, step: int) -> bool:
-        """Whether to stop now; in a multi-process run all processes agree on the step."""
-        if not self._alone:
+    def requested(self, step: int) -> bool:
+        """Returns whether to stop after this step."""
+        if not self._single:
             from jax.experimental import multihost_utils
 
             if multihost_utils.reached_preemption_sync_point(step):
                 self.signal = signal.SIGTERM
         return self.signal is not None
 
+    def end(self) -> None:
+        """Ends the process, or raises KeyboardInterrupt, if a signal stopped the loop."""
+        if self.signal in (signal.SIGTERM, signal.SIGHUP):
+            sys.exit(0)
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+
     def restore(self) -> None:
+        """Puts the signal handlers back that were there before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
 
 class _Trace:
-    """The profiler's trace of `steps` steps, from step `start` or from where this session begins after it."""
+    """Traces `steps` steps with the profiler, from step `start` on, or from the first step if training starts later."""
 
     def __init__(self, folder: Path, start: int, steps: int):
         self._folder, self._first, self._last = folder, max(start, 1), max(start, 1) + steps - 1
         self._on = False
 
     def before(self, step: int, state: TrainState) -> None:
+        """Starts the trace if it is due."""
         if not self._on and self._first <= step <= self._last:
-            jax.block_until_ready(state)  # else the trace begins with steps before it
+            jax.block_until_ready(state)  # else the trace would show earlier steps
             jax.profiler.start_trace(str(self._folder))
             self._on = True
 
     def after(self, step: int, state: TrainState) -> None:
+        """Ends the trace if it is due."""
         if self._on and step == self._last:
             jax.block_until_ready(state)
             self.stop()
 
     def stop(self) -> None:
+        """Ends the trace, if there is one."""
         if self._on:
             jax.profiler.stop_trace()
         self._on = False
 
 
 def _note_beginning(path: Path, step: int, videos: int, mesh: str) -> None:
-    """Adds a line on where and with what training begins or goes on; says where the data has changed since."""
+    """Appends a line about the start of this training. Warns if the number of videos differs from the line before."""
     before = None
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):  # a line that was cut off
             before = json.loads(line).get("videos", before)
     if before not in (None, videos):
-        logging.warning("%d videos are found, %d were: they come in another order", videos, before)
-    begun = {"step": step, "time": datetime.now().isoformat(timespec="seconds"), "videos": videos}
+        logging.warning("there are %d videos, and were %d before: they come in another order", videos, before)
+    line = {"step": step, "time": datetime.now().isoformat(timespec="seconds"), "videos": videos}
     with path.open("a") as file:
-        file.write(json.dumps(begun | {"mesh": mesh, "machine": about_machine()}) + "\n")
+        file.write(json.dumps(line | {"mesh": mesh, "machine": about_machine()}) + "\n")
 
 
 def _on_first_process(write: Callable[[], None]) -> None:
-    """Calls `write` on one process; where it raises an InputError, all of them do."""
+    """Calls `write` on the first process. If it raises InputError, all processes do."""
     error = None
     if jax.process_index() == 0:
         try:

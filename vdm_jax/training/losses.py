@@ -1,5 +1,6 @@
 """Losses: what a training step differentiates. The step itself knows no diffusion, no pixels and no text."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ def denoising(model: Model, objective: Objective, *, stills: int = 0, layout: La
         objective: with `time_per_frame`, or known frames at t = 0, a video has a time for each frame.
     """
     masks, model = model.masks, model.static
+    objective = dataclasses.replace(objective, prediction=model.prediction)  # a loaded network brings its own
 
     def prepare(frozen: PyTree, batch: Batch, key: Key[Array, ""]) -> PyTree:
         latents = model.codec.encode(frozen.get("codec", {}), to_float(batch["video"]))

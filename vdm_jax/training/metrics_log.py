@@ -1,4 +1,4 @@
-"""What training says while it runs: a line of progress, and the numbers behind it."""
+"""Reports on a training run: a progress line, `metrics.jsonl`, and TensorBoard."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from vdm_jax.files import write_text
 
 
 class MetricsLog:
-    """The progress line, `metrics.jsonl`, and TensorBoard through clu where TensorFlow is installed."""
+    """Collects the metrics of steps, and writes a line when it is due; TensorBoard needs TensorFlow (through clu)."""
 
     def __init__(self, workdir: Path, config: ml_collections.ConfigDict, start: int):
         self._config, self._pending = config, []
@@ -34,11 +34,11 @@ class MetricsLog:
                 self._board = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Keeps a step's metrics on the device; they are fetched when a line is due."""
+        """Keeps the metrics of a step on the device until a line is due."""
         self._pending.append(metrics)
 
     def write(self, step: int, schedule: optax.Schedule) -> dict[str, float]:
-        """Averages what was added since the last line and writes it; of steps skipped in all or in a row, the most."""
+        """Averages the metrics since the last line, and writes them; a counter of skipped steps keeps its maximum."""
         steps = jax.device_get(self._pending)
         now = time.perf_counter()
         values: dict[str, Any] = {}
@@ -47,7 +47,7 @@ class MetricsLog:
             finite = series[np.isfinite(series)]
             counter = name.startswith("skipped")
             values[name] = float(series.max() if counter else finite.mean() if finite.size else np.nan)
-        # A step that is skipped leaves the optimizer's count of steps as it was.
+        # A skipped step does not change the optimizer's count of steps.
         updates = step - 1 - int(steps[-1]["skipped"]) + (int(steps[-1]["skipped_in_a_row"]) > 0)
         per_second = (step - self._last_step) / (now - self._since)
         values |= {
@@ -64,38 +64,39 @@ class MetricsLog:
         if self._board is not None:
             self._board.write_scalars(step, values)
             self._board.flush()
-        if self._first is None:  # the steps of the first line waited for the compilation
+        if self._first is None:  # the first line includes the compilation
             self._first, time_left = (now, step), "compiled"
         else:
-            since, first_step = self._first
-            left = int((self._config.steps - step) * (now - since) / (step - first_step))
+            first_time, first_step = self._first
+            left = int((self._config.steps - step) * (now - first_time) / (step - first_step))
             time_left = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
         skipped = f"  skipped {values['skipped']:.0f}" if values["skipped"] else ""
-        _say(
+        _print(
             f"\rstep {step:>{len(str(self._config.steps))}}/{self._config.steps}  loss {values['loss']:.4f}"
             f"  grad {values['grad_norm']:.3f}  {values['videos_per_second']:.0f} videos/s"
             f"  {time_left}{skipped}  ",
-            stays=step == self._config.steps,
+            last=step == self._config.steps,
         )
         return values
 
     def close(self) -> None:
+        """Closes the files."""
         if self._file is not None:
             self._file.close()
         if self._board is not None:
             self._board.close()
 
 
-def _say(line: str, stays: bool) -> None:
-    """Prints a line of progress over the last one, if anybody reads: a terminal may be closed, a pipe's reader gone."""
+def _print(line: str, last: bool) -> None:
+    """Prints a progress line over the one before; nothing after a terminal or the reader of a pipe has closed."""
     try:
-        print(line, end="\n" if stays or not sys.stderr.isatty() else "", file=sys.stderr, flush=True)
+        print(line, end="\n" if last or not sys.stderr.isatty() else "", file=sys.stderr, flush=True)
     except (OSError, ValueError, AttributeError):
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Removes lines of steps that will be done again, and a last line that was cut off."""
+    """Removes lines of steps that will be repeated, and a last line that was cut off."""
     if not path.exists():
         return
     kept = []

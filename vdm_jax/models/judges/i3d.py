@@ -56,7 +56,7 @@ class I3D(nnx.Module):
         self.logits = nnx.Conv(channels, classes, (1, 1, 1), rngs=rngs)
 
     def __call__(self, videos: Float[Array, "B T H W C"]) -> Seen:
-        """Of clips in [-1, 1]. Raises InputError for too few frames or another size."""
+        """Looks at clips in [-1, 1]. Raises InputError for too few frames or another size."""
         _, frames, *image = videos.shape
         if image != [SIZE, SIZE, 3] or frames < FRAMES:
             shape = "×".join(map(str, videos.shape[1:]))

@@ -59,7 +59,7 @@ class LPIPS(nnx.Module):
         self.convolutions, self.linear = nnx.List(convolutions), nnx.List(linear)
 
     def __call__(self, a: Float[Array, "B H W 3"], b: Float[Array, "B H W 3"]) -> Float[Array, "B"]:
-        """Of images in [-1, 1] (equation 1); 0 for equal ones. Raises InputError for images that are too small."""
+        """Returns the distance of images in [-1, 1] (equation 1); 0 for equal ones. Raises InputError for small images."""
         smallest = PLANS[self.kind].smallest
         if min(a.shape[1:3]) < smallest:
             raise InputError(
@@ -69,7 +69,7 @@ class LPIPS(nnx.Module):
         return sum(linear(jnp.square(x - y)).mean((1, 2, 3)) for x, y, linear in pairs)
 
     def _features(self, x):
-        """Of each compared layer, of length 1 at every position."""
+        """Returns the features of each compared layer, of length 1 at every position."""
         x, convolutions, found = (x - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION), iter(self.convolutions), []
         for layer, window in zip(*PLANS[self.kind][:2], strict=True):
             if window:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from vdm_jax.errors import InputError
 from vdm_jax.models.layers import layer_norm
+from vdm_jax.models.stack import Stack
 from vdm_jax.models.transformer import EncoderBlock
 from vdm_jax.typing import Array, Float
 
@@ -48,18 +49,17 @@ class VideoMAE(nnx.Module):
         block = (tubelet, patch, patch)
         self.patches = nnx.Conv(channels, width, block, strides=block, padding="VALID", **common)
         options = dict(heads=heads, activation=activation, epsilon=epsilon, biased="qv" if biased else "")
-        self.blocks = nnx.List(EncoderBlock(width, middle, **options, **common) for _ in range(depth))
+        self.blocks = Stack(lambda rngs: EncoderBlock(width, middle, **options, rngs=rngs), depth, rngs=rngs)
         self.norm = None if final is None else layer_norm(width, final, **common)
 
     def __call__(self, videos: Float[Array, "B T H W C"]) -> Float[Array, "B D"]:
-        """Of clips that have the model's shape."""
+        """Returns the features of clips that have the model's shape."""
         if videos.shape[1:] != self.shape:
             found, expected = ("×".join(map(str, shape)) for shape in (videos.shape[1:], self.shape))
             raise InputError(f"clips of {found} must be {expected}")
         x = rearrange(self.patches(videos), "b t h w c -> b (t h w) c")
         x = x + jnp.asarray(_sinusoid(*x.shape[1:]))
-        for block in self.blocks:
-            x = block(x)
+        x = self.blocks(x)
         x = x.mean(1) if self.mean else x[:, 0]
         return x if self.norm is None else self.norm(x)
 

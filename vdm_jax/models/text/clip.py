@@ -1,4 +1,4 @@
-"""CLIP's two encoders (Radford et al. 2021, arXiv 2103.00020), as the published latent video models are told by them.
+"""CLIP's two encoders (Radford et al. 2021, arXiv 2103.00020), which condition the published latent video models.
 
 Both are pre-norm transformers. The text's looks back only; the image's reads patches behind a class token.
 """
@@ -12,6 +12,7 @@ from flax import nnx
 from vdm_jax.errors import InputError
 from vdm_jax.models.conditions import Text
 from vdm_jax.models.layers import layer_norm
+from vdm_jax.models.stack import Stack
 from vdm_jax.models.transformer import EncoderBlock
 from vdm_jax.typing import Array, Float, Int
 
@@ -47,8 +48,8 @@ class ClipText(nnx.Module):
         self.length, self.width, self.end = length, width, end
         self.embed = nnx.Embed(vocabulary, width, embedding_init=nnx.initializers.normal(0.02), **common)
         self.positions = nnx.Param(0.01 * jax.random.normal(rngs.params(), (length, width)))
-        block = dict(heads=heads, activation=activation, epsilon=epsilon, biased="qkv", causal=True)
-        self.blocks = nnx.List(EncoderBlock(width, middle, **block, **common) for _ in range(depth))
+        block = dict(heads=heads, activation=activation, epsilon=epsilon, biased="qkv", causal=True, dtype=dtype)
+        self.blocks = Stack(lambda rngs: EncoderBlock(width, middle, **block, rngs=rngs), depth, rngs=rngs)
         self.norm = layer_norm(width, epsilon, **common)
         self.projection = nnx.Linear(width, projection, use_bias=False, **common) if projection else None
 
@@ -60,9 +61,7 @@ class ClipText(nnx.Module):
         tokens = tokens.reshape(-1, length)
         x = self.embed(tokens)
         x = x + self.positions[:length].astype(x.dtype)
-        for block in self.blocks:
-            x = block(x)
-        x = self.norm(x)
+        x = self.norm(self.blocks(x))
         at = jnp.argmax(tokens if self.end is None else tokens == self.end, axis=-1)
         pooled = jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]
         pooled = pooled if self.projection is None else self.projection(pooled)
@@ -99,22 +98,20 @@ class ClipVision(nnx.Module):
         self.class_token = nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), (width,)))
         self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), ((size // patch) ** 2 + 1, width)))
         self.norm_in = layer_norm(width, epsilon, **common)
-        block = dict(heads=heads, activation=activation, epsilon=epsilon, biased="qkv")
-        self.blocks = nnx.List(EncoderBlock(width, middle, **block, **common) for _ in range(depth))
+        block = dict(heads=heads, activation=activation, epsilon=epsilon, biased="qkv", dtype=dtype)
+        self.blocks = Stack(lambda rngs: EncoderBlock(width, middle, **block, rngs=rngs), depth, rngs=rngs)
         self.norm = layer_norm(width, epsilon, **common)
         self.projection = nnx.Linear(width, projection, use_bias=False, **common)
 
     def __call__(self, image: Float[Array, "B H W C"]) -> Float[Array, "B P"]:
-        """Of images that have the model's size."""
+        """Encodes images that have the model's size."""
         if image.shape[1:] != (self.size, self.size, self.channels):
             expected = f"{self.size}×{self.size}×{self.channels}"
             raise InputError(f"image of {'×'.join(map(str, image.shape[1:]))} must be {expected}")
         x = rearrange(self.patches(image), "b h w c -> b (h w) c")
         first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([first, x], axis=1) + self.positions[...].astype(x.dtype)
-        x = self.norm_in(x)
-        for block in self.blocks:
-            x = block(x)
+        x = self.blocks(self.norm_in(x))
         return self.projection(self.norm(x[:, 0]))
 
 

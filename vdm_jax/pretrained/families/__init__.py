@@ -1,4 +1,4 @@
-"""The published families, by the class name in a U-Net's config.json; one file each."""
+"""Lists the published families by the class name in a U-Net's config.json; each has a file."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ FAMILIES: dict[str, Family] = {
 def translate(config: Config, **motion: Any) -> tuple[dict[str, Any], Naming]:
     """Returns the arguments of `UNet` and the names of its parameters for a config.json.
 
-    `motion` are choices for motion modules that no config says: per_frame_norm, window.
+    `motion` are choices for motion modules that no config holds: per_frame_norm, window.
 
     Raises:
         InputError: an unknown family, or a setting that is not implemented.

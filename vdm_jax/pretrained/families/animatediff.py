@@ -13,17 +13,17 @@ from vdm_jax.pretrained.families.unets import (
     Family,
     attention,
     common,
-    one,
     per_level,
     pointwise,
+    same_everywhere,
     unet_names,
 )
 from vdm_jax.pretrained.folder import Config, Weights, check_settings
 from vdm_jax.pretrained.names import Naming
 
-POSITIONS = "pos_embed.pe"  # of motion modules: a constant that their files hold
+POSITIONS = "pos_embed.pe"  # the position codes in the files of motion modules, which are constants
 
-# AnimateDiff's own scheduler, whatever the image network was sampled with (linear betas!).
+# AnimateDiff's scheduler, which replaces the scheduler of the image network (linear betas!).
 SCHEDULER: Config = {
     "_class_name": "DDIMScheduler",
     "beta_start": 0.00085,
@@ -46,18 +46,18 @@ def unet(
     """Returns the arguments of `UNet` and the names of its parameters.
 
     Args:
-        per_frame_norm: motion modules normalise each frame by itself, as the original AnimateDiff code does; diffusers
-            takes all frames together.
-        window: (length, stride) of the overlapping windows that motion modules see of a video of any number of frames
-            (FreeNoise, Qiu et al. 2023, arXiv 2310.15169); None: all frames at once.
+        per_frame_norm: motion modules normalise each frame by itself, as in the original AnimateDiff code; diffusers
+            normalises all frames together.
+        window: (length, stride) of overlapping windows; motion modules see one window at a time, so that a video can
+            have any number of frames (FreeNoise, Qiu et al. 2023, arXiv 2310.15169). None: all frames at once.
     """
     shared = common(config, "CrossAttnDownBlockMotion", "DownBlockMotion", "CrossAttnUpBlockMotion", "UpBlockMotion")
     layers, time_layers = "transformer_layers_per_block", "temporal_transformer_layers_per_block"
     known = {*shared.keys, layers, time_layers, "num_attention_heads", "motion_num_attention_heads"}
     known |= {"motion_max_seq_length", "use_motion_mid_block", "use_linear_projection"}
     middle = {
-        "transformer_layers_per_mid_block": (None, one(config, layers)),
-        "temporal_transformer_layers_per_mid_block": (None, one(config, time_layers)),
+        "transformer_layers_per_mid_block": (None, same_everywhere(config, layers)),
+        "temporal_transformer_layers_per_mid_block": (None, same_everywhere(config, time_layers)),
         "mid_block_layers": 1,
     }
     empty = ("encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type", "addition_time_embed_dim")
@@ -76,7 +76,7 @@ def unet(
             kind="transformer",
             heads=heads,
             groups=shared.arguments["groups"],
-            layers=one(config, time_layers),
+            layers=same_everywhere(config, time_layers),
             across_frames=not per_frame_norm,
             position=True,
             window=window,
@@ -85,7 +85,9 @@ def unet(
     heads = per_level(config, "motion_num_attention_heads")
     down = [motion(n) for n in heads]
     arguments = shared.arguments | {
-        "space_attention": attention(shared, per_level(config, "num_attention_heads"), layers=one(config, layers)),
+        "space_attention": attention(
+            shared, per_level(config, "num_attention_heads"), layers=same_everywhere(config, layers)
+        ),
         "time_attention": {"down": down, "middle": down[-1] if config["use_motion_mid_block"] else None},
         "max_frames": longest,
         "window": window,
@@ -96,7 +98,7 @@ def unet(
 
 ANIMATEDIFF = Family(unet, frames=16, scheduler=scheduler)
 
-# Defaults of an adapter's config; published adapters are older than some of the keys.
+# Defaults of an adapter's config: some published adapters are older than some keys.
 _ADAPTER_DEFAULTS: Config = {
     "block_out_channels": [320, 640, 1280, 1280],
     "motion_layers_per_block": 2,
@@ -135,7 +137,7 @@ def with_motion(config: Config, adapter: Config) -> Config:
     """Returns the config of an image network with the motion modules of an adapter.
 
     Raises:
-        InputError: they do not fit, or the adapter has a setting that is not implemented.
+        InputError: the adapter does not fit, or has a setting that is not implemented.
     """
     if config["_class_name"] != "UNet2DConditionModel" or adapter["_class_name"] != "MotionAdapter":
         pair = f"{config['_class_name']} and {adapter['_class_name']}"
@@ -169,11 +171,11 @@ def with_motion(config: Config, adapter: Config) -> Config:
 
 
 def take_positions(weights: Weights) -> None:
-    """Removes the position codes from the weights. Raises InputError for a code other than the sinusoidal one."""
+    """Removes the position codes from the weights. Raises InputError for a code that is not sinusoidal."""
     for name in [name for name in weights if name.endswith(POSITIONS)]:
         code = weights.take(name)
         if not np.allclose(code[0], np.asarray(interleaved_code(*code.shape[1:])), atol=2e-3):
-            raise InputError(f"{name} is not the sinusoidal code that is known; other positions are not implemented")
+            raise InputError(f"{name} is not the sinusoidal code; other positions are not implemented")
 
 
 def put_positions(tensors: dict[str, np.ndarray], config: Config) -> None:

@@ -11,7 +11,7 @@ def unet(config: Config) -> tuple[dict[str, Any], Naming]:
     """Returns the arguments of `UNet` and the names of its parameters."""
     shared = common(config, "CrossAttnDownBlock3D", "DownBlock3D", "CrossAttnUpBlock3D", "UpBlock3D")
     check_settings(config, {*shared.keys, "attention_head_dim"}, EVERYWHERE | {"num_attention_heads": None})
-    size, groups = config["attention_head_dim"], shared.arguments["groups"]  # here the key's name is right
+    size, groups = config["attention_head_dim"], shared.arguments["groups"]  # here the key does hold the size of a head
     heads = [width // size for width in config["block_out_channels"]]
     arguments = shared.arguments | {
         "time_conv": dict(kind="stack", groups=groups),

@@ -1,7 +1,8 @@
 """Stable Video Diffusion (UNetSpatioTemporalConditionModel; Blattmann et al. 2023, arXiv 2311.15127).
 
-The network is conditioned on a video's first frame twice: its latents are concatenated to the noisy ones, and its CLIP
-embedding takes the place of a text. In terms of the generation modes: the first frame is known, and no other.
+The network is conditioned on the first frame of a video in two ways. The latents of that frame are more channels next
+to the noisy latents, and its CLIP embedding takes the place of a text. In terms of generation modes the first frame is
+known, and no other frame.
 """
 
 import dataclasses
@@ -14,7 +15,15 @@ from flax import nnx
 from vdm_jax.models.codec import Codec
 from vdm_jax.models.conditions import Conditions, Text
 from vdm_jax.models.text.clip import clip_image_input
-from vdm_jax.pretrained.families.unets import EVERYWHERE, Family, attention, common, one, per_level, unet_names
+from vdm_jax.pretrained.families.unets import (
+    EVERYWHERE,
+    Family,
+    attention,
+    common,
+    per_level,
+    same_everywhere,
+    unet_names,
+)
 from vdm_jax.pretrained.folder import Config, check_settings
 from vdm_jax.pretrained.names import Naming
 from vdm_jax.typing import Array, Float, Params, Scalar
@@ -40,7 +49,7 @@ def unet(config: Config) -> tuple[dict[str, Any], Naming]:
             for place, epsilon in places.items()
         }
 
-    heads, layers = per_level(config, "num_attention_heads"), one(config, "transformer_layers_per_block")
+    heads, layers = per_level(config, "num_attention_heads"), same_everywhere(config, "transformer_layers_per_block")
     arguments = shared.arguments | {
         "space_conv": convs("residual"),
         "time_conv": convs("blended"),
@@ -83,16 +92,16 @@ class FirstFrame:
         level: Scalar | float,
         frames: int,
     ) -> Conditions:
-        """Returns the conditions of a first frame in [-1, 1], with noise of standard deviation `level` on its latents.
+        """Returns the conditions of a first frame in [-1, 1].
 
-        `frames` is how many a latent video has.
+        `level` is the standard deviation of the noise on it, `frames` the number of frames of a latent video.
         """
         embedding = nnx.merge(self.image, params["image"])(clip_image_input(frame, self.size))
         # The latents of the picture are not scaled, as published.
         latents = self.codec.encode(params["codec"], (frame + level * noise)[:, None]) / self.scaling
         mask = jnp.ones((len(frame), 1, 1), bool)
         text = Text(embedding[:, None, None], mask, embedding[:, None])
-        # Trained on frames a second − 1.
+        # The network was trained with the frame rate − 1.
         scalars = jnp.stack([jnp.float32(self.fps - 1), jnp.float32(self.motion), jnp.asarray(level, jnp.float32)])
         scalars = jnp.broadcast_to(scalars, (len(frame), 3))
         return Conditions(text, jnp.repeat(latents, frames, axis=1), scalars)

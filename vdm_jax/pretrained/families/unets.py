@@ -1,4 +1,4 @@
-"""What the published U-Nets have in common: keys of their configs, names of their parameters, and `Family`.
+"""The common parts of the published U-Nets: keys of their configs, names of their parameters, and `Family`.
 
 A setting that is not implemented is an error, never ignored.
 """
@@ -16,14 +16,14 @@ SHORTCUT = r"shortcut/kernel$"
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What is known of a published family: how its network is read, and how its videos are sampled by default.
+    """A published family: how its network is read, and how its videos are sampled by default.
 
     Args:
         unet: from a config.json to the arguments of `UNet` and the names of its parameters.
-        frames, side, fps: of a video; `side` is the latent's rows and columns, None where the config says it.
+        frames, side, fps: of a video; `side` is (rows, columns) of the latents, or one number for both.
         steps, guidance, known_noise: fields of `generation.settings.Settings`.
-        scheduler: from the keys of scheduler_config.json to the keys that this family is sampled with.
-        first_frame: conditioned on its first frame, not on text.
+        scheduler: from the content of scheduler_config.json to the scheduler's config of this family.
+        first_frame: the network is conditioned on its first frame, not on text.
     """
 
     unet: Callable[..., tuple[dict[str, Any], Naming]]
@@ -59,7 +59,7 @@ IMAGE_DEFAULTS = {
     "addition_embed_type": None,
     "addition_time_embed_dim": None,
     "num_class_embeds": None,
-    "upcast_attention": (False, True, None),  # softmax is float32 here in any case
+    "upcast_attention": (False, True, None),  # our softmax is float32 in any case
     "resnet_time_scale_shift": "default",
     "resnet_skip_time_act": False,
     "resnet_out_scale_factor": 1.0,
@@ -80,7 +80,7 @@ IMAGE_DEFAULTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Common:
-    """Arguments that all families have, the config keys they come from, and which levels attend."""
+    """The arguments that all families have, their keys in the config, and which levels have attention."""
 
     arguments: dict[str, Any]
     attends: list[bool]
@@ -98,7 +98,11 @@ class Common:
 
 
 def common(config: Config, attending: str, plain: str, attending_up: str, plain_up: str) -> Common:
-    """Reads the common keys. Raises InputError for a level of another kind, or a way up that mirrors no way down."""
+    """Reads the common keys.
+
+    Raises:
+        InputError: another kind of level, or a way up that does not mirror the way down.
+    """
     down, up = config["down_block_types"], config["up_block_types"]
     for name in down:
         if name not in (attending, plain):
@@ -112,11 +116,11 @@ def common(config: Config, attending: str, plain: str, attending_up: str, plain_
         channels_in=config["in_channels"],
         channels_out=config["out_channels"],
         widths=tuple(config["block_out_channels"]),
-        blocks=one(config, "layers_per_block"),
+        blocks=same_everywhere(config, "layers_per_block"),
         groups=config.get("norm_num_groups", 32),
         stem="conv",
         resample="conv",
-        text_width=one(config, "cross_attention_dim"),
+        text_width=same_everywhere(config, "cross_attention_dim"),
         epsilon=epsilon,
         space_conv=dict(kind="residual", groups=config.get("norm_num_groups", 32), epsilon=epsilon),
         time_attention=False,
@@ -125,7 +129,7 @@ def common(config: Config, attending: str, plain: str, attending_up: str, plain_
 
 
 def attention(common: Common, heads: Sequence[int], kind: str = "transformer", **arguments: Any) -> dict[str, Any]:
-    """Fills an attention slot at the levels that attend. The middle attends as the last level would, if it does not."""
+    """Fills an attention slot at the levels that have attention; the middle has the heads of the last level."""
 
     def filling(n: int) -> dict[str, Any]:
         return dict(kind=kind, heads=n, groups=common.arguments["groups"], **arguments)
@@ -135,12 +139,12 @@ def attention(common: Common, heads: Sequence[int], kind: str = "transformer", *
 
 
 def pointwise(config: Config) -> str:
-    """Finds pointwise convolutions: Stable Diffusion 1 has them at both ends of its space transformers."""
+    """Returns the pattern of pointwise convolutions: Stable Diffusion 1 has them at both ends of space transformers."""
     return SHORTCUT if config.get("use_linear_projection", False) else rf"{SHORTCUT}|space_attention/project_"
 
 
 def per_level(config: Config, key: str) -> list[int]:
-    """Returns one number a level. Raises InputError for anything else."""
+    """Returns one number for each level. Raises InputError for anything else."""
     value, levels = config[key], len(config["block_out_channels"])
     value = [value] * levels if isinstance(value, int) else list(value)
     if len(value) != levels or not all(isinstance(n, int) for n in value):
@@ -148,8 +152,8 @@ def per_level(config: Config, key: str) -> list[int]:
     return value
 
 
-def one(config: Config, key: str) -> int:
-    """Returns a number that may be given for each level. Raises InputError where levels differ."""
+def same_everywhere(config: Config, key: str) -> int:
+    """Returns a number that is the same at all levels. Raises InputError if levels differ."""
     value = config.get(key, 1)
     values = {value} if isinstance(value, int) else set(value)
     if len(values) != 1 or not isinstance(value := values.pop(), int):
@@ -158,7 +162,7 @@ def one(config: Config, key: str) -> int:
 
 
 def unet_names(**slots: str) -> Table:
-    """Returns the table of a U-Net; `slots` gives for each slot the name of the list that its blocks are in."""
+    """Returns the table of a U-Net; `slots` has the published name of each slot's list of blocks."""
     table = [
         (r"^stem/conv/", "conv_in/"),
         (r"^head/conv/", "conv_out/"),

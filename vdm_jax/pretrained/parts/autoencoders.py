@@ -1,4 +1,4 @@
-"""The published autoencoders: what a config.json means for `Autoencoder`, and the names of its parameters."""
+"""Loads and saves published autoencoders: from config.json to `Autoencoder`, and the names of its parameters."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from vdm_jax.pretrained.folder import Config, Weights, check_settings, component
 from vdm_jax.pretrained.names import BLOCKS, Naming, load_params, torch_tensors
 from vdm_jax.typing import Params
 
-PARTS = ("to_q", "to_k", "to_v", "to_out/0")  # of the attention
-OLD_PARTS = ("query", "key", "value", "proj_attn")  # in older files, as matrices or as convolutions of one pixel
+PARTS = ("to_q", "to_k", "to_v", "to_out/0")  # names of the attention's projections
+OLD_PARTS = ("query", "key", "value", "proj_attn")  # in older files: matrices, or convolutions of one pixel
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PublishedAutoencoder:
-    """A loaded autoencoder: `nnx.merge(graphdef, params)` is the `Autoencoder`; `config` is that of its folder.
+    """A loaded autoencoder: `nnx.merge(graphdef, params)` is the `Autoencoder`; `config` is its config.json.
 
-    A diffusion model's latents are those of `encode` times `scaling_factor`.
+    The latents of a diffusion model are the output of `encode` times `scaling_factor`.
     """
 
     graphdef: nnx.GraphDef
@@ -36,18 +36,18 @@ class PublishedAutoencoder:
 def load_autoencoder(
     folder: str | Path, mesh: Mesh | None = None, dtype: str = "float32", params_dtype: str = "float32"
 ) -> PublishedAutoencoder:
-    """Loads an autoencoder from its folder, or from that of its pipeline.
+    """Loads an autoencoder from its folder, or from its pipeline's folder.
 
-    `dtype` is that of the computation, whatever the config's force_upcast says: with float32 it is heeded;
-    `params_dtype` that of the parameters.
+    `dtype` is the type of the computation, `params_dtype` of the parameters. The config's force_upcast has no effect:
+    it asks for float32, the default here.
 
     Raises:
-        InputError: an unknown family or setting, pickles, or tensors that the config does not say.
+        InputError: an unknown family or setting, pickles, or tensors that do not fit the config.
     """
     config, where = read_config(folder, "vae"), component(folder, "vae")
     arguments, _ = translate(config)
     weights = Weights(where)
-    naming = _as_spelled(weights, arguments["in_time"])
+    naming = _naming_of(weights, arguments["in_time"])
     module = nnx.eval_shape(lambda: Autoencoder(**arguments, dtype=dtype, rngs=Keys(0)))
     mesh = make_mesh() if mesh is None else mesh
     params = load_params(weights, module, naming, mesh=mesh, where=str(where), dtype=params_dtype)
@@ -61,7 +61,7 @@ def save_autoencoder(autoencoder: PublishedAutoencoder, folder: str | Path) -> N
 
 
 FAMILIES = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
-# What a config has that does not say; configs grew with the versions.
+# Defaults of keys that older configs do not have.
 _DEFAULTS = {
     "in_channels": 3,
     "out_channels": 3,
@@ -71,12 +71,12 @@ _DEFAULTS = {
     "scaling_factor": 0.18215,
 }
 _IMAGE_DEFAULTS = {"norm_num_groups": 32, "use_quant_conv": True, "use_post_quant_conv": True}
-_IN_TIME = {"norm_num_groups": 32, "use_quant_conv": True, "use_post_quant_conv": False}  # fixed there
+_IN_TIME = {"norm_num_groups": 32, "use_quant_conv": True, "use_post_quant_conv": False}  # fixed in diffusers
 _IMAGE_MUST = {"shift_factor": None, "latents_mean": None, "latents_std": None, "mid_block_add_attention": True}
 
 
 def translate(config: Config) -> tuple[dict[str, Any], Naming]:
-    """(arguments of `Autoencoder`, names and layouts of its parameters) of a config.
+    """Returns (arguments of `Autoencoder`, names and layouts of its parameters) of a config.
 
     Raises:
         InputError: an unknown family, or a setting that is not implemented.
@@ -116,8 +116,8 @@ def _naming(in_time: bool, parts: Sequence[str] = PARTS) -> Naming:
         (r"/middle/layers/(\d+)/", r"/mid_block/resnets/\1/"),
         (r"/middle/attention/norm/", f"{attention}/group_norm/"),
         *(
-            (f"/middle/attention/attention/{ours}/", f"{attention}/{part}/")
-            for ours, part in zip("qkv", parts, strict=False)
+            (f"/middle/attention/attention/{name}/", f"{attention}/{part}/")
+            for name, part in zip("qkv", parts, strict=False)
         ),
         (r"/middle/attention/attention/out/", f"{attention}/{parts[-1]}/"),
         (r"/time_out/", "/time_conv_out/"),
@@ -133,8 +133,8 @@ def _naming(in_time: bool, parts: Sequence[str] = PARTS) -> Naming:
     )
 
 
-def _as_spelled(weights: Weights, in_time: bool) -> Naming:
-    """The names and layouts of a file, by today's spelling or by the old."""
+def _naming_of(weights: Weights, in_time: bool) -> Naming:
+    """Returns the names and layouts of a file, by the present or the old names."""
     first = next((name for name in weights if name.endswith(f"attentions.0.{OLD_PARTS[0]}.weight")), None)
     if first is None:
         return _naming(in_time)

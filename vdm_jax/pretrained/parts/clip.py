@@ -1,4 +1,4 @@
-"""The CLIP encoders of the published latent video models, of text and of images, in the format of transformers.
+"""Loads and saves the CLIP encoders of published latent video models, of text and of images (transformers' format).
 
 A setting that is not implemented is an error, never ignored.
 """
@@ -22,6 +22,7 @@ from vdm_jax.pretrained.lora import Lora, merge_lora
 from vdm_jax.pretrained.names import Naming, Table, load_params, torch_tensors
 from vdm_jax.typing import Params
 
+STACKED = r"^blocks/"
 _BLOCKS: Table = (
     (r"^blocks/", "encoder/layers/"),
     (r"/norm([12])/", r"/layer_norm\1/"),
@@ -53,7 +54,7 @@ _COMMON = {
 _TEXT_KEYS = _COMMON | {"vocab_size": "vocabulary", "max_position_embeddings": "length", "eos_token_id": "end"}
 _VISION_KEYS = _COMMON | {"image_size": "size", "patch_size": "patch", "num_channels": "channels"}
 _VISION_KEYS |= {"projection_dim": "projection"}
-# What is for training, or another's business.
+# Settings of training, and of other programs.
 _IGNORED = ("_name_or_path", "model_type", "transformers_version", "torch_dtype", "dtype", "dropout")
 _IGNORED += ("_attn_implementation_autoset",)
 _IGNORED += ("attention_dropout", "initializer_factor", "initializer_range")
@@ -61,12 +62,12 @@ _IGNORED += ("attention_dropout", "initializer_factor", "initializer_range")
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """Of encoder: our module, its name there, the argument that each key of its config is, and its tensors' names."""
+    """A kind of encoder."""
 
     module: type[ClipText] | type[ClipVision]
-    architecture: str
-    keys: dict[str, str]
-    table: Table
+    architecture: str  # its class in transformers
+    keys: dict[str, str]  # keys of its config, and the arguments of our module
+    table: Table  # names of its tensors
     ignored: tuple[str, ...] = _IGNORED
 
 
@@ -84,7 +85,7 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PublishedEncoder:
-    """A loaded encoder: `nnx.merge(graphdef, params)` is the module; `config` is that of its folder."""
+    """A loaded encoder: `nnx.merge(graphdef, params)` is the module; `config` is its config.json."""
 
     graphdef: nnx.GraphDef
     params: Params
@@ -99,14 +100,17 @@ def load_text_encoder(
     dtype: str = "float32",
     params_dtype: str = "float32",
 ) -> PublishedEncoder:
-    """Loads a `ClipText` from its folder, or from that of its pipeline.
+    """Loads a `ClipText` from its folder, or from its pipeline's folder.
 
-    What `loras` have for a text encoder is merged into its weights. `dtype` is that of the computation, `params_dtype`
-    that of the parameters.
+    Args:
+        folder: in the format of transformers.
+        loras: their changes of a text encoder are merged into its weights.
+        mesh: default: all devices along data.
+        dtype, params_dtype: of the computation, and of the parameters.
 
     Raises:
-        InputError: another model, an unknown setting, pickles, tensors that the config does not say, or a LoRA that
-            does not fit.
+        InputError: another model, an unknown setting, pickles, tensors that do not fit the config, or a LoRA that does
+            not fit.
     """
     return _load(component(folder, "text_encoder"), "clip_text_model", mesh, dtype, params_dtype, loras)
 
@@ -114,7 +118,7 @@ def load_text_encoder(
 def load_image_encoder(
     folder: str | Path, *, mesh: Mesh | None = None, dtype: str = "float32", params_dtype: str = "float32"
 ) -> PublishedEncoder:
-    """Loads a `ClipVision`, as `load_text_encoder` does a `ClipText`."""
+    """Loads a `ClipVision` from its folder, or from its pipeline's folder: see `load_text_encoder`."""
     return _load(component(folder, "image_encoder"), "clip_vision_model", mesh, dtype, params_dtype)
 
 
@@ -127,7 +131,7 @@ def _load(
     module, arguments, naming = translate(config)
     weights = read_weights(folder)
     if module is ClipText and not any(name.startswith("text_model.") for name in weights):
-        naming = Naming(_TEXT)  # transformers 5 leaves the prefix out
+        naming = naming._replace(table=_TEXT)  # transformers 5 writes no prefix
     for lora in loras:
         merge_lora(lora.where, lora.text, weights)
     abstract = nnx.eval_shape(lambda: module(**arguments, dtype=dtype, rngs=Keys(0)))
@@ -135,7 +139,7 @@ def _load(
 
 
 def read_weights(folder: Path) -> Weights:
-    """Without the positions that older files count."""
+    """Returns the weights of a folder without the position numbers that older files hold."""
     weights = Weights(folder)
     weights.part(*[name for name in weights if name.endswith(".position_ids")])
     return weights
@@ -150,20 +154,20 @@ def published(
     config: Config,
     dtype: str = "float32",
 ) -> PublishedEncoder:
-    """An abstract module with its weights in a type, on a mesh of all devices where none is given."""
+    """Loads the weights of an abstract module onto a mesh (default: all devices along data)."""
     mesh = make_mesh() if mesh is None else mesh
     params = load_params(weights, abstract, naming, mesh=mesh, where=where, dtype=dtype)
     return PublishedEncoder(nnx.split(abstract)[0], params, config)
 
 
 def save_encoder(encoder: PublishedEncoder, folder: str | Path) -> None:
-    """Writes config.json and safetensors that transformers loads, under the names that the hub has."""
+    """Writes config.json and safetensors that transformers loads, under the names of files on the hub."""
     tensors = torch_tensors(encoder.params, translate(encoder.config)[2])
     write_folder(folder, tensors, encoder.config, name="model")
 
 
 def read_json(path: Path) -> Config:
-    """The object in a file."""
+    """Returns the object in a JSON file. Raises InputError for a file that cannot be read, or holds no object."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -174,7 +178,7 @@ def read_json(path: Path) -> Config:
 
 
 def translate(config: Config) -> tuple[type[ClipText] | type[ClipVision], dict[str, Any], Naming]:
-    """(module, its arguments, names of its parameters) of a config.
+    """Returns (module, its arguments, names of its parameters) of a config.
 
     Raises:
         InputError: another model, or a setting that is not implemented.
@@ -185,17 +189,19 @@ def translate(config: Config) -> tuple[type[ClipText] | type[ClipVision], dict[s
     must = {"architectures": ([kind.architecture], None), "use_attention_mask": (False, None)}
     arguments = arguments_of(kind.architecture, config, kind.keys, kind.ignored, must)
     if arguments.get("end") == 2:
-        arguments["end"] = None  # configs of old say 2 by mistake, and the highest token is meant
-    return kind.module, arguments, Naming(kind.table)
+        arguments["end"] = None  # old configs have 2 by mistake; the end token is the highest one
+    return kind.module, arguments, Naming(kind.table, stacked=STACKED)
 
 
 def arguments_of(
     name: str, config: Config, keys: Mapping[str, str], ignored: Collection[str], must: Mapping[str, tuple]
 ) -> dict[str, Any]:
-    """A transformer's arguments, from those `keys` of its config that stand for them.
+    """Returns the arguments of a transformer by its config.
+
+    `keys` has the argument of each key, `must` the implemented values of other keys.
 
     Raises:
-        InputError: a key that is missing or not known, or a value that is not implemented; `must` has those that are.
+        InputError: a key that is missing or unknown, or a value that is not implemented.
     """
     for key, value in config.items():
         if key not in must and key not in keys and key not in ignored:
@@ -207,14 +213,14 @@ def arguments_of(
             raise InputError(f"{name}: the config must have {key}")
         value = config[key]
         if key == "hidden_act":
-            fit, what = value in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"
+            valid, description = value in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"
         elif key == "layer_norm_eps":
-            fit, what = isinstance(value, int | float) and 0 < value < 1, "a number between 0 and 1"
+            valid, description = isinstance(value, int | float) and 0 < value < 1, "a number between 0 and 1"
         else:
-            fit, what = type(value) is int and value > 0, "a whole number above 0"
-        if not fit:
-            raise InputError(f"{name}: {key}={value!r} is not implemented; it must be {what}")
+            valid, description = type(value) is int and value > 0, "a whole number above 0"
+        if not valid:
+            raise InputError(f"{name}: {key}={value!r} is not implemented; it must be {description}")
     if config["hidden_size"] % config["num_attention_heads"]:
         size, heads = config["hidden_size"], config["num_attention_heads"]
         raise InputError(f"{name}: hidden_size={size} must be a multiple of num_attention_heads={heads}")
-    return {ours: config[key] for key, ours in keys.items()}
+    return {argument: config[key] for key, argument in keys.items()}

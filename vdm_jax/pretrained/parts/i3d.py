@@ -1,6 +1,6 @@
-"""I3D from the files that Fréchet video distances are computed with, after `experiments/convert_i3d.py`.
+"""Loads I3D from the files that Fréchet video distances are computed with, after `experiments/convert_i3d.py`.
 
-Two spellings of one network: that of pytorch-i3d (`i3d_pretrained_400.pt`, `rgb_imagenet.pt`) and that of
+The files name the tensors of the same network in two ways: pytorch-i3d (`i3d_pretrained_400.pt`, `rgb_imagenet.pt`) and
 kinetics_i3d_pytorch (`i3d_torchscript.pt`).
 """
 
@@ -13,7 +13,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.models.judges.i3d import I3D, MIXED
 from vdm_jax.models.rngs import Keys
 from vdm_jax.pretrained.folder import Weights
-from vdm_jax.pretrained.names import Naming, Table
+from vdm_jax.pretrained.names import Naming, Table, first_three
 from vdm_jax.pretrained.parts.clip import PublishedEncoder, published
 
 PUBLISHED = (
@@ -45,8 +45,8 @@ KINETICS_I3D_PYTORCH: Table = (
     (r"/norm/", "/batch3d/"),
     (r"^logits/", "conv3d_0c_1x1/"),
 )
-# The tensor by which a spelling is known.
-_SPELLINGS = {
+# For each first tensor of a file: the names of all tensors, and the last tensor.
+_NAMES = {
     "Conv3d_1a_7x7.conv3d.weight": (PYTORCH_I3D, "logits.conv3d.weight"),
     "conv3d_1a_7x7.conv3d.weight": (KINETICS_I3D_PYTORCH, "conv3d_0c_1x1.conv3d.weight"),
 }
@@ -55,10 +55,10 @@ _SPELLINGS = {
 def load_i3d(path: str | Path, *, mesh: Mesh | None = None, epsilon: float = 1e-3) -> PublishedEncoder:
     """Loads an `I3D` from a safetensors file.
 
-    `epsilon` is batch norm's: 1e-3 in TensorFlow's graph. Code that goes with i3d_pretrained_400.pt has 1e-5.
+    `epsilon` belongs to batch norm: 1e-3 in TensorFlow's graph, 1e-5 in code that comes with i3d_pretrained_400.pt.
 
     Raises:
-        InputError: no such file, a pickle, another network, or tensors that are missing, left over or of other shapes.
+        InputError: no such file, a pickle, another network, or tensors that do not fit it.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,12 +66,12 @@ def load_i3d(path: str | Path, *, mesh: Mesh | None = None, epsilon: float = 1e-
     if path.suffix != ".safetensors":
         raise InputError(f"{path} must be a safetensors file; experiments/convert_i3d.py makes one of a .pt file")
     weights = Weights(path)
-    weights.part(*[name for name in weights if name.endswith(".num_batches_tracked")])  # only training counts
-    first = next((name for name in _SPELLINGS if name in weights), None)
-    table, last = _SPELLINGS.get(first, ((), ""))
+    weights.part(*[name for name in weights if name.endswith(".num_batches_tracked")])  # counters of training
+    first = next((name for name in _NAMES if name in weights), None)
+    table, last = _NAMES.get(first, ((), ""))
     if last not in weights:
-        found = ", ".join(sorted(weights)[:3])
-        raise InputError(f"{path} does not hold I3D: {' or '.join(_SPELLINGS)} must be there, not only {found}, …")
+        names = first_three(sorted(weights))
+        raise InputError(f"{path} does not hold I3D: {' or '.join(_NAMES)} must be there, not only {names}")
     config = {"classes": weights.shape(last)[0], "width": weights.shape(first)[0], "epsilon": epsilon}
     abstract = nnx.eval_shape(lambda: I3D(**config, rngs=Keys(0)))
     return published(abstract, weights, Naming(table), mesh, str(path), config)

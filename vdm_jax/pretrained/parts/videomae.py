@@ -1,5 +1,4 @@
-"""VideoMAE's encoder in the format of transformers, and the published file of version 2 after
-`experiments/convert_videomae.py`.
+"""Loads VideoMAE's encoder in the format of transformers; of version 2 after `experiments/convert_videomae.py`.
 
 A setting that is not implemented is an error, never ignored.
 """
@@ -15,7 +14,7 @@ from vdm_jax.models.judges.videomae import VideoMAE
 from vdm_jax.models.rngs import Keys
 from vdm_jax.pretrained.folder import Weights
 from vdm_jax.pretrained.names import Naming, Table
-from vdm_jax.pretrained.parts.clip import Config, PublishedEncoder, arguments_of, published, read_json
+from vdm_jax.pretrained.parts.clip import STACKED, Config, PublishedEncoder, arguments_of, published, read_json
 
 PUBLISHED = (
     "vit_g_hybrid_pt_1200e_ssv2_ft.pth (OpenGVLab/InternVideoMAE_models, mae-g), made into a folder by "
@@ -51,7 +50,7 @@ _KEYS = {
     "hidden_act": "activation",
     "layer_norm_eps": "epsilon",
 }
-# What is for training, for the classes, or another's business.
+# Settings of training, of the classes, and of other programs.
 _IGNORED = ("_name_or_path", "model_type", "transformers_version", "torch_dtype", "dtype", "initializer_range")
 _IGNORED += ("_attn_implementation_autoset",)
 _IGNORED += ("attention_probs_dropout_prob", "hidden_dropout_prob", "norm_pix_loss", "problem_type")
@@ -62,10 +61,10 @@ _IGNORED += tuple(
 
 
 def load_videomae(folder: str | Path, *, mesh: Mesh | None = None) -> PublishedEncoder:
-    """Loads a `VideoMAE` from its folder, for float32; a classifier's last matrix is left out.
+    """Loads a `VideoMAE` from its folder in float32, without the last matrix of a classifier.
 
     Raises:
-        InputError: no such folder, another model, an unknown setting, pickles, or tensors that the config does not say.
+        InputError: no such folder, another model, an unknown setting, pickles, or tensors that do not fit the config.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -82,11 +81,11 @@ def load_videomae(folder: str | Path, *, mesh: Mesh | None = None) -> PublishedE
 
 
 def translate(config: Config) -> tuple[dict[str, Any], Naming]:
-    """(arguments of `VideoMAE`, names of its parameters) of a config.
+    """Returns (arguments of `VideoMAE`, names of its parameters) of a config.
 
-    With use_mean_pooling a classifier normalises the mean of all tokens, and a model without a head has no norm at
-    all; else the first token is normalised. `fc_norm_eps` is of the first of these norms: our own key, which
-    transformers does not have, as it is always 1e-5 there.
+    With use_mean_pooling a classifier normalises the mean of all tokens, and a model without a head has no last norm.
+    Without use_mean_pooling the first token is normalised. `fc_norm_eps` is the epsilon of a classifier's norm: our own
+    key, as transformers always takes 1e-5.
 
     Raises:
         InputError: another architecture, or a setting that is not implemented.
@@ -101,4 +100,4 @@ def translate(config: Config) -> tuple[dict[str, Any], Naming]:
     final = (config.get("fc_norm_eps", 1e-5) if headed else None) if mean else config["layer_norm_eps"]
     table = (*_TABLE, (r"^norm/", "layernorm/"), (r"^", "videomae/" if headed else ""))
     table = (*table, (r"^videomae/layernorm/", "fc_norm/")) if mean else table
-    return arguments | {"biased": config["qv_bias"], "mean": mean, "final": final}, Naming(table)
+    return arguments | {"biased": config["qv_bias"], "mean": mean, "final": final}, Naming(table, stacked=STACKED)

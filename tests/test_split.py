@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.training.trainee import begin_with, divide, from_scratch, join, low_rank
 
 from vdm_jax import configuration
 from vdm_jax.errors import InputError
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import path_name
-from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.state import plan_state
-from vdm_jax.training.trainee import begin_with, divide, from_scratch, join, low_rank
 
 tiny = run_path(str(Path(__file__).parents[1] / "tiny_config.py"))
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from vdm_jax.errors import InputError
-from vdm_jax.models.text import ByteEncoder, _rows, hash_ngrams, tokenize_bytes
+from vdm_jax.models.text.bytes import ByteEncoder, _rows, hash_ngrams, tokenize_bytes
 
 LENGTH = 8
 
@@ -48,7 +48,7 @@ def test_hashed_ngrams_fill_their_buckets_evenly():
 
 
 @pytest.mark.parametrize("options", [{"ngrams": (1,)}, {"buckets": 0}])
-def test_an_ngram_has_two_bytes_at_least_and_a_bucket(options):
+def test_an_ngram_has_at_least_two_bytes_and_a_bucket(options):
     with pytest.raises(InputError, match="ngrams="):
         ByteEncoder(width=16, depth=0, length=LENGTH, head_size=8, rngs=nnx.Rngs(0), **options)
 
@@ -90,6 +90,18 @@ def test_texts_are_encoded_one_by_one_whatever_the_leading_axes(encode):
     assert np.abs(flat.pooled[0] - flat.pooled[1]).max() > 1e-3  # the order of bytes is known
 
 
-def test_a_width_that_heads_do_not_divide_is_an_error():
-    with pytest.raises(InputError, match="text width=20 must be a multiple of its head_size=8"):
-        ByteEncoder(width=20, depth=1, length=LENGTH, head_size=8, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(
+    ("width", "message"),
+    [
+        (20, "text width=20 must be a multiple of its head_size=8"),
+        (9, "text width=9 must be even: half of the code of positions are sines"),
+    ],
+)
+def test_a_width_that_does_not_divide_is_an_error(width, message):
+    with pytest.raises(InputError, match=message):
+        ByteEncoder(width=width, depth=1, length=LENGTH, head_size=8, rngs=nnx.Rngs(0))
+
+
+def test_a_module_tokenizes_to_its_length():
+    encoder = nnx.eval_shape(lambda: ByteEncoder(width=8, depth=0, length=LENGTH, head_size=8, rngs=nnx.Rngs(0)))
+    np.testing.assert_array_equal(encoder.tokenize("abc"), tokenize_bytes("abc", LENGTH))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.errors import InputError
-from vdm_jax.generation.travel import check_travel, prompts_at, read_travel, texts_and_shares
+from vdm_jax.generation.prompts import check_travel, prompts_at, read_travel, texts_and_shares
 
 
 def test_a_plain_prompt_holds_throughout():
