@@ -1,8 +1,8 @@
-"""Attention, the only one: along space, time or all positions of a video, to text tokens, or within a text.
+"""The only attention: along space, time or all positions of a video, to text tokens, or within a text.
 
-It is written unflattened: batch, frames and pixels keep their own axes, so that each can be sharded. (For cuDNN's
-kernel alone batch and frames are merged, as the kernel would do itself.) Queries are `B T P N D`: P = H·W pixels of a
-frame, N heads of size D. A text is a video of one frame, whose pixels are its tokens.
+Batch, frames and pixels keep their own axes, so that each can be sharded. (Only for cuDNN's kernel batch and frames are
+merged; the kernel would merge them itself.) Queries are `B T P N D`: P = H·W pixels of a frame, N heads of size D. A
+text is a video of one frame, whose pixels are its tokens.
 """
 
 import functools
@@ -21,12 +21,11 @@ from vdm_jax.models.positions import relative_positions, rotate
 from vdm_jax.typing import Array, Bool, Float
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
-ALONG = ("space", "time", "all")
 zeros = nnx.initializers.zeros_init()
 
 
 class Source(NamedTuple):
-    """Keys and values, and a mask that is true where a query may look: of each source position, or of each pair."""
+    """Keys and values, and a mask of source positions or of (query, source) pairs: true where a query sees it."""
 
     key: Float[Array, "B G S N D"]
     value: Float[Array, "B G S N D"]
@@ -166,7 +165,7 @@ def attend(
     bias: Float[Array, "N Q S"] | None = None,
     implementation: str = "xla",
 ) -> Float[Array, "B T P N D"]:
-    """Attention of every query to all sources, under one softmax (float32): pixels, frames, text, or several of them.
+    """Attends from every query to all sources under one softmax (float32). A source is pixels, frames or text tokens.
 
     A source along space has G = T sets of S positions, one for each frame, or G = 1 that all frames share. Along time
     the source has the axes of the query. `bias` has one table of (query, source) positions per head.

@@ -1,7 +1,7 @@
-"""The autoencoders of the published latent models: Stable Diffusion's, and that with a decoder in time.
+"""The autoencoders of the published latent models.
 
-An image autoencoder (Rombach et al. 2022) takes each frame apart. Stable Video Diffusion (Blattmann et al. 2023) keeps
-its encoder and gives every layer of the decoder a residual block in time.
+An image autoencoder (Stable Diffusion, Rombach et al. 2022) encodes and decodes every frame by itself. Stable Video
+Diffusion (Blattmann et al. 2023) has the same encoder, and a decoder with a residual block in time in every layer.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from vdm_jax.models.layers import GroupNorm, StridedConv, UpsampleConv
 from vdm_jax.models.layout import ONE_DEVICE, Layout
 from vdm_jax.typing import Array, Float
 
-EPSILON = 1e-6  # of all norms but those in time (1e-5)
+EPSILON = 1e-6  # of all norms, except in time (1e-5)
 
 Decode = Callable[[Array], Array]
 
@@ -39,7 +39,7 @@ class MiddleAttention(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """A residual block in space, and one in time where the decoder is `in_time`."""
+    """A residual block in space, then one in time if the decoder is `in_time`."""
 
     def __init__(self, channels_in, channels, *, in_time=False, **common):
         self.space_conv = ResidualBlock(channels_in, channels, None, epsilon=EPSILON, **common)
@@ -53,7 +53,7 @@ class Layer(nnx.Module):
 
 
 class Middle(nnx.Module):
-    """Layer, attention, layer. With one layer there is no attention, as published, though it has parameters."""
+    """Layer, attention, layer. With one layer the attention is not run, as published, though it has parameters."""
 
     def __init__(self, channels, *, layers=2, in_time=False, **common):
         self.layers = nnx.List(Layer(channels, channels, in_time=in_time, **common) for _ in range(layers))
@@ -67,7 +67,7 @@ class Middle(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """From frames to mean and log variance of their latents, side by side in the channels; each frame apart."""
+    """Maps frames to mean and log variance of their latents, concatenated along the channels; each frame by itself."""
 
     def __init__(self, channels_in, channels_out, *, widths, blocks, groups, dtype, rngs):
         common = dict(dtype=dtype, rngs=rngs)
@@ -84,7 +84,7 @@ class Encoder(nnx.Module):
         self.conv_out = nnx.Conv(width, channels_out, (3, 3), **common)
 
     def __call__(self, x: Float[Array, "B T H W C"], layout: Layout = ONE_DEVICE) -> Float[Array, "B T H2 W2 C2"]:
-        """Rows and columns are halved between levels, odd ones rounded down."""
+        """Encodes a video: rows and columns are halved between levels, and odd numbers rounded down."""
         x = layout.per_frame(self.conv_in, layout(x, "space"))
         for level, layers in enumerate(self.down):
             for layer in layers:
@@ -95,7 +95,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """From latents to frames; `in_time`, frames see each other, and a convolution over three of them ends it."""
+    """Maps latents to frames. If `in_time`, frames see each other, and a convolution over three frames comes last."""
 
     def __init__(self, channels_in, channels_out, *, widths, blocks, in_time, groups, dtype, rngs):
         common = dict(dtype=dtype, rngs=rngs)
@@ -113,7 +113,7 @@ class Decoder(nnx.Module):
         self.time_out = nnx.Linear(3 * channels_out, channels_out, **common) if in_time else None
 
     def __call__(self, z: Float[Array, "B T H W C"], layout: Layout = ONE_DEVICE) -> Float[Array, "B T H2 W2 C2"]:
-        """Rows and columns are doubled between levels."""
+        """Decodes latents: rows and columns are doubled between levels."""
         x = self.middle(layout.per_frame(self.conv_in, layout(z, "space")), layout)
         for level, layers in enumerate(self.up):
             for layer in layers:
@@ -169,7 +169,7 @@ class Autoencoder(nnx.Module):
     def encode(
         self, video: Float[Array, "B T H W C"], layout: Layout = ONE_DEVICE
     ) -> tuple[Float[Array, "B T H2 W2 C2"], Float[Array, "B T H2 W2 C2"]]:
-        """Mean (the mode) and log variance of the latents of a video in [-1, 1], not scaled."""
+        """Returns mean (the mode) and log variance of the latents of a video in [-1, 1], not scaled."""
         moments = self.encoder(video, layout)
         if self.quant is not None:
             moments = self.quant(moments)
@@ -177,7 +177,7 @@ class Autoencoder(nnx.Module):
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
     def decode(self, latents: Float[Array, "B T H W C"], layout: Layout = ONE_DEVICE) -> Float[Array, "B T H2 W2 C2"]:
-        """The video of latents as `encode` gives them: those of a diffusion model are first to be unscaled."""
+        """Returns the video of latents in the scale of `encode`, without `Codec.scale`."""
         latents = latents if self.post_quant is None else self.post_quant(latents)
         return self.decoder(latents, layout).astype(jnp.float32)
 
@@ -185,7 +185,7 @@ class Autoencoder(nnx.Module):
 def sample_latents(
     mean: Float[Array, "B T H W C"], log_variance: Float[Array, "B T H W C"], noise: Float[Array, "B T H W C"]
 ) -> Float[Array, "B T H W C"]:
-    """Latents drawn by standard normal noise."""
+    """Draws latents with standard normal noise."""
     return mean + jnp.exp(0.5 * log_variance) * noise
 
 
@@ -216,10 +216,10 @@ def decode_in_chunks(
 def in_tiles(
     code: Callable[[Array], Array], video: Float[Array, "B T H W C"], tile: int, overlap: float = 0.25
 ) -> Float[Array, "B T H2 W2 C2"]:
-    """Decodes latents, or encodes a video, by square tiles, a fraction `overlap` shared with each neighbour.
+    """Decodes latents, or encodes a video, by square tiles that share a fraction `overlap` with each neighbour.
 
-    What is shared is cross-faded. As published, tiles at the lower and right edges are smaller, of up to eight shapes
-    more: what is added to a tile would count in its norms and attention.
+    The shared part is cross-faded. As published, tiles at the lower and right edges are smaller, which makes up to
+    eight more shapes: padding would count in a tile's norms and attention.
     """
     if tile < 1 or not 0 <= overlap < 1 or tile * overlap % 1:
         raise InputError(f"tile={tile} times overlap={overlap} must be a whole number of pixels, less than the tile")

@@ -48,5 +48,5 @@ class Network(Protocol):
             z: the noisy video, scaled by `Process.input_scale`.
             time: `Process.network_time` of the whole video (B) or of each frame (B T).
             key: of dropout; None in evaluation.
-            layout: constrains activations to a mesh.
+            layout: constrains activations to a mesh, on both sides of a block (`models.layout`).
         """

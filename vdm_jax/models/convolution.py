@@ -18,7 +18,7 @@ from vdm_jax.typing import Array, Bool, Float, Key
 
 
 class Inputs(NamedTuple):
-    """What the slots of a layer are given next to x."""
+    """Inputs of a slot next to x."""
 
     embedding: Float[Array, "B G E"] | None = None  # of time and conditions: G = 1, or T (one for each frame)
     text: Text | None = None
@@ -75,10 +75,10 @@ class TimeConv(nnx.Module):
 def with_neighbours(
     x: Float[Array, "B T H W C"], is_still: Bool[Array, "B T"] | None = None
 ) -> Float[Array, "B T H W C3"]:
-    """The frame before, the frame itself and the frame after, concatenated along the channels.
+    """Concatenates the frame before, the frame itself and the frame after along the channels.
 
-    A linear layer on the result is a convolution over three frames. Zeros stand for a frame that does not exist; a
-    still neither has neighbours nor is one.
+    A linear layer on the result is a convolution over three frames. Zeros stand for a frame that does not exist. A
+    still has no neighbours, and is no neighbour.
     """
 
     def shift(x, by):

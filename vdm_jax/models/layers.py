@@ -53,7 +53,7 @@ class GroupNorm(nnx.Module):
 
 
 def layer_norm(width: int, epsilon: float = 1e-5, **common) -> nnx.LayerNorm:
-    """A layer norm whose variance is computed in two passes: one pass loses digits in deep networks."""
+    """Returns a layer norm whose variance is computed in two passes: one pass loses digits in deep networks."""
     return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, **common)
 
 
@@ -91,9 +91,9 @@ class EmbeddingMLP(nnx.Module):
 
 
 class Blend(nnx.Module):
-    """sigmoid(mix)·space + (1 − sigmoid(mix))·time; of frames that are stills, space alone (Blattmann et al. 2023).
+    """sigmoid(mix)·space + (1 − sigmoid(mix))·time; a still keeps space alone (Blattmann et al. 2023).
 
-    `switched`: sigmoid(mix) is the share of time, as in the decoder; the mix then starts at 0.
+    `switched`: sigmoid(mix) is the share of time, as in the autoencoder's decoder; the mix then starts at 0.
     """
 
     def __init__(self, switched=False):
@@ -106,7 +106,7 @@ class Blend(nnx.Module):
         time: Float[Array, "B T H W C"],
         is_still: Bool[Array, "B T"] | None,
     ) -> Float[Array, "B T H W C"]:
-        """Blends what was computed within frames with what was computed between them."""
+        """Blends results of a block in space and of a block in time."""
         share = jax.nn.sigmoid(-self.mix[...] if self.switched else self.mix[...])
         if is_still is not None:
             share = jnp.where(is_still[:, :, None, None, None], 1.0, share)
@@ -115,7 +115,7 @@ class Blend(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """A 3×3 convolution within frames."""
+    """A 3×3 convolution of each frame."""
 
     def __init__(self, channels_in, channels, factors=None, *, dtype, rngs):
         del factors
@@ -168,7 +168,7 @@ class Unfold(nnx.Module):
 
 
 class StridedConv(nnx.Module):
-    """Halves rows and columns by a convolution with stride 2, padded on both sides or only at the far one."""
+    """Halves rows and columns by a convolution with stride 2, padded on both sides or only on the far side."""
 
     def __init__(self, channels_in, channels, factors=None, *, border_after=False, dtype, rngs):
         del factors

@@ -1,4 +1,4 @@
-"""Keys for making a module, as `nnx.Rngs` gives them, but counted in Python."""
+"""Random keys for making a module: the keys of `nnx.Rngs`, counted in Python."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,10 @@ from flax import nnx
 
 
 class Keys(nnx.Rngs):
-    """The keys of `nnx.Rngs(seed)`, for tracing a module's making.
+    """The keys of `nnx.Rngs(seed)`, for making a module under a trace.
 
-    Under a trace Flax's counter is a traced array, whose every update looks through all that was traced before: a
-    network of 1,400 arrays takes half a minute (flax 0.12, November 2026).
+    There Flax's counter is a traced array, and each update searches everything that was traced before: a network of
+    1,400 arrays takes half a minute (flax 0.12, November 2026).
     """
 
     def __init__(self, seed: int):
@@ -17,7 +17,7 @@ class Keys(nnx.Rngs):
         object.__setattr__(self, "count", 0)
 
     def params(self) -> jax.Array:
-        """The next key."""
+        """Returns the next key."""
         key = jax.random.fold_in(jax.random.key(self._seed), self.count)
         object.__setattr__(self, "count", self.count + 1)
         return key

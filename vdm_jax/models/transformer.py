@@ -94,7 +94,7 @@ class TimeAttention(nnx.Module):
 
 
 def clip_mask(is_still: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """Which frames a frame may look at: frames of the clip see the clip, a still sees only itself (Ho et al. 2022,
+    """Returns which frames each frame sees: frames of the clip see the clip, a still sees itself (Ho et al. 2022,
     section 4.3.1)."""
     in_clip = ~is_still
     return (in_clip[:, :, None] & in_clip[:, None, :]) | jnp.eye(is_still.shape[1], dtype=bool)
@@ -104,7 +104,7 @@ def in_windows(attend: Callable, x: Float[Array, "B T H W C"], length: int, stri
     """FreeNoise's window-based attention fusion (Qiu et al. 2023): `attend` on overlapping windows at once.
 
     A frame is the mean of its values in all windows, weighted by its distance to a window's ends. If frames remain
-    after the last full window, one extra window ending at the last frame supplies only those.
+    after the last full window, one more window ends at the last frame and supplies these frames alone.
     """
     frames = x.shape[1]
     starts = np.arange(0, frames - length + 1, stride)
@@ -162,7 +162,7 @@ class TransformerBlock(nnx.Module):
         return _pixels(x)
 
 
-# OpenAI's CLIP has the quick GELU, OpenCLIP the exact one, our byte encoder the tanh approximation.
+# OpenAI's CLIP has the quick GELU, OpenCLIP the exact GELU, our byte encoder the tanh approximation.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),

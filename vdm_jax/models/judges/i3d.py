@@ -1,7 +1,7 @@
-"""I3D (Carreira & Zisserman 2017, arXiv 1705.07750): Inception-v1 in space and time, with which FVD sees.
+"""I3D (Carreira & Zisserman 2017, arXiv 1705.07750): Inception-v1 in space and time, the network of FVD.
 
-Convolutions are TensorFlow's: "SAME" padding depends on the size of what is padded, and its odd row is at the end.
-Batch norm is what is left of it after training: one scale and shift for each channel.
+Convolutions are TensorFlow's: "SAME" padding depends on the size of the input, and an odd row is at the end. Batch norm
+has the moments of training: it is one scale and one shift for each channel.
 """
 
 from typing import NamedTuple
@@ -12,10 +12,10 @@ from flax import nnx
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Float
 
-SIZE, FRAMES = 224, 9  # rows and columns; the fewest frames of which the last pooling's two are left
+SIZE, FRAMES = 224, 9  # rows and columns; the fewest frames, which leave two for the last pooling
 
-# The channels of each mixed block (figure 3, right): the branch of one pixel; of the second and third branch the
-# reduction and its 3×3×3 convolution; what follows the pooling.
+# The channels of each mixed block (figure 3, right): the pointwise branch; reduction and 3×3×3 convolution of the
+# second and of the third branch; the convolution after pooling.
 MIXED = {
     "3b": (64, 96, 128, 16, 32, 32),
     "3c": (128, 128, 192, 32, 96, 64),
@@ -32,14 +32,14 @@ POOLED = {"3b": ((1, 3, 3), (1, 2, 2)), "4b": ((3, 3, 3), (2, 2, 2)), "5b": ((2,
 
 
 class Seen(NamedTuple):
-    """What I3D says of each clip."""
+    """The output of I3D for each clip."""
 
-    logits: Float[Array, "B K"]  # of the classes; the features of Fréchet video distances
-    pooled: Float[Array, "B D"]  # below them
+    logits: Float[Array, "B K"]  # one for each class; the features of Fréchet video distances
+    pooled: Float[Array, "B D"]  # the layer before
 
 
 class I3D(nnx.Module):
-    """Clips to the logits of 400 actions; `width` is the channels of the first convolution, others in proportion."""
+    """Maps clips to the logits of 400 actions; `width` is the channels of the first convolution and scales the rest."""
 
     def __init__(self, *, classes: int = 400, width: int = 64, epsilon: float = 1e-3, rngs):
         if width < 8 or width % 8:
@@ -56,7 +56,7 @@ class I3D(nnx.Module):
         self.logits = nnx.Conv(channels, classes, (1, 1, 1), rngs=rngs)
 
     def __call__(self, videos: Float[Array, "B T H W C"]) -> Seen:
-        """Looks at clips in [-1, 1]. Raises InputError for too few frames or another size."""
+        """Encodes clips in [-1, 1]. Raises InputError for too few frames or another size."""
         _, frames, *image = videos.shape
         if image != [SIZE, SIZE, 3] or frames < FRAMES:
             shape = "×".join(map(str, videos.shape[1:]))
@@ -68,7 +68,7 @@ class I3D(nnx.Module):
             if name in POOLED:
                 x = nnx.max_pool(x, *POOLED[name], "SAME")
             x = block(x)
-        # One position is left in space; over time the linear map and the mean may change places.
+        # One position is left in space; over time the linear map and the mean commute.
         pooled = nnx.avg_pool(x, (2, 7, 7), (1, 1, 1), "VALID").mean(1, keepdims=True)
         return Seen(self.logits(pooled)[:, 0, 0, 0], pooled[:, 0, 0, 0])
 
