@@ -92,10 +92,7 @@ def read_video(path: FilePath) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
 
 
 def probe(path: FilePath) -> tuple[float, float]:
-    """Returns the frames per second and the seconds of a video, from its header or else from its packets.
-
-    Nothing is decoded. Raises InputError if the file cannot be read.
-    """
+    """Returns the frames per second and the seconds of a video, from its header or its packets; decodes nothing."""
     with _opened(path) as (container, stream):
         rate = float(stream.average_rate or 0)
         if container.format.name != "gif" and rate:
@@ -149,11 +146,8 @@ def write_video(
     - .png shows all frames in a row.
     - .npy holds exact float32 values in [-1, 1], not scaled; its metadata lie in a .json file next to it.
 
-    Every pixel is repeated `scale` times down and across.
-
-    Raises:
-        InputError: the suffix is unknown, shape, rate or values are not those of a video, or the folder cannot be
-            written. Nothing is left behind.
+    Every pixel is repeated `scale` times down and across. Raises InputError, and leaves nothing behind, if the suffix
+    is unknown, shape, rate or values do not fit a video, or the folder cannot be written.
     """
     path = Path(path)
     if path.suffix not in WRITABLE:

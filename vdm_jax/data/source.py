@@ -49,9 +49,6 @@ def make_source(
         video_key, caption_key: the TFDS features, "outer/inner" if nested. None: the first existing one of video,
             image_sequence, image_aux1, frames, and of caption, text, label; without the latter, captions are "". A
             class label becomes its name.
-
-    Raises:
-        InputError: the data does not exist or cannot be read like this; the line says what would help.
     """
     name = name.removeprefix("tfds:")
     size = (size, size) if isinstance(size, int) else size
@@ -88,10 +85,7 @@ def make_source(
 
 
 def splits_of(name: str, *, data_dir: str | Path, builder_config: str | None = None) -> list[str]:
-    """Returns the splits of a data set, named as for `make_source`; a folder without train/ has "train" only.
-
-    Raises InputError if the data does not exist.
-    """
+    """Returns the splits of a data set, named as for `make_source`; a folder without train/ has "train" only."""
     name, root = name.removeprefix("tfds:"), Path(data_dir)
     if name == "folder":  # without train/, all its videos are the training split
         inner = sorted(path.name for path in root.glob("*") if path.is_dir())
@@ -199,15 +193,12 @@ def _keys(info: Any, video_key: str | None, caption_key: str | None) -> tuple[st
 
     def has(key: str) -> bool:
         try:
-            _at(features, key)
+            return _at(features, key) is not None
         except (KeyError, TypeError):
             return False
-        return True
 
-    def choose(key: str | None, usual: tuple[str, ...]) -> str | None:
-        return key or next(filter(has, usual), None)
-
-    video, caption = choose(video_key, _VIDEO_KEYS), choose(caption_key, _CAPTION_KEYS)
+    video = video_key or next(filter(has, _VIDEO_KEYS), None)
+    caption = caption_key or next(filter(has, _CAPTION_KEYS), None)
     for option, key in (("video_key", video), ("caption_key", caption)):
         if (key is None and option == "video_key") or (key is not None and not has(key)):
             names = ", ".join(sorted(features))

@@ -236,9 +236,8 @@ def load_or_train_judge(path: str | Path, builder: Any, *, seed: int = 0, recipe
             log.warning("%s does not hold the wanted judge (%s): training it again", path, error)
     start, source = time.perf_counter(), builder.as_data_source(split="train")
     rows = [source[i] for i in range(min(recipe.clips, len(source)))]  # TFDS has shuffled them
-    videos = np.stack([row["video"] for row in rows])
-    digit, direction = (np.concatenate([row[key] for row in rows]) for key in ("digit", "direction"))
-    judge = train_judge(videos, digit, direction, seed=seed, recipe=recipe)
+    labels = [np.concatenate([row[key] for row in rows]) for key in ("digit", "direction")]
+    judge = train_judge(np.stack([row["video"] for row in rows]), *labels, seed=seed, recipe=recipe)
     judge = dataclasses.replace(judge, recipe=origin)
     log.info("trained the judge of %s in %.0f s", name, time.perf_counter() - start)
     arrays = {keystr(key): np.asarray(leaf) for key, leaf in tree_leaves_with_path(judge.params)}
@@ -261,19 +260,17 @@ def _load(path: Path, origin: str, shape: tuple[int, ...]) -> Params:
 def centroids(videos: Videos) -> Float[Array, "B T 2"]:
     """Row and column of the centre of brightness of every frame, in pixels; the middle for a black frame."""
     weight = _brightness(videos).sum(-1)
-    h, w = weight.shape[-2:]
-    total = weight.sum((2, 3))
+    (h, w), total = weight.shape[-2:], weight.sum((2, 3))
     moments = jnp.stack([(weight.sum(axis) * jnp.arange(n)).sum(-1) for axis, n in ((3, h), (2, w))], axis=-1)
     middle = jnp.array([(h - 1) / 2, (w - 1) / 2])
     return jnp.where(total[..., None] > 0, moments / jnp.maximum(total, 1e-9)[..., None], middle)
 
 
 def jerk(videos: Videos) -> Float[Array, "B"]:
-    """Mean length of the second difference of the centroid, px/frame². Raises InputError below three frames."""
+    """Mean length of the second difference of the centroid, px/frame²."""
     if videos.shape[1] < 3:
         raise InputError(f"frames={videos.shape[1]} must be at least 3 to have a second difference")
-    second = jnp.diff(centroids(videos), n=2, axis=1)
-    return jnp.linalg.norm(second, axis=-1).mean(1)
+    return jnp.linalg.norm(jnp.diff(centroids(videos), n=2, axis=1), axis=-1).mean(1)
 
 
 def shuffle_frames(videos: Videos, key: Key[Array, ""]) -> Array:

@@ -47,16 +47,10 @@ def make_study(
 ) -> tuple[str, dict[str, Any]]:
     """Makes the page of a study, and its key.
 
-    A pair is two videos with the same prompt and number. With more than two sets, every two sets are compared, with
-    equal numbers of pairs. In each comparison both sets are on the left equally often.
-
-    Args:
-        sets: folders of samples, by name.
-        num: number of pairs; fewer if the sets have fewer in common.
-        seed: chooses the pairs, their order and their sides.
-
-    Raises:
-        InputError: fewer than two sets, or no common prompts and numbers in a common format.
+    `sets` are folders of samples, by name. A pair is two videos with the same prompt and number; there are `num` pairs,
+    or all that exist. With more than two sets, every two sets are compared, with equal numbers of pairs. In each
+    comparison both sets are on the left equally often. `seed` chooses the pairs, their order and their sides. Raises
+    InputError for fewer than two sets, and for sets without common prompts and numbers in a common format.
     """
     if len(sets) < 2:
         raise InputError(f"a study needs two sets of videos or more, not {len(sets)}")
@@ -125,10 +119,7 @@ def read_key(path: FilePath) -> dict[str, Any]:
 
 
 def read_answers(paths: Sequence[FilePath], key: Mapping[str, Any]) -> list[Judgement]:
-    """Reads the files that the page of a study saved, one for each rater. Unfinished pairs are left out.
-
-    Raises InputError for a damaged file, a file of another study, or two files of the same rater.
-    """
+    """Reads the files that the page of a study saved, one for each rater. Unfinished pairs are left out."""
     judgements, files = [], {}
     for path in paths:
         saved = _read_json(path)

@@ -30,10 +30,7 @@ class Sample(NamedTuple):
 
 
 def find_samples(folder: FilePath) -> dict[str, list[Sample]]:
-    """The samples in a folder, for each format in the order of their numbers. Other files are ignored.
-
-    Raises InputError if the folder does not exist or holds no sample.
-    """
+    """The samples in a folder, for each format in the order of their numbers. Other files are ignored."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of samples")
@@ -41,7 +38,7 @@ def find_samples(folder: FilePath) -> dict[str, list[Sample]]:
     for suffix in FORMATS:
         for path in sorted(folder.glob(f"[!.]*{suffix}")):
             metadata = read_metadata(path)
-            if isinstance(metadata, dict) and isinstance(metadata.get("number"), int) and "prompt" in metadata:
+            if isinstance(metadata.get("number"), int) and "prompt" in metadata:
                 prompt, number = str(metadata.pop("prompt")), metadata.pop("number")
                 by_format.setdefault(suffix, []).append(Sample(path, prompt, number, metadata))
     if not by_format:

@@ -48,9 +48,8 @@ def shardings(mesh: Mesh, params: PyTree) -> PyTree:
         spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
         missing = len(leaf.shape) - len(spec)
         spec = P(*[None] * missing, *spec) if missing > 0 and any(spec) else spec[-missing:] if missing < 0 else spec
-        fits = [
-            axis if axis is not None and leaf.shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(spec)
-        ]
+        pairs = zip(spec, leaf.shape, strict=False)  # the last rule is for arrays of any number of dimensions
+        fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in pairs]
         return NamedSharding(mesh, P(*fits))
 
     return jax.tree_util.tree_map_with_path(to_sharding, params)
@@ -69,12 +68,9 @@ def like_params(mesh: Mesh, tree: PyTree, params: PyTree, param_shardings: PyTre
     A leaf is sharded like the parameter whose path ends its own path and whose shape it has; other leaves are
     replicated. Without explicit shardings, `jax.jit(tx.init)(params)` silently replicates the moments.
     """
-    known = {
-        path_name(path): (leaf.shape, sharding)
-        for (path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(param_shardings), strict=True
-        )
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    pairs = zip(leaves, jax.tree.leaves(param_shardings), strict=True)
+    known = {path_name(path): (leaf.shape, sharding) for (path, leaf), sharding in pairs}
 
     def to_sharding(path, leaf):
         parts = path_name(path).split("/")

@@ -39,9 +39,8 @@ def read_result(cell: Cell) -> Result | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         aside = cell.file.with_suffix(".damaged")
         cell.file.replace(aside)
-        log.warning(
-            "%s is damaged (%s): renamed to %s and measured again", cell.file, " ".join(str(error).split()), aside.name
-        )
+        reason = " ".join(str(error).split())
+        log.warning("%s is damaged (%s): renamed to %s and measured again", cell.file, reason, aside.name)
         return None
 
 

@@ -122,7 +122,7 @@ def _measure_floors(plan: Plan) -> None:
 
 
 def _result(
-    scores: Mapping[str, Any], cost: Mapping[str, float | int], networks: Mapping[str, Network], captions: Sequence[str]
+    scores: dict[str, Any], cost: dict[str, Any], networks: Mapping[str, Network], captions: Sequence[str]
 ) -> Result:
     digests = {name: network.digest for name, network in networks.items()}
-    return Result(dict(scores), dict(cost), digests, about_machine(), list(captions[:SHOWN]))
+    return Result(scores, cost, digests, about_machine(), list(captions[:SHOWN]))

@@ -59,11 +59,7 @@ class LPIPS(nnx.Module):
         self.convolutions, self.linear = nnx.List(convolutions), nnx.List(linear)
 
     def __call__(self, a: Float[Array, "B H W 3"], b: Float[Array, "B H W 3"]) -> Float[Array, "B"]:
-        """Returns the distance of images in [-1, 1] (equation 1), 0 if they are equal.
-
-        Raises:
-            InputError: the images are too small.
-        """
+        """Returns the distance of images in [-1, 1] (equation 1). Raises InputError for images that are too small."""
         smallest = PLANS[self.kind].smallest
         if min(a.shape[1:3]) < smallest:
             raise InputError(
