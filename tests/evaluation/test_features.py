@@ -88,7 +88,7 @@ def test_products_are_those_of_float32_on_every_device(videomae, one):
     network = videomae(one)
     lowered = _compiled(_videomae, network.graphdef, one).lower(network.params, clips("many", 1, 6, 20, 28, 3))
     products = [line for line in lowered.as_text().splitlines() if "dot_general" in line or "convolution(" in line]
-    assert len(products) > 20
+    assert len(products) > 10  # of one block: all are one scan
     assert all("HIGHEST" in line for line in products)
 
 

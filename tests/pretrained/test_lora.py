@@ -293,16 +293,8 @@ def settings(**changes):
         (PAIR | {B: PAIR[A]}, None, r"x has shapes \(2, 3\) and \(2, 3\), not \(rank, in\) and \(out, rank\)"),
         (PAIR | {A: np.ones(2)}, None, r"x has shapes \(2,\) and \(4, 2\), not"),
         ({A: np.ones((0, 3)), B: np.ones((4, 0))}, None, r"x has shapes \(0, 3\) and \(4, 0\), not"),
-        (
-            PAIR | {"unet.x.alpha": np.ones(2)},
-            None,
-            "alpha of x must be one number, in a tensor or in lora_adapter_metadata, not in both",
-        ),
-        (
-            PAIR | ALPHA,
-            settings(),
-            "alpha of x must be one number, in a tensor or in lora_adapter_metadata, not in both",
-        ),
+        (PAIR | {"unet.x.alpha": np.ones(2)}, None, "alpha of x must be one number, in a tensor or"),
+        (PAIR | ALPHA, settings(), "alpha of x must be one number, in a tensor or in .*, not in both"),
         (PAIR, {"lora_adapter_metadata": "[]"}, "lora_adapter_metadata cannot be read"),
         (PAIR, settings(lora_alpha=None), "lora_adapter_metadata has no valid alpha for x"),
         (PAIR, settings(use_dora=True), "use_dora=True is not implemented"),
