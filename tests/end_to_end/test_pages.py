@@ -10,7 +10,7 @@ from runpy import run_path
 import numpy as np
 import pytest
 
-from vdm_jax import configuration
+from vdm_jax.config import write_config
 from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.studies.report import read_findings, write_report
 from vdm_jax.studies.results import Result, write_result
@@ -43,7 +43,7 @@ def folder(run, tmp_path_factory):
     sets = [f"--set={name}=one/samples/{name}" for name in ("ours", "base")]
     out, _ = run(folder, "human_eval.py", "make", *sets, "--scale=motion: How natural?", "--num=9")
     assert "4 pairs (all that exist: --num=9) in study.html" in out
-    configuration.write_config(folder / "one", tiny["get_config"]())
+    write_config(folder / "one", tiny["get_config"]())
     lines = [{"step": s, "loss": 1 / s, "videos_per_second": 40.0, "seconds": 1.0, "skipped": 0} for s in range(1, 201)]
     (folder / "one" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_image(folder / "one" / "samples" / "0000010.png", np.zeros((8, 8, 3), np.uint8))
