@@ -180,6 +180,7 @@ def refused(message, config):
         ({"data.channels": 1}, r"channels=1 must be 3 \(the autoencoder's\)"),
         ({"train.parts": "network/middle7"}, r"train\.parts='network/middle7': the model has no such parameters"),
         ({"train.parts": "("}, r"train\.parts='\(' is neither all, time, lora nor a regular expression"),
+        ({"train.parts": "."}, r"train\.parts='\.' matches the codec, which the denoising loss does not train"),
         ({"train.parts": "time"}, r"train\.parts='time' leaves \d+ new parameters untrained \(network/"),
         ({"train.parts": "lora"}, r"train\.parts='lora' leaves \d+ new parameters untrained \(network/"),
         ({"model.codec.folder": "nowhere"}, r"nowhere.* (is not a folder|cannot be read)"),

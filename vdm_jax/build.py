@@ -302,7 +302,10 @@ def split_of(config: ml_collections.ConfigDict, model: Model) -> Split:
     if parts == "lora" and _has_new_motion(config):
         raise InputError("train.parts='lora' on an image model needs a motion_adapter: 'time' trains new ones")
     make_new = functools.partial(new_params, config, model)
-    return make_split(model.params, parts, rank, seed=config.seed, loaded=model.loaded, make_new=make_new)
+    split = make_split(model.params, parts, rank, seed=config.seed, loaded=model.loaded, make_new=make_new)
+    if "codec" in split.trained:
+        raise InputError(f"train.parts={parts!r} matches the codec, which the denoising loss does not train")
+    return split
 
 
 def _has_new_motion(config: ml_collections.ConfigDict) -> bool:
