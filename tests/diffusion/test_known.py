@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.diffusion.first_noise import initial_noise
 from tests.diffusion.gaussians import exact_denoiser
 from vdm_jax.diffusion.grids import make_grid, pyramid
 from vdm_jax.diffusion.guidance import clipped, guided
 from vdm_jax.diffusion.known import Known, known_in_time, level_time, reconstructed, replaced, under
 from vdm_jax.diffusion.prediction import to_x_eps
 from vdm_jax.diffusion.process import make_process
-from vdm_jax.diffusion.sampler import initial_noise, sample
+from vdm_jax.diffusion.sampler import sample
 from vdm_jax.diffusion.solvers import SOLVERS
 
 PROCESS = make_process("cosine")

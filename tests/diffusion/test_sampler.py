@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from tests.diffusion.first_noise import initial_noise
 from tests.diffusion.gaussians import exact_denoiser
 from vdm_jax.diffusion.grids import make_grid, pyramid
 from vdm_jax.diffusion.guidance import clipped, guided
 from vdm_jax.diffusion.process import PROCESSES, make_process
-from vdm_jax.diffusion.sampler import INITIAL, initial_noise, noise_to_z, process_noise, sample
+from vdm_jax.diffusion.sampler import INITIAL, noise_to_z, process_noise, sample
 from vdm_jax.diffusion.solvers import SOLVERS, make_table
 from vdm_jax.errors import InputError
 

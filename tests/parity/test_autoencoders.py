@@ -11,8 +11,10 @@ import pytest
 
 from tests.pretrained.networks import numbers, tensor
 from tests.pretrained.tiny_autoencoders import AUTOENCODERS, compiled, inputs, shapes_of
-from vdm_jax.models.autoencoder import decode_in_chunks, in_tiles, sample_latents
-from vdm_jax.pretrained.parts.autoencoders import load_autoencoder, save_autoencoder
+from vdm_jax.models.autoencoder import decode_in_chunks
+from vdm_jax.pretrained.folder import write_folder
+from vdm_jax.pretrained.names import torch_tensors
+from vdm_jax.pretrained.parts.autoencoders import load_autoencoder, translate
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -85,22 +87,12 @@ def test_the_same_weights_give_the_same_answer_and_come_back(name, pair, tmp_pat
     assert relative(our_decode(latents), decode(module, latents)) < 1e-5
     assert loaded.scaling_factor == module.config.scaling_factor
 
-    save_autoencoder(loaded, tmp_path / "ours")
+    write_folder(tmp_path / "ours", torch_tensors(loaded.params, translate(loaded.config)[1]), loaded.config)
     back, info = type(module).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert settings(back) == settings(module)
     for key, value in module.state_dict().items():
         np.testing.assert_array_equal(back.state_dict()[key].numpy(), value.numpy(), err_msg=key)
-
-
-def test_latents_are_drawn_as_theirs(monkeypatch):
-    mean, log_variance, noise = (numbers(name, (2, 3, 4, 4, 4)) for name in ("mean", "variance", "noise"))
-    moments = torch.cat([images(mean), images(log_variance)], 1)
-    kind = diffusers.models.autoencoders.vae
-    monkeypatch.setattr(kind, "randn_tensor", lambda *args, **kwargs: images(noise))
-    expected = video(kind.DiagonalGaussianDistribution(moments).sample(), 3)
-    found = sample_latents(*map(jnp.asarray, (mean, log_variance, noise)))
-    assert relative(np.asarray(found), expected) < 1e-6
 
 
 def test_chunks_in_time_are_decoded_as_their_pipeline_decodes_them(pair):
@@ -113,24 +105,6 @@ def test_chunks_in_time_are_decoded_as_their_pipeline_decodes_them(pair):
         expected = pipeline.decode_latents(scaled, 5, decode_chunk_size=2).permute(0, 2, 3, 4, 1).numpy()
     assert relative(decode_in_chunks(our_decode, latents, 2), expected) < 1e-5
     assert relative(decode_in_chunks(our_decode, latents, 5), expected) > 1e-3
-
-
-@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
-def test_tiles_are_blended_as_theirs(size, pair):
-    module, _, our_encode, our_decode = pair("image")
-    latents = jnp.asarray(numbers("tiles", (2, 1, *size, 4)))
-    module.enable_tiling()
-    module.tile_latent_min_size, module.tile_sample_min_size = 4, 8
-    with torch.no_grad():
-        expected = video(module.tiled_decode(images(latents)).sample, 1)
-    assert relative(in_tiles(our_decode, latents, 4), expected) < 1e-5
-    assert relative(our_decode(latents), expected) > 1e-3
-    pixels = jnp.asarray(numbers("pixels", (2, 1, 2 * size[0], 2 * size[1], 3)))
-    module.tile_latent_min_size, module.tile_sample_min_size = 4, 8
-    with torch.no_grad():
-        expected = video(module._tiled_encode(images(pixels)), 1)[..., :4]
-    found = in_tiles(lambda x: our_encode(x)[0], pixels, 8)
-    assert relative(found, expected) < 1e-5
 
 
 FULL = {"AutoencoderKL": 83_653_863, IN_TIME: 97_742_847}

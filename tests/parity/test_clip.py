@@ -10,12 +10,12 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from tests.pretrained.make_golden_clip import ENCODERS, image, tokens, write_vocabulary
+from tests.pretrained.make_golden_clip import ENCODERS, image, save, tokens, write_vocabulary
 from tests.pretrained.networks import numbers, relative, tensor
 from vdm_jax.models.rngs import Keys
 from vdm_jax.models.text.clip import clip_image_input
 from vdm_jax.pretrained.names import torch_shapes
-from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder, save_encoder, translate
+from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder, translate
 from vdm_jax.pretrained.tokenizers import load_tokenizer
 
 with warnings.catch_warnings():
@@ -83,13 +83,13 @@ def test_the_hubs_names_are_read_and_all_comes_back(tmp_path):
     save_file(tensors | positions, tmp_path / "hub/model.safetensors")
     new, hub = load_text_encoder(tmp_path / "new"), load_text_encoder(tmp_path / "hub")
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), new.params, hub.params))
-    save_encoder(hub, tmp_path / "ours")
+    save(hub, tmp_path / "ours")
     assert load_file(tmp_path / "ours/model.safetensors").keys() == tensors.keys()
 
     for name, load in (("text, quick", load_text_encoder), ("image, exact", load_image_encoder)):
         theirs = encoder(ENCODERS[name])
         theirs.save_pretrained(tmp_path / "theirs")
-        save_encoder(load(tmp_path / "theirs"), tmp_path / "again")
+        save(load(tmp_path / "theirs"), tmp_path / "again")
         back, info = type(theirs).from_pretrained(tmp_path / "again", output_loading_info=True)
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         for key, value in theirs.state_dict().items():

@@ -10,6 +10,9 @@ import numpy as np
 from tokenizers import pre_tokenizers
 
 from tests.pretrained.networks import numbers
+from vdm_jax.pretrained.folder import write_folder
+from vdm_jax.pretrained.names import torch_tensors
+from vdm_jax.pretrained.parts.clip import translate
 
 _TEXT = {
     "architectures": ["CLIPTextModel"],
@@ -66,6 +69,11 @@ def tokens(length: int, end: int = 59) -> np.ndarray:
 def image(config: dict) -> np.ndarray:
     """Two images of an encoder's size, B H W C."""
     return numbers("image", (2, config["image_size"], config["image_size"], config["num_channels"]))
+
+
+def save(encoder, folder: Path) -> None:
+    """Writes an encoder as a folder that transformers loads."""
+    write_folder(folder, torch_tensors(encoder.params, translate(encoder.config)[2]), encoder.config, name="model")
 
 
 def write_vocabulary(folder: Path, pad: str = "<|endoftext|>", **settings) -> Path:

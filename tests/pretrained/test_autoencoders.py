@@ -14,10 +14,12 @@ from safetensors.numpy import load_file, save_file
 from tests.pretrained.networks import numbers
 from tests.pretrained.tiny_autoencoders import AUTOENCODERS, abstract_of, compiled, inputs, tensors_of
 from vdm_jax.errors import InputError
-from vdm_jax.models.autoencoder import decode_in_chunks, in_tiles, sample_latents
+from vdm_jax.models.autoencoder import decode_in_chunks
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding
-from vdm_jax.pretrained.parts.autoencoders import load_autoencoder, save_autoencoder, translate
+from vdm_jax.pretrained.folder import write_folder
+from vdm_jax.pretrained.names import torch_tensors
+from vdm_jax.pretrained.parts.autoencoders import load_autoencoder, translate
 
 GOLDEN = Path(__file__).parent / "golden_autoencoders.npz"  # made by make_golden_autoencoders.py
 IMAGE, IN_TIME = (AUTOENCODERS[name][0] for name in ("image", "in time"))
@@ -60,19 +62,13 @@ def test_encoded_is_what_was_kept(folder):
     assert (encode(loaded.params, video)[1] == 20).all()
 
 
-def test_latents_are_drawn_around_the_mean():
-    mean, noise = (jnp.asarray(numbers(name, (1, 2, 3, 3, 4))) for name in ("mean", "noise"))
-    found = sample_latents(mean, jnp.full(mean.shape, 2 * jnp.log(3.0)), noise)
-    np.testing.assert_allclose(found, mean + 3 * noise, rtol=1e-5)
-
-
 def test_a_folder_is_loaded_into_shards_and_saved_as_it_was(folder, tmp_path):
     written = folder(IN_TIME)
     loaded = load_autoencoder(written, mesh=make_mesh(data=2, fsdp=2, tensor=2))
     kernel = loaded.params["decoder"]["middle"]["attention"]["attention"]["q"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (32, 32)
     assert loaded.scaling_factor == 0.18215
-    save_autoencoder(loaded, tmp_path / "again")
+    write_folder(tmp_path / "again", torch_tensors(loaded.params, translate(loaded.config)[1]), loaded.config)
     saved, again = (load_file(f / FILE) for f in (written, tmp_path / "again"))
     assert saved.keys() == again.keys()
     assert all((saved[name] == again[name]).all() for name in saved)
@@ -120,83 +116,28 @@ def test_sixteen_bits_answer_in_float32():
         assert answer.dtype == jnp.float32
 
 
-# ----------------------------------------------------------------------------------------------- chunks and tiles
+# --------------------------------------------------------------------------------------------------------- chunks
 
 
-def recorded(decode):
-    """decode, and the shapes that it was asked for, in order."""
-    shapes = []
-
-    def call(latents):
-        shapes.append(latents.shape)
-        return decode(latents)
-
-    return call, shapes
-
-
-def apart(latents):
+def separate(latents):
     """A decoder whose frames see all others of their chunk."""
     return latents - latents.mean(1, keepdims=True)
 
 
-def doubled(latents):
-    """A decoder that doubles rows and columns, each pixel by itself."""
-    return jnp.repeat(jnp.repeat(latents, 2, axis=2), 2, axis=3)
-
-
 def test_chunks_do_not_see_each_other_and_the_last_may_be_shorter():
-    latents = jnp.asarray(numbers("z", (2, 7, 2, 2, 3)))
-    decode, shapes = recorded(apart)
-    found = decode_in_chunks(decode, latents, 3)
-    assert [shape[1] for shape in shapes] == [3, 3, 1]
-    np.testing.assert_allclose(found, np.concatenate([apart(latents[:, i : i + 3]) for i in (0, 3, 6)], 1), atol=1e-6)
-    np.testing.assert_allclose(decode_in_chunks(apart, latents, 9), apart(latents), atol=1e-6)
+    latents, lengths = jnp.asarray(numbers("z", (2, 7, 2, 2, 3))), []
 
+    def decode(part):
+        lengths.append(part.shape[1])
+        return separate(part)
 
-@pytest.mark.parametrize(("length", "frames", "overlap"), [(7, 3, 1), (11, 4, 2), (8, 4, 3), (2, 4, 1), (9, 5, 2)])
-def test_chunks_with_an_overlap_have_one_shape_and_keep_what_they_agree_on(length, frames, overlap):
-    latents = jnp.asarray(numbers("z", (1, length, 2, 2, 3)))
-    decode, shapes = recorded(lambda z: z)
-    found = jax.jit(lambda z: decode_in_chunks(decode, z, frames, overlap))(latents)
-    np.testing.assert_allclose(found, latents, rtol=1e-5, atol=1e-6)
-    assert {shape[1] for shape in shapes} == {min(length, frames)}
-
-
-def test_an_overlap_is_cross_faded_linearly():
-    calls = iter([0.0, 3.0])
-    found = decode_in_chunks(lambda z: jnp.full(z.shape, next(calls)), jnp.zeros((1, 6, 1, 1, 1)), 4, 2)
-    np.testing.assert_allclose(found.ravel(), [0, 0, 1, 2, 3, 3], rtol=1e-6)
-
-
-@pytest.mark.parametrize(("size", "overlap"), [((8, 8), 0.25), ((7, 10), 0.5), ((3, 13), 0.25), ((4, 9), 0.0)])
-def test_tiles_keep_what_they_agree_on(size, overlap):
-    latents = jnp.asarray(numbers("z", (1, 2, *size, 3)))
-    decode, shapes = recorded(doubled)
-    found = jax.jit(lambda z: in_tiles(decode, z, 4, overlap))(latents)
-    np.testing.assert_allclose(found, np.asarray(latents).repeat(2, 2).repeat(2, 3), rtol=1e-5, atol=1e-6)
-    assert max(max(shape[2:4]) for shape in shapes) == 4
-
-
-def test_tiles_may_become_smaller():
-    video = jnp.asarray(numbers("video", (1, 2, 16, 24, 3)))
-    found = in_tiles(lambda x: x[:, :, ::2, ::2], video, 8, 0.25)
-    np.testing.assert_allclose(found, video[:, :, ::2, ::2], rtol=1e-5, atol=1e-6)
-
-
-def test_tiles_are_cross_faded_linearly():
-    calls = iter([0.0, 4.0])
-    found = in_tiles(lambda z: jnp.full(doubled(z).shape, next(calls)), jnp.zeros((1, 1, 2, 4, 1)), 4, 0.5)
-    np.testing.assert_allclose(found[0, 0, 0, :, 0], [0, 0, 0, 0, 0, 1, 2, 3], rtol=1e-6)
-
-
-def test_chunks_and_tiles_that_cannot_be_are_refused():
-    latents = jnp.zeros((1, 4, 4, 4, 3))
-    for frames, overlap in ((0, 0), (3, 3), (3, -1)):
-        with pytest.raises(InputError, match=f"frames={frames} must be at least 1, and overlap={overlap} less"):
-            decode_in_chunks(doubled, latents, frames, overlap)
-    for tile, overlap in ((6, 0.25), (4, 1.0), (0, 0.25)):
-        with pytest.raises(InputError, match=f"tile={tile} times overlap={overlap} must be a whole number"):
-            in_tiles(doubled, latents, tile, overlap)
+    video = decode_in_chunks(decode, latents, 3)
+    assert lengths == [3, 3, 1]
+    expected = np.concatenate([separate(latents[:, i : i + 3]) for i in (0, 3, 6)], 1)
+    np.testing.assert_allclose(video, expected, atol=1e-6)
+    np.testing.assert_allclose(decode_in_chunks(separate, latents, 9), separate(latents), atol=1e-6)
+    with pytest.raises(InputError, match="chunk=0 must be at least 1"):
+        decode_in_chunks(separate, latents, 0)
 
 
 # ------------------------------------------------------------------------------------------------------- refusals

@@ -10,14 +10,14 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from tests.pretrained.make_golden_clip import ENCODERS, GOLDEN, image, tokens, write_vocabulary
+from tests.pretrained.make_golden_clip import ENCODERS, GOLDEN, image, save, tokens, write_vocabulary
 from tests.pretrained.networks import numbers, relative, tensor
 from vdm_jax.errors import InputError
 from vdm_jax.models.rngs import Keys
 from vdm_jax.models.text.clip import clip_image_input
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.names import torch_shapes
-from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder, save_encoder, translate
+from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder, translate
 from vdm_jax.pretrained.tokenizers import load_tokenizer
 
 TEXT, IMAGE = ENCODERS["text, quick"], ENCODERS["image, exact"]
@@ -86,7 +86,7 @@ def test_both_namings_are_loaded_from_a_pipeline_into_shards(tmp_path):
     loaded, again = load_text_encoder(tmp_path / "hub", mesh=mesh), load_text_encoder(new)
     assert loaded.params["blocks"]["up"]["kernel"].sharding.shard_shape((2, 24, 40)) == (2, 12, 20)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, again.params)
-    save_encoder(again, tmp_path / "saved")
+    save(again, tmp_path / "saved")
     before, after = (load_file(folder / "model.safetensors") for folder in (hub, tmp_path / "saved"))
     assert before.keys() == after.keys()
     assert all((before[name] == after[name]).all() for name in before)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.pretrained.make_golden_clip import ENCODERS
+from tests.pretrained.make_golden_clip import ENCODERS, save
 from tests.pretrained.networks import UNETS, numbers
 from tests.pretrained.pipelines import trained_changes, write_part
 from vdm_jax.errors import InputError
@@ -20,7 +20,7 @@ from vdm_jax.pretrained import families
 from vdm_jax.pretrained.folder import Weights
 from vdm_jax.pretrained.lora import merge_lora, parse_lora, read_lora, save_lora
 from vdm_jax.pretrained.parts import clip
-from vdm_jax.pretrained.parts.clip import load_text_encoder, save_encoder
+from vdm_jax.pretrained.parts.clip import load_text_encoder
 from vdm_jax.pretrained.unets import load_unet, save_unet
 from vdm_jax.split import join
 
@@ -224,7 +224,7 @@ def test_a_text_encoder_has_its_part_by_all_its_names(format, tmp_path):
         if names != "hub":
             renamed = {name.removeprefix("text_model."): tensor for name, tensor in base.items()}
             save_file(renamed, folder / "model.safetensors")
-        save_encoder(load_text_encoder(folder, loras=[lora]), tmp_path / "again")
+        save(load_text_encoder(folder, loras=[lora]), tmp_path / "again")
         assert_merged(load_file(tmp_path / "again/model.safetensors"), base, deltas)
 
 

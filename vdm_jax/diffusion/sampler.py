@@ -18,13 +18,6 @@ INITIAL, STEP, KNOWN, CHANNELS, ROUND, SHUFFLE, SHARED = range(7)
 KNOWN_LEVEL = 2 * SHARED
 
 
-def initial_noise(
-    keys: Key[Array, "B"], shape: tuple[int, ...], process: Process, time: float | Float[Array, "*T"] = 1.0
-) -> Float[Array, "B ..."]:
-    """Draws the z to start from, of the given shape for each key, so that a sample does not depend on its batch."""
-    return noise_to_z(process_noise(process, keys, INITIAL, shape, jnp.float32), process, time)
-
-
 def noise_to_z(
     noise: Float[Array, "B *shape"],
     process: Process,

@@ -4,7 +4,6 @@ An image autoencoder (Stable Diffusion, Rombach et al. 2022) encodes and decodes
 Diffusion (Blattmann et al. 2023) has the same encoder, and a decoder with a residual block in time in every layer.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -182,70 +181,13 @@ class Autoencoder(nnx.Module):
         return self.decoder(latents, layout).astype(jnp.float32)
 
 
-def sample_latents(
-    mean: Float[Array, "B T H W C"], log_variance: Float[Array, "B T H W C"], noise: Float[Array, "B T H W C"]
-) -> Float[Array, "B T H W C"]:
-    """Draws latents with standard normal noise."""
-    return mean + jnp.exp(0.5 * log_variance) * noise
-
-
-def decode_in_chunks(
-    decode: Decode, latents: Float[Array, "B T H W C"], frames: int, overlap: int = 0
-) -> Float[Array, "B T H2 W2 C2"]:
+def decode_in_chunks(decode: Decode, latents: Float[Array, "B T H W C"], frames: int) -> Float[Array, "B T H2 W2 C2"]:
     """Decodes `frames` frames at a time, on the memory of one chunk if `decode` is compiled by itself.
 
     A decoder in time sees no frame of another chunk, so its result depends on `frames`. As published, chunks do not
-    overlap, and the last may be shorter: padding would be seen by the other frames. With an `overlap`, that many frames
-    are cross-faded linearly, and the last chunk begins earlier instead, so that all chunks have one shape.
+    overlap, and the last may be shorter: padding would be seen by the other frames.
     """
-    if not 0 <= overlap < frames:
-        raise InputError(f"frames={frames} must be at least 1, and overlap={overlap} less, at least 0")
-    length = latents.shape[1]
-    starts = list(range(0, max(1, length - overlap), frames - overlap))
-    if overlap:
-        starts[-1] = max(0, length - frames)
-    done, last = [], decode(latents[:, :frames])
-    for before, start in itertools.pairwise(starts):
-        chunk = decode(latents[:, start : start + frames])
-        shared = before + frames - start
-        done.append(last[:, : start - before])
-        last = _fade(last, chunk, jnp.arange(1, shared + 1) / (shared + 1), axis=1)
-    return jnp.concatenate([*done, last], axis=1)
-
-
-def in_tiles(
-    code: Callable[[Array], Array], video: Float[Array, "B T H W C"], tile: int, overlap: float = 0.25
-) -> Float[Array, "B T H2 W2 C2"]:
-    """Decodes latents, or encodes a video, by square tiles that share a fraction `overlap` with each neighbour.
-
-    The shared part is cross-faded. As published, tiles at the lower and right edges are smaller, which makes up to
-    eight more shapes: padding would count in a tile's norms and attention.
-    """
-    if tile < 1 or not 0 <= overlap < 1 or tile * overlap % 1:
-        raise InputError(f"tile={tile} times overlap={overlap} must be a whole number of pixels, less than the tile")
-    step, (rows, columns) = tile - int(tile * overlap), video.shape[2:4]
-    strips, above = [], []
-    for top in range(0, rows, step):
-        strip = []
-        for left in range(0, columns, step):
-            part = video[:, :, top : top + tile, left : left + tile]
-            coded = code(part)
-            times, over = coded.shape[2], part.shape[2]  # how many pixels a latent stands for, or the inverse
-            for neighbour, axis in ((above[len(strip) :], 2), (strip[-1:], 3)):
-                if neighbour:
-                    shared = min((tile - step) * times // over, coded.shape[axis])
-                    coded = _fade(neighbour[0], coded, jnp.arange(shared) / shared, axis)
-            strip.append(coded)
-        kept = step * times // over
-        strips.append(jnp.concatenate([coded[:, :, :kept, :kept] for coded in strip], axis=3))
-        above = strip
-    return jnp.concatenate(strips, axis=2)
-
-
-def _fade(before: Array, after: Array, weights: Float[Array, "N"], axis: int) -> Array:
-    """Returns `after` with its first N positions cross-faded with the last N of `before`."""
-    n = len(weights)
-    weights = weights.reshape([-1 if i == axis else 1 for i in range(after.ndim)])
-    old = jax.lax.slice_in_dim(before, before.shape[axis] - n, None, axis=axis)
-    new, rest = jnp.split(after, [n], axis=axis)
-    return jnp.concatenate([old * (1 - weights) + new * weights, rest], axis=axis)
+    if frames < 1:
+        raise InputError(f"chunk={frames} must be at least 1")
+    chunks = [decode(latents[:, start : start + frames]) for start in range(0, latents.shape[1], frames)]
+    return jnp.concatenate(chunks, axis=1)

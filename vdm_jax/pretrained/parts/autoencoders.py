@@ -12,8 +12,8 @@ from vdm_jax.errors import InputError
 from vdm_jax.models.autoencoder import Autoencoder
 from vdm_jax.models.rngs import Keys
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.pretrained.folder import Config, Weights, check_settings, component, read_config, write_folder
-from vdm_jax.pretrained.names import BLOCKS, Naming, load_params, torch_tensors
+from vdm_jax.pretrained.folder import Config, Weights, check_settings, component, read_config
+from vdm_jax.pretrained.names import BLOCKS, Naming, load_params
 from vdm_jax.typing import Params
 
 PARTS = ("to_q", "to_k", "to_v", "to_out/0")  # names of the attention's projections
@@ -53,11 +53,6 @@ def load_autoencoder(
     params = load_params(weights, module, naming, mesh=mesh, where=str(where), dtype=params_dtype)
     factor = float(config.get("scaling_factor", _DEFAULTS["scaling_factor"]))
     return PublishedAutoencoder(nnx.split(module)[0], params, factor, config)
-
-
-def save_autoencoder(autoencoder: PublishedAutoencoder, folder: str | Path) -> None:
-    """Writes config.json and safetensors that diffusers loads."""
-    write_folder(folder, torch_tensors(autoencoder.params, translate(autoencoder.config)[1]), autoencoder.config)
 
 
 FAMILIES = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")

@@ -17,9 +17,9 @@ from vdm_jax.models.rngs import Keys
 from vdm_jax.models.text.clip import ClipText, ClipVision
 from vdm_jax.models.transformer import ACTIVATIONS
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.pretrained.folder import Config, Weights, component, write_folder
+from vdm_jax.pretrained.folder import Config, Weights, component
 from vdm_jax.pretrained.lora import Lora, merge_lora
-from vdm_jax.pretrained.names import Naming, Table, load_params, torch_tensors
+from vdm_jax.pretrained.names import Naming, Table, load_params
 from vdm_jax.typing import Params
 
 STACKED = r"^blocks/"
@@ -158,12 +158,6 @@ def published(
     mesh = make_mesh() if mesh is None else mesh
     params = load_params(weights, abstract, naming, mesh=mesh, where=where, dtype=dtype)
     return PublishedEncoder(nnx.split(abstract)[0], params, config)
-
-
-def save_encoder(encoder: PublishedEncoder, folder: str | Path) -> None:
-    """Writes config.json and safetensors that transformers loads, under the names of files on the hub."""
-    tensors = torch_tensors(encoder.params, translate(encoder.config)[2])
-    write_folder(folder, tensors, encoder.config, name="model")
 
 
 def read_json(path: Path) -> Config:
