@@ -8,12 +8,12 @@ Network: 1.23 M parameters; a stem of 2×2×2 patches, then two levels; 3×3 spa
     everywhere; space attention, and time attention with relative positions, at the coarser level.
 Data: 8 frames of 16×16 pixels, ten digits, four directions, drawn from scikit-learn's handwriting.
 Optimizer: Muon (Jordan et al. 2024) for matrices and kernels, Adam for vectors.
-Hardware and time: 2 CPU cores; 10¼ minutes of training, 12 to 15 minutes for `make demo` (November 2026).
+Hardware and time: 2 CPU cores; 4 to 10 minutes of training, 5 to 13 minutes for `make demo` (November 2026).
 Expect (November 2026, one seed, 200 held-out captions, 8 DDIM steps; real clips have 99.5 %, 100 % and 0):
 
     guidance    right digit    right direction    jerk in pixels
-    3           93.5 %         100 %              0.35
-    1           70 %           100 %              0.19
+    3           94 %           100 %              0.34
+    1           74 %           100 %              0.18
 
 A share of 200 has a standard error of 2 to 3 points. docs/evaluation.md has more.
 """
