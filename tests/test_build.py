@@ -215,6 +215,16 @@ def test_a_part_that_cannot_be_made_is_one_line():
         build(config)
 
 
+def test_a_time_for_each_frame_needs_frames_of_their_own():
+    for changes in ({"objective": dict(prediction="v", time_per_frame=True)}, {"known.tell": "times"}):
+        config = small_config()
+        config.known.mixture = {"first": 1.0} if "known.tell" in changes else {}
+        config.model.network = dict(kind="unet", channels=8, multipliers=(1,), blocks=0, head_size=8, patch_time=2)
+        config.update_from_flattened_dict(changes)
+        with pytest.raises(InputError, match=r"a time for each frame needs a network with patch_time=1"):
+            build(config)
+
+
 def test_settings_that_do_not_fit_each_other_are_one_line():
     config = small_config()
     config.process.frame_correlation = 0.5

@@ -91,7 +91,11 @@ def _build(groups: str, mesh: Mesh | None) -> Model:
     if network:
         _check_loaded(config, network, latents[3], text)
     graphdef = network.graphdef if network else nnx.split(modules["network"])[0]
-    _check_sizes(nnx.merge(graphdef, params["network"]), latents, shape, data.joint_images)
+    module, masks = nnx.merge(graphdef, params["network"]), masks_of(config)
+    _check_sizes(module, latents, shape, data.joint_images)
+    time_per_frame = objective_of(config).time_per_frame or (masks is not None and masks.tell == "times")
+    if time_per_frame and getattr(module, "folds_frames", False):
+        raise InputError("a time for each frame needs a network with patch_time=1 and resample='space'")
     return Model(
         network=graphdef,
         text=text,
@@ -101,8 +105,8 @@ def _build(groups: str, mesh: Mesh | None) -> Model:
         shape=shape,
         fps=8.0,
         params=params,
-        masks=(masks := masks_of(config)),
-        time_per_frame=objective_of(config).time_per_frame or (masks is not None and masks.tell == "times"),
+        masks=masks,
+        time_per_frame=time_per_frame,
         text_per_frame=network is not None and text is not None,
         sampling=network.sampling if network else {},
         unet_config=network.config if network else None,

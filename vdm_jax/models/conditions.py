@@ -27,7 +27,8 @@ class Conditions(NamedTuple):
 class Network(Protocol):
     """A denoising network: an `nnx.Module` without hidden state.
 
-    `remat` is optional: "full" asks for a backward pass that keeps the inputs of layers only.
+    Two attributes are optional. `remat` = "full" asks for a backward pass that keeps the inputs of layers only.
+    `folds_frames` says that several frames share a position, so that a frame has no time of its own.
     """
 
     def check(self, frames: int, height: int, width: int, stills: int = 0) -> None:

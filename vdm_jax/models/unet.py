@@ -260,7 +260,7 @@ class UNet(nnx.Module):
         text, scalars = conditions.text, conditions.scalars
         if text is None and (self.reads_tokens or self.pooled is not None):
             raise InputError("conditions.text=None, but the network was made for a text encoder")
-        if time.ndim == 2 and self._time_factor > 1:
+        if time.ndim == 2 and self.folds_frames:
             raise InputError("a time for each frame needs patch_time=1 and resample='space'")
         embedding = self.time(sinusoid(time.reshape(len(time), -1), self.width))
         if self.scalars is not None:
@@ -273,6 +273,11 @@ class UNet(nnx.Module):
         if self.pooled is not None:
             embedding = embedding + self.pooled(text.pooled)
         return embedding
+
+    @property
+    def folds_frames(self) -> bool:
+        """Whether several frames share a position at some level."""
+        return self._time_factor > 1
 
     @property
     def _time_factor(self) -> int:
