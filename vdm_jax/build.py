@@ -23,6 +23,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.frozen import restore_frozen
 from vdm_jax.model import Model, TextEncoder
 from vdm_jax.models.codec import PIXELS
+from vdm_jax.models.dit import DiT
 from vdm_jax.models.rngs import Keys
 from vdm_jax.models.text.bytes import ByteEncoder
 from vdm_jax.models.unet import UNet
@@ -34,7 +35,7 @@ from vdm_jax.split import Split, in_common, join, make_split
 from vdm_jax.typing import Params, PyTree
 
 # What `kind` names. A new kind is registered here: NETWORKS["mine"] = Mine.
-NETWORKS: dict[str, Callable[..., nnx.Module]] = {"unet": UNet}
+NETWORKS: dict[str, Callable[..., nnx.Module]] = {"unet": UNet, "dit": DiT}
 TEXT_ENCODERS: dict[str, Callable[..., nnx.Module]] = {"bytes": ByteEncoder}
 
 

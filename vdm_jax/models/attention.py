@@ -45,9 +45,10 @@ class Attention(nnx.Module):
         fused: one matrix for queries, keys and values, in which the three parts of a head lie together.
         biased: which of "qkv" have a bias, if they are not fused.
         zero: the output matrix starts at zero.
-        position: None; "relative", a learned bias for each head and offset of up to `max_distance` frames; "rotary",
-            queries and keys are rotated by the frame's number.
-        qk_norm: RMS norm of the queries and keys of each head (Henry et al. 2020, arXiv 2010.04245).
+        position: "relative", a learned bias for each head and offset of up to `max_distance` frames, or None.
+        qk_norm: RMS norm of queries and keys, of each "head" (Henry et al. 2020, arXiv 2010.04245) or of "all" heads
+            together; None for no norm.
+        interleaved: rotary positions turn pairs of neighbouring channels (`positions.rotate`).
         causal: a position sees itself and the positions before it.
         implementation: "auto", "xla" or "cudnn", for attention along space and to text.
     """
@@ -66,7 +67,8 @@ class Attention(nnx.Module):
         zero: bool = False,
         position: str | None = None,
         max_distance: int = 32,
-        qk_norm: bool = False,
+        qk_norm: str | None = None,
+        interleaved: bool = False,
         causal: bool = False,
         implementation: str = "xla",
         dtype="float32",
@@ -99,8 +101,9 @@ class Attention(nnx.Module):
         if position == "relative":
             self.bias = nnx.Param(0.5 * jax.random.normal(rngs.params(), (2 * max_distance + 1, heads), jnp.float32))
         if qk_norm:
-            self.q_norm, self.k_norm = (nnx.RMSNorm(head_size, **common) for _ in "qk")
-        self.fused, self.qk_norm = fused, qk_norm
+            normed = head_size if qk_norm == "head" else inner
+            self.q_norm, self.k_norm = (nnx.RMSNorm(normed, **common) for _ in "qk")
+        self.fused, self.qk_norm, self.interleaved = fused, qk_norm, interleaved
 
     def __call__(
         self,
@@ -109,18 +112,20 @@ class Attention(nnx.Module):
         *,
         text_mask: Bool[Array, "B G L"] | None = None,
         mask: Bool[Array, "#B _ S"] | Bool[Array, "#B _ Q S"] | None = None,
+        angles: Float[Array, "#T #P #N D//2"] | None = None,
         layout: Layout = ONE_DEVICE,
     ) -> Float[Array, "B T P C"]:
         """Attends from each pixel; `text` has one text for the video (G = 1) or one for each frame (G = T).
+
+        `angles` are rotary positions (`positions.rotate`), of queries and of the keys of pixels.
 
         `mask` is true where a pixel sees a source pixel. Along space its second axis is the frame, and positions are
         pixels; along time its second axis is the pixel, and positions are frames; along "all" it has size 1.
         """
         frames = x.shape[1]
         q, k, v = self._project(x, text)
-        if self.position == "rotary":
-            positions = jnp.arange(frames, dtype=jnp.float32)
-            q, k = rotate(q, positions), rotate(k, positions)
+        if angles is not None:
+            q, k = (rotate(x, angles, self.interleaved) for x in (q, k))
         if self.along == "all":
             q, k, v = (rearrange(layout.heads(part), "b t p n d -> b 1 (t p) n d") for part in (q, k, v))
         if self.causal:
@@ -130,7 +135,8 @@ class Attention(nnx.Module):
         sources = [Source(k, v, text_mask if self.context == "only" else mask)]
         if self.context == "joint":
             text_key, text_value = split_heads(self.text_kv(text), 2, self.heads)
-            sources.append(Source(self.k_norm(text_key) if self.qk_norm else text_key, text_value, text_mask))
+            text_key = _normed(self.k_norm, text_key, self.qk_norm) if self.qk_norm else text_key
+            sources.append(Source(text_key, text_value, text_mask))
         bias = None
         if self.position == "relative":
             bias = rearrange(self.bias[relative_positions(frames, self.max_distance)], "t s n -> n t s")
@@ -149,7 +155,14 @@ class Attention(nnx.Module):
             (q,), (k, v) = split_heads(self.q(x), 1, self.heads), split_heads(self.text_kv(text), 2, self.heads)
         else:
             q, k, v = split_heads(self.qkv(x), 3, self.heads)
-        return (self.q_norm(q), self.k_norm(k), v) if self.qk_norm else (q, k, v)
+        if self.qk_norm:
+            q, k = _normed(self.q_norm, q, self.qk_norm), _normed(self.k_norm, k, self.qk_norm)
+        return q, k, v
+
+
+def _normed(norm: nnx.Module, x: Float[Array, "B T P N D"], over: str) -> Float[Array, "B T P N D"]:
+    """Normalises each "head", or "all" heads together."""
+    return norm(x) if over == "head" else norm(x.reshape(*x.shape[:3], -1)).reshape(x.shape)
 
 
 def split_heads(x: Float[Array, "B T P C"], parts: int, heads: int) -> tuple[Array, ...]:

@@ -79,15 +79,16 @@ class FeedForward(nnx.Module):
 
 
 class EmbeddingMLP(nnx.Module):
-    """Linear, SiLU, Linear."""
+    """Linear, activation, Linear."""
 
-    def __init__(self, width_in, width, width_out, *, dtype, rngs):
+    def __init__(self, width_in, width, width_out, *, activation=jax.nn.silu, dtype, rngs):
+        self.activation = activation
         self.first = nnx.Linear(width_in, width, dtype=dtype, rngs=rngs)
         self.second = nnx.Linear(width, width_out, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C2"]:
-        """Embeds a sinusoidal code."""
-        return self.second(jax.nn.silu(self.first(x)))
+        """Embeds a sinusoidal code, or a text token."""
+        return self.second(self.activation(self.first(x)))
 
 
 class Blend(nnx.Module):

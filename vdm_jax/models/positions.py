@@ -3,6 +3,7 @@
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from vdm_jax.typing import Array, Float
@@ -34,13 +35,62 @@ def grid_code(rows: int, columns: int, width: int) -> Float[Array, "H W C"]:
     return jnp.concatenate([jnp.broadcast_to(row[:, None], shape), jnp.broadcast_to(column[None], shape)], axis=-1)
 
 
-def rotate(x: Float[Array, "B T P N D"], positions: Float[Array, "T"]) -> Float[Array, "B T P N D"]:
-    """Rotates x by the position of its frame: rotary embedding (Su et al. 2021, arXiv 2104.09864, equation 34)."""
-    half = x.shape[-1] // 2
-    frequencies = 10_000.0 ** (-jnp.arange(half) / half)
-    angles = (positions[:, None] * frequencies)[:, None, None, :]
+def plane_code(
+    rows: int, columns: int, width: int, span: Float[np.ndarray, "2"] | None = None
+) -> Float[np.ndarray, "H W C"]:
+    """Returns sinusoids of the column (first half of the channels) and of the row, sines before cosines in each half.
+
+    Rows and columns are stretched to 0 … `span`, so that pictures of all sizes share their positions; by default they
+    are counted. (Chen et al. 2023, PixArt-α, arXiv 2310.00426.)
+    """
+    span = (rows, columns) if span is None else span
+    row, column = (
+        np.roll(_code(np.arange(n) * (size / n), width // 2), width // 4, axis=-1)
+        for n, size in zip((rows, columns), span, strict=True)
+    )
+    shape = (rows, columns, width // 2)
+    return np.concatenate([np.broadcast_to(column[None], shape), np.broadcast_to(row[:, None], shape)], axis=-1)
+
+
+def _code(positions: Float[np.ndarray, "S"], width: int) -> Float[np.ndarray, "S C"]:
+    """Computes `sinusoid` in float64."""
+    angles = rotary_angles(positions, width)
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
+
+
+def rotary_angles(positions: Float[np.ndarray, "S"], size: int) -> Float[np.ndarray, "S {size}//2"]:
+    """Returns the angle of each pair of `size` channels at each position, in float64 (Su et al. 2021, equation 15)."""
+    return np.asarray(positions, np.float64)[:, None] * 10_000.0 ** (-np.arange(size // 2) * 2 / size)
+
+
+def frame_angles(frames: int, size: int) -> Float[np.ndarray, "T 1 1 {size}//2"]:
+    """Returns the rotary angles of each frame's number."""
+    return rotary_angles(np.arange(frames), size)[:, None, None].astype(np.float32)
+
+
+def axis_angles(frames: int, rows: int, columns: int, sizes: tuple[int, int, int]) -> Float[np.ndarray, "T P 1 D//2"]:
+    """Returns rotary angles of frame, row and column; `sizes` channels of a head belong to each of the three."""
+    shape, angles = (frames, rows, columns), []
+    for axis, (count, size) in enumerate(zip(shape, sizes, strict=True)):
+        code = rotary_angles(np.arange(count), size)
+        code = code.reshape([-1 if i == axis else 1 for i in range(3)] + [size // 2])
+        angles.append(np.broadcast_to(code, (*shape, size // 2)))
+    return np.concatenate(angles, axis=-1).reshape(frames, rows * columns, 1, -1).astype(np.float32)
+
+
+def rotate(
+    x: Float[Array, "B T P N D"], angles: Float[Array, "#T #P #N D//2"], interleaved: bool = False
+) -> Float[Array, "B T P N D"]:
+    """Rotates pairs of channels: rotary embedding (Su et al. 2021, arXiv 2104.09864, equation 34).
+
+    A pair are the channels i and i + D/2, or with `interleaved` 2i and 2i + 1.
+    """
     cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
-    first, second = x[..., :half], x[..., half:]
+    if interleaved:
+        first, second = x[..., 0::2], x[..., 1::2]
+        rotated = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        return rotated.reshape(x.shape)
+    first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 

@@ -17,7 +17,7 @@ from vdm_jax.models.attention import Attention
 from vdm_jax.models.convolution import Inputs
 from vdm_jax.models.layers import Blend, EmbeddingMLP, FeedForward, GroupNorm, layer_norm
 from vdm_jax.models.layout import Layout
-from vdm_jax.models.positions import frame_code, interleaved_code
+from vdm_jax.models.positions import frame_angles, frame_code, interleaved_code
 from vdm_jax.typing import Array, Bool, Float
 
 POSITIONS = ("relative", "rotary", "sinusoidal", "none")
@@ -70,7 +70,7 @@ class TimeAttention(nnx.Module):
 
     def __init__(self, channels, text_width=0, *, head_size, position, max_distance, dtype, rngs):
         del text_width
-        self.position = position
+        self.position, self.head_size = position, head_size
         self.norm = GroupNorm(channels, dtype, rngs)
         self.attention = Attention(
             channels,
@@ -78,7 +78,7 @@ class TimeAttention(nnx.Module):
             along="time",
             fused=True,
             zero=True,
-            position=position,
+            position="relative" if position == "relative" else None,
             max_distance=max_distance,
             dtype=dtype,
             rngs=rngs,
@@ -90,7 +90,8 @@ class TimeAttention(nnx.Module):
         if self.position == "sinusoidal":
             hidden = hidden + frame_code(*x.shape[1::3])[:, None].astype(hidden.dtype)
         mask = None if inputs.is_still is None else clip_mask(inputs.is_still)[:, None]
-        return x + self.attention(hidden, mask=mask).reshape(x.shape)
+        angles = frame_angles(x.shape[1], self.head_size) if self.position == "rotary" else None
+        return x + self.attention(hidden, mask=mask, angles=angles).reshape(x.shape)
 
 
 def clip_mask(is_still: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:

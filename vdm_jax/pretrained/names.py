@@ -21,6 +21,7 @@ from vdm_jax.pretrained.folder import Weights
 from vdm_jax.typing import Params, PyTree
 
 Table = Sequence[tuple[str, str]]
+STEM = "stem/project/kernel"  # of a transformer
 
 
 class Naming(NamedTuple):
@@ -35,6 +36,8 @@ class Naming(NamedTuple):
             of the block follows.
         fused: (pattern, replacement, part, parts) for parameters that are parts of one published tensor, along its
             first axis; the replacement gives the path of the tensor.
+        patch: sizes of the patches of a transformer, whose stem is a convolution over them.
+        framed: pattern of parameters whose published tensor has a first axis of length 1.
     """
 
     table: Table
@@ -42,6 +45,8 @@ class Naming(NamedTuple):
     over_time: str = r"time_conv/.*conv(s/\d|1|2)/kernel$"
     stacked: str = r"$^"
     fused: Sequence[tuple[str, str, int, int]] = ()
+    patch: tuple[int, ...] = ()
+    framed: str = r"$^"
 
 
 class Tensor(NamedTuple):
@@ -91,7 +96,9 @@ def torch_name(path: str, naming: Naming) -> str:
 def to_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
     """Returns a parameter in the published layout."""
     if not path.endswith("/kernel"):
-        return array
+        return array[None] if re.search(naming.framed, path) else array
+    if naming.patch and path == STEM:
+        array = array.reshape(*naming.patch, -1, array.shape[-1])
     if array.ndim > 2:
         return np.moveaxis(array, (-1, -2), (0, 1))
     if re.search(naming.over_time, path):
@@ -102,9 +109,11 @@ def to_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
 def from_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
     """Returns a published tensor in the layout of our parameter: the inverse of `to_torch`."""
     if not path.endswith("/kernel"):
-        return array
+        return array[0] if re.search(naming.framed, path) else array
     if array.ndim == 2:
         return array.T
+    if naming.patch and path == STEM:
+        return np.moveaxis(array, (0, 1), (-1, -2)).reshape(-1, array.shape[0])
     if re.search(naming.over_time, path):
         return array[..., 0, 0].transpose(2, 1, 0).reshape(-1, array.shape[0])
     return array[..., 0, 0].T if re.search(naming.pointwise, path) else np.moveaxis(array, (0, 1), (-1, -2))
