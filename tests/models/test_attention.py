@@ -28,19 +28,23 @@ def product(linear, x):
     return out if linear.bias is None else out + np.asarray(linear.bias[...], np.float64)
 
 
-def normalised(norm, x):
-    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + norm.epsilon) * np.asarray(norm.scale[...], np.float64)
+def normalised(norm, x, over):
+    """Divides each head, or all heads together, by its root mean square."""
+    flat = x if over == "head" else x.reshape(*x.shape[:-2], -1)
+    out = flat / np.sqrt(np.mean(flat**2, -1, keepdims=True) + norm.epsilon) * np.asarray(norm.scale[...], np.float64)
+    return out.reshape(x.shape)
 
 
-def rotated(x):
-    """Rotates each pair (i, i + D/2) of a head by the frame's number times 10000^(-2i/D)."""
-    half = x.shape[-1] // 2
-    angles = np.arange(x.shape[1])[:, None] * 10_000.0 ** (-np.arange(half) / half)
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None, None]
+def rotated(x, angles, interleaved):
+    """Rotates pairs of channels as complex numbers."""
+    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else np.split(x, 2, axis=-1)
+    turned = (first + 1j * second) * np.exp(1j * np.asarray(angles, np.float64))
+    if interleaved:
+        return np.stack([turned.real, turned.imag], -1).reshape(x.shape)
     return np.concatenate([turned.real, turned.imag], -1)
 
 
-def reference(module, x, text=None, *, text_mask=None, mask=None):
+def reference(module, x, text=None, *, text_mask=None, mask=None, angles=None):
     """Attends from every pixel of every frame to all pixels and tokens at once; whatever is out of reach is masked."""
     heads = module.heads
     batch, frames, pixels, _ = x.shape
@@ -62,12 +66,12 @@ def reference(module, x, text=None, *, text_mask=None, mask=None):
     elif has_text:
         text_pair = parts(module.text_kv, text, 2)
     if module.qk_norm:
-        query = normalised(module.q_norm, query)
-        keys_values[:1] = [normalised(module.k_norm, key) for key in keys_values[:1]]
+        query = normalised(module.q_norm, query, module.qk_norm)
+        keys_values[:1] = [normalised(module.k_norm, key, module.qk_norm) for key in keys_values[:1]]
         if text_pair is not None:
-            text_pair = normalised(module.k_norm, text_pair[0]), text_pair[1]
-    if module.position == "rotary":
-        query, keys_values[0] = rotated(query), rotated(keys_values[0])
+            text_pair = normalised(module.k_norm, text_pair[0], module.qk_norm), text_pair[1]
+    if angles is not None:
+        query, keys_values[0] = (rotated(part, angles, module.interleaved) for part in (query, keys_values[0]))
 
     out = np.zeros((batch, frames, pixels, heads, query.shape[-1]))
     for b, t, p in np.ndindex(batch, frames, pixels):
@@ -117,12 +121,11 @@ MODULES = {
     "only, fused": dict(**ONLY, fused=True),
     "only, along time": dict(**ONLY, along="time"),  # the axis is that of the first attention of a block
     "relative": dict(along="time", position="relative", max_distance=1),
-    "rotary": dict(along="time", position="rotary", head_size=4),
-    "rotary, all": dict(along="all", position="rotary", head_size=4),
-    "qk norm": dict(qk_norm=True),
-    "qk norm, rotary, fused": dict(along="time", position="rotary", head_size=4, qk_norm=True, fused=True),
-    "qk norm, joint": dict(**JOINT, qk_norm=True, fused=True),
-    "qk norm, only": dict(**ONLY, qk_norm=True, fused=True),
+    "qk norm": dict(qk_norm="head"),
+    "qk norm, all heads": dict(qk_norm="all"),
+    "qk norm, joint": dict(**JOINT, qk_norm="head", fused=True),
+    "qk norm, only": dict(**ONLY, qk_norm="head", fused=True),
+    "qk norm, all heads, only": dict(**ONLY, qk_norm="all"),
     "causal": dict(causal=True),
     "causal, time": dict(along="time", causal=True),
     "causal, all": dict(along="all", causal=True),
@@ -152,6 +155,15 @@ def test_a_module_is_what_its_arguments_say(name):
         np.testing.assert_allclose(run(module, x, tokens), reference(module, x, tokens), atol=1e-5)
         masked = run(module, x, tokens, text_mask=mask)
         np.testing.assert_allclose(masked, reference(module, x, tokens, text_mask=mask), atol=1e-5)
+
+
+@pytest.mark.parametrize("along", ["time", "all"])
+@pytest.mark.parametrize("options", [dict(), dict(interleaved=True), dict(qk_norm="head", fused=True)])
+def test_rotary_positions_turn_queries_and_keys(along, options):
+    module, x = make(along=along, head_size=4, **options), normal(0, B, T, P, C)
+    for shape in ((T, 1, 1, 2), (T, P, N, 2)):
+        angles = normal(1, *shape)
+        np.testing.assert_allclose(run(module, x, angles=angles), reference(module, x, angles=angles), atol=1e-5)
 
 
 SIZES = {"space": (T, P), "time": (P, T), "all": (1, T * P)}  # lead axis, and positions that see each other

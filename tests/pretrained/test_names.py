@@ -37,7 +37,7 @@ NAMING = Naming(
     table=((r"^blocks/", "layers/"), (r"^last/", "head/"), (r"/kernel$", "/weight")),
     pointwise=r"/up/kernel$",
     stacked=r"^blocks/",
-    fused=tuple((rf"/{name}/kernel$", "/in_proj/kernel", part, 3) for part, name in enumerate("qkv")),
+    fused=tuple((rf"/{name}/kernel$", "/in_proj/kernel", (part, part + 1), 3) for part, name in enumerate("qkv")),
 )
 MATRIX, VECTOR = (WIDTH, WIDTH), (WIDTH,)
 BLOCK = {

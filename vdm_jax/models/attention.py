@@ -112,7 +112,7 @@ class Attention(nnx.Module):
         *,
         text_mask: Bool[Array, "B G L"] | None = None,
         mask: Bool[Array, "#B _ S"] | Bool[Array, "#B _ Q S"] | None = None,
-        angles: Float[Array, "#T #P #N D//2"] | None = None,
+        angles: Float[Array, "#T #P _ _"] | None = None,
         layout: Layout = ONE_DEVICE,
     ) -> Float[Array, "B T P C"]:
         """Attends from each pixel; `text` has one text for the video (G = 1) or one for each frame (G = T).

@@ -58,7 +58,7 @@ class DiT(nnx.Module):
             or none. Attention over all positions has rotary positions on three axes.
         interleaved: rotary positions turn neighbouring channels (`positions.rotate`).
         qk_norm: as in `Attention`.
-        cross: which blocks read the text: "space", those along space; "each"; "none".
+        cross: which blocks read the text: "space", the blocks along space, or over all positions; "each"; "none".
         cross_norm: cross-attention has a layer norm before it, and `qk_norm`.
         modulation: "shared" or "block" (`Block`).
         text_width, pooled_width: of text tokens, and of the pooled text vector, 0 for none. `pooled`: the pooled vector
@@ -84,7 +84,7 @@ class DiT(nnx.Module):
         patch: int = 2,
         patch_time: int = 1,
         pad: bool = False,
-        plane: float | str | None = "count",
+        plane: float | int | str | None = "count",
         time_position: str = "rotary",
         interleaved: bool = False,
         qk_norm: str | None = "head",
@@ -122,7 +122,7 @@ class DiT(nnx.Module):
         alongs = {"space_time": ("space", "time"), "all": ("all",)}[attend]
         block = dict(width=width, hidden=hidden or 4 * width, heads=heads, qk_norm=qk_norm, interleaved=interleaved)
         block |= dict(cross_norm=cross_norm, modulation=modulation)
-        block |= dict(implementation=attention, text=() if not reads else alongs if cross == "each" else ("space",))
+        block |= dict(implementation=attention, text=alongs if reads and cross == "each" else alongs[:reads])
 
         def layer(rngs):
             return Layer(alongs, dtype=dtype, rngs=rngs, **block)
@@ -183,7 +183,7 @@ class DiT(nnx.Module):
             return None
         if self.plane == "area":  # latents of 64 × 64, 512 × 512 pixels, count as they are
             return (round((rows * columns) ** 0.5) * 64 / (height * width) ** 0.5,) * 2
-        return (self.plane, self.plane)
+        return (float(self.plane), float(self.plane))
 
     def _embed(self, time: Float[Array, "B *T"], conditions: Conditions) -> Float[Array, "B G C"]:
         """Embeds time and conditions, for the video (G = 1) or for each frame. Raises InputError for a missing one."""

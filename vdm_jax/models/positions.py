@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from vdm_jax.typing import Array, Float
+from vdm_jax.typing import Array, Float, Int
 
 
 def sinusoid(positions: Float[Array, "*S"], width: int) -> Float[Array, "*S {width}"]:
@@ -36,8 +36,8 @@ def grid_code(rows: int, columns: int, width: int) -> Float[Array, "H W C"]:
 
 
 def plane_code(
-    rows: int, columns: int, width: int, span: Float[np.ndarray, "2"] | None = None
-) -> Float[np.ndarray, "H W C"]:
+    rows: int, columns: int, width: int, span: tuple[float, float] | None = None
+) -> Float[np.ndarray, "H W {width}"]:
     """Returns sinusoids of the column (first half of the channels) and of the row, sines before cosines in each half.
 
     Rows and columns are stretched to 0 … `span`, so that pictures of all sizes share their positions; by default they
@@ -52,30 +52,33 @@ def plane_code(
     return np.concatenate([np.broadcast_to(column[None], shape), np.broadcast_to(row[:, None], shape)], axis=-1)
 
 
-def _code(positions: Float[np.ndarray, "S"], width: int) -> Float[np.ndarray, "S C"]:
+def _code(positions: Float[np.ndarray, "S"], width: int) -> Float[np.ndarray, "S {width}"]:
     """Computes `sinusoid` in float64."""
     angles = rotary_angles(positions, width)
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
 
 
-def rotary_angles(positions: Float[np.ndarray, "S"], size: int) -> Float[np.ndarray, "S {size}//2"]:
+def rotary_angles(
+    positions: Float[np.ndarray, "S"] | Int[np.ndarray, "S"], size: int
+) -> Float[np.ndarray, "S {size}//2"]:
     """Returns the angle of each pair of `size` channels at each position, in float64 (Su et al. 2021, equation 15)."""
-    return np.asarray(positions, np.float64)[:, None] * 10_000.0 ** (-np.arange(size // 2) * 2 / size)
+    return positions[:, None] * 10_000.0 ** (-np.arange(size // 2) * 2 / size)
 
 
-def frame_angles(frames: int, size: int) -> Float[np.ndarray, "T 1 1 {size}//2"]:
+def frame_angles(frames: int, size: int) -> Float[Array, "T 1 1 {size}//2"]:
     """Returns the rotary angles of each frame's number."""
-    return rotary_angles(np.arange(frames), size)[:, None, None].astype(np.float32)
+    return jnp.asarray(rotary_angles(np.arange(frames), size)[:, None, None], jnp.float32)
 
 
-def axis_angles(frames: int, rows: int, columns: int, sizes: tuple[int, int, int]) -> Float[np.ndarray, "T P 1 D//2"]:
+def axis_angles(frames: int, rows: int, columns: int, sizes: tuple[int, int, int]) -> Float[Array, "T P 1 D"]:
     """Returns rotary angles of frame, row and column; `sizes` channels of a head belong to each of the three."""
     shape, angles = (frames, rows, columns), []
     for axis, (count, size) in enumerate(zip(shape, sizes, strict=True)):
         code = rotary_angles(np.arange(count), size)
         code = code.reshape([-1 if i == axis else 1 for i in range(3)] + [size // 2])
         angles.append(np.broadcast_to(code, (*shape, size // 2)))
-    return np.concatenate(angles, axis=-1).reshape(frames, rows * columns, 1, -1).astype(np.float32)
+    angles = np.concatenate(angles, axis=-1).reshape(frames, rows * columns, 1, -1)
+    return jnp.asarray(angles, jnp.float32)
 
 
 def rotate(

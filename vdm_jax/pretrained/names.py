@@ -6,6 +6,7 @@ rows, columns), a convolution over frames as (out, in, 3, 1, 1). A stacked param
 tensors, one for each block; several parameters can be the parts of one fused tensor.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from vdm_jax.pretrained.folder import Weights
 from vdm_jax.typing import Params, PyTree
 
 Table = Sequence[tuple[str, str]]
-STEM = "stem/project/kernel"  # of a transformer
+STEMS, HEAD = r"(stem|known)/project/kernel$", r"head/project/"  # of a transformer
 
 
 class Naming(NamedTuple):
@@ -34,9 +35,10 @@ class Naming(NamedTuple):
             three frames one after the other along its channels.
         stacked: pattern at the start of the paths of stacked blocks (`models.stack`); in the published path the number
             of the block follows.
-        fused: (pattern, replacement, part, parts) for parameters that are parts of one published tensor, along its
-            first axis; the replacement gives the path of the tensor.
-        patch: sizes of the patches of a transformer, whose stem is a convolution over them.
+        fused: (pattern, replacement, (start, stop), parts) for parameters that are equal parts start … stop of one
+            published tensor, along its first axis; the replacement gives the path of the tensor.
+        patch: sizes of the patches of a transformer, whose stem is a convolution over them. `packed`: stems and head
+            are matrices, in which the pixels of a channel lie together; ours has the channels of a pixel together.
         framed: pattern of parameters whose published tensor has a first axis of length 1.
     """
 
@@ -44,8 +46,9 @@ class Naming(NamedTuple):
     pointwise: str = r"shortcut/kernel$"
     over_time: str = r"time_conv/.*conv(s/\d|1|2)/kernel$"
     stacked: str = r"$^"
-    fused: Sequence[tuple[str, str, int, int]] = ()
+    fused: Sequence[tuple[str, str, tuple[int, int], int]] = ()
     patch: tuple[int, ...] = ()
+    packed: bool = False
     framed: str = r"$^"
 
 
@@ -54,8 +57,8 @@ class Tensor(NamedTuple):
 
     name: str
     path: str  # of the parameter, with the number of its block
-    part: int = 0
-    parts: int = 1  # how many parameters share the tensor
+    part: tuple[int, int] = (0, 1)
+    parts: int = 1  # of which the parameter is some
 
 
 # The parts of blocks have the same names in all families.
@@ -95,10 +98,15 @@ def torch_name(path: str, naming: Naming) -> str:
 
 def to_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
     """Returns a parameter in the published layout."""
+    if naming.packed and re.match(HEAD, path):
+        channels = array.reshape(-1, *naming.patch, array.shape[-1] // math.prod(naming.patch))
+        array = np.moveaxis(channels, -1, 1).reshape(array.shape)
     if not path.endswith("/kernel"):
         return array[None] if re.search(naming.framed, path) else array
-    if naming.patch and path == STEM:
+    if naming.patch and re.match(STEMS, path):
         array = array.reshape(*naming.patch, -1, array.shape[-1])
+        if naming.packed:
+            return np.moveaxis(array, (-1, -2), (0, 1)).reshape(array.shape[-1], -1)
     if array.ndim > 2:
         return np.moveaxis(array, (-1, -2), (0, 1))
     if re.search(naming.over_time, path):
@@ -108,12 +116,16 @@ def to_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
 
 def from_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
     """Returns a published tensor in the layout of our parameter: the inverse of `to_torch`."""
+    if naming.packed and re.match(HEAD, path):
+        channels = array.reshape(-1, *naming.patch, *array.shape[1:])
+        array = np.moveaxis(channels, 0, len(naming.patch)).reshape(array.shape)
     if not path.endswith("/kernel"):
         return array[0] if re.search(naming.framed, path) else array
+    if naming.patch and re.match(STEMS, path):
+        array = array.reshape(len(array), -1, *naming.patch)
+        return np.moveaxis(array, (0, 1), (-1, -2)).reshape(-1, len(array))
     if array.ndim == 2:
         return array.T
-    if naming.patch and path == STEM:
-        return np.moveaxis(array, (0, 1), (-1, -2)).reshape(-1, array.shape[0])
     if re.search(naming.over_time, path):
         return array[..., 0, 0].transpose(2, 1, 0).reshape(-1, array.shape[0])
     return array[..., 0, 0].T if re.search(naming.pointwise, path) else np.moveaxis(array, (0, 1), (-1, -2))
@@ -147,7 +159,8 @@ def torch_shapes(abstract: PyTree, naming: Naming, skip: str = "$^") -> dict[str
         for tensor in tensors:
             stand_in = np.broadcast_to(np.int8(0), shape)  # one byte of memory, whatever the shape
             first, *rest = to_torch(tensor.path, stand_in, naming).shape
-            shapes[tensor.name] = (first * tensor.parts, *rest)
+            start, stop = tensor.part
+            shapes[tensor.name] = (first * tensor.parts // (stop - start), *rest)
     return shapes
 
 
@@ -174,7 +187,8 @@ def from_tensors(path: str, shape: Sequence[int], read: Callable[[str], np.ndarr
     for tensor in tensors_for(path, shape, naming):
         array = read(tensor.name)
         if tensor.parts > 1:
-            array = np.split(array, tensor.parts)[tensor.part]
+            start, stop = (len(array) * end // tensor.parts for end in tensor.part)
+            array = array[start:stop]
         blocks.append(from_torch(tensor.path, array, naming))
     return np.stack(blocks) if re.match(naming.stacked, path) else blocks[0]
 

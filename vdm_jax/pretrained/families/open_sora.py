@@ -58,6 +58,6 @@ def dit(config: Config) -> tuple[dict[str, Any], Naming]:
         (r"/table$", "/scale_shift_table"),
         (r"/(kernel|scale)$", "/weight"),
     )
-    fused = [(f"/attention/{part}/", "/attention/qkv/", i, 3) for i, part in enumerate("qkv")]
-    fused += [(f"/cross/{part}/", "/cross/kv_linear/", i, 2) for i, part in enumerate("kv")]
+    fused = [(f"/attention/{part}/", "/attention/qkv/", (i, i + 1), 3) for i, part in enumerate("qkv")]
+    fused += [(f"/cross/{part}/", "/cross/kv_linear/", (i, i + 1), 2) for i, part in enumerate("kv")]
     return arguments, Naming(table, stacked=r"^layers/", fused=fused, patch=(1, 2, 2))

@@ -1,0 +1,103 @@
+"""The published transformers: the original code's outputs, the names of all tensors, and refusals."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from einops import rearrange
+from flax import nnx
+
+from tests.pretrained.networks import relative
+from tests.pretrained.transformers import (
+    FULL_SIZE,
+    KINDS,
+    LATTE,
+    MMDIT,
+    MMDIT_FUSED,
+    STDIT3,
+    WAN,
+    abstract,
+    fixture,
+    module_of,
+)
+from vdm_jax.errors import InputError
+from vdm_jax.models.conditions import Conditions, Text
+from vdm_jax.pretrained.families import open_sora
+from vdm_jax.pretrained.names import torch_shapes, torch_tensors
+
+TOLERANCE = 5e-6  # relative, float32
+
+
+def test_open_sora_computes_what_the_original_code_computed():
+    tensors, arrays = fixture("stdit3_tiny")
+    for name in (open_sora.NULL_TEXT, open_sora.FREQUENCIES):
+        del tensors[name]
+    module, _, _ = module_of(STDIT3, tensors)
+    text = Text(jnp.asarray(arrays["y"]), jnp.asarray(arrays["mask"], bool)[:, None], None)
+    conditions = Conditions(text=text, scalars=jnp.asarray(arrays["fps"])[:, None])
+    z, expected, masked = (rearrange(arrays[name], "b c t h w -> b t h w c") for name in ("x", "out", "out_x_mask"))
+    run = jax.jit(lambda z, time: module(z, time, conditions))
+    assert relative(run(z, arrays["t"]), expected[..., :4]) < TOLERANCE
+    # Frames at time 0 condition the others; the original code computes something else for them, and drops it.
+    live = arrays["x_mask"]
+    out = run(z, np.where(live, arrays["t"][:, None], 0).astype(np.float32))
+    assert relative(np.asarray(out)[live], masked[..., :4][live]) < TOLERANCE
+    assert relative(out, expected[..., :4]) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("opensora2_mmdit_tiny", MMDIT), ("opensora2_mmdit_tiny_fluxrope", MMDIT_FUSED)]
+)
+def test_open_sora_2_computes_what_the_original_code_computed(name, config):
+    tensors, arrays = fixture(name)
+    module, _, _ = module_of(config, tensors)
+    frames, rows, columns = arrays["img_ids"][0].astype(int).max(0) + 1
+
+    def unpacked(x):
+        sizes = dict(t=frames, h=rows, w=columns, i=2, j=2)
+        return rearrange(x, "b (t h w) (c i j) -> b t (h i) (w j) c", **sizes)
+
+    tokens = jnp.asarray(arrays["txt"])[:, None]
+    text = Text(tokens, jnp.ones(tokens.shape[:3], bool), jnp.asarray(arrays["y_vec"])[:, None])
+    known = np.roll(unpacked(arrays["cond"]), -1, axis=-1)  # here the mask comes last
+    out = jax.jit(module)(unpacked(arrays["img"]), 1000 * arrays["timesteps"], Conditions(text=text, known=known))
+    assert relative(out, unpacked(arrays["out"])) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_names_shapes_and_counts_at_full_size(name):
+    config, count, parameters = FULL_SIZE[name]
+    module, naming = abstract(config)
+    shapes = torch_shapes(nnx.to_pure_dict(nnx.split(module)[1]), naming)
+    assert len(shapes) == count
+    assert sum(map(math.prod, shapes.values())) == parameters
+
+
+@pytest.mark.parametrize("config", [LATTE, STDIT3, WAN, MMDIT, MMDIT_FUSED], ids=lambda c: c["_class_name"])
+def test_tensors_come_back_as_they_were(config):
+    module, naming = abstract(config)
+    rng = np.random.default_rng(0)
+    shapes = torch_shapes(nnx.to_pure_dict(nnx.split(module)[1]), naming)
+    tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    _, params, naming = module_of(config, tensors)
+    back = torch_tensors(params, naming)
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "line"),
+    [
+        (LATTE, {"norm_type": "ada_norm"}, "norm_type='ada_norm' is not implemented; it must be 'ada_norm_single'"),
+        (STDIT3, {"qk_norm": False}, "qk_norm=False is not implemented; it must be True"),
+        (WAN, {"image_dim": 1280}, "image_dim=1280 is not implemented; it must be None"),
+        (WAN, {"blocks": 3}, "blocks=3 is not known"),
+        (MMDIT, {"guidance_embed": True}, "guidance_embed=True is not implemented; it must be False"),
+    ],
+)
+def test_a_setting_that_is_not_implemented_is_refused_by_name(config, change, line):
+    with pytest.raises(InputError, match=line):
+        KINDS[config["_class_name"]][0](config | change)
