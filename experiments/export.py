@@ -23,7 +23,8 @@ def main() -> None:
     from vdm_jax.config import read_config
     from vdm_jax.pretrained.families import translate
     from vdm_jax.pretrained.lora import save_lora
-    from vdm_jax.pretrained.unets import PublishedUNet, save_unet
+    from vdm_jax.pretrained.names import Part
+    from vdm_jax.pretrained.unets import save_unet
     from vdm_jax.split import join
 
     config = read_config(RUN.value)
@@ -38,7 +39,7 @@ def main() -> None:
         print(f"{OUT.value}: LoRA for {kind}, of step {model.step}")
         return
     params = join(trained, split.frozen)
-    save_unet(PublishedUNet(None, params["network"], model.unet_config), OUT.value)
+    save_unet(Part(None, params["network"], model.unet_config), OUT.value)
     print(f"{OUT.value}: {kind} of step {model.step}, for diffusers to load")
 
 

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from vdm_jax.checkpoints import restore_ema
-from vdm_jax.config import read_config
+from vdm_jax.config import is_run, read_config
 from vdm_jax.diffusion.known import MaskMixture
 from vdm_jax.diffusion.objective import Objective
 from vdm_jax.diffusion.process import Process, make_process
@@ -36,6 +36,7 @@ from vdm_jax.typing import Params, PyTree
 # What `kind` names. A new kind is registered here: NETWORKS["mine"] = Mine.
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {"unet": UNet}
 TEXT_ENCODERS: dict[str, Callable[..., nnx.Module]] = {"bytes": ByteEncoder}
+LOADERS = {"network": published.load_network, "text": published.load_text, "codec": published.load_codec}
 
 
 # -------------------------------------------------------------------------------------------- from a config
@@ -52,7 +53,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Model:
     groups = {name: config[name] for name in ("model", "known", "process", "objective", "seed")}
     groups["data"] = {name: config.data[name] for name in ("frames", "height", "width", "channels", "joint_images")}
     key = ml_collections.ConfigDict(groups).to_json()
-    loads = any("folder" in config.model[part] for part in ("network", "text", "codec"))
+    loads = any("folder" in config.model[part] for part in LOADERS)
     # Shapes are kept, as they take half a second: nobody changes a Model.
     model = _build(key, mesh or make_mesh()) if loads else _build_new(key)
     sample = config.sample
@@ -67,51 +68,40 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Model:
 def _build(groups: str, mesh: Mesh | None) -> Model:
     config = ml_collections.ConfigDict(json.loads(groups))
     parts, data = config.model, config.data
-    loaded = frozenset(name for name in ("network", "text", "codec") if "folder" in parts[name])
-    common = dict(mesh=mesh, dtype=parts.dtype, params_dtype="float32")
+    loaded = frozenset(name for name in LOADERS if "folder" in parts[name])
     params: dict[str, PyTree] = {}
-    codec, text, network = PIXELS, None, None
-    arguments = _network_arguments(config) if "network" in loaded else {}  # first: these checks take no time
+    codec, text, sizes = PIXELS, None, None
+    fields: dict[str, Any] = {"masks": masks_of(config)}
+    if "network" in loaded:
+        _network_arguments(config)  # first: these checks take no time
     if "codec" in loaded:
-        codec, params["codec"] = _load_part(published.load_codec, "codec", parts.codec.to_dict(), **common)
+        codec, params["codec"] = _load_part(config, "codec", mesh)
     elif parts.codec.get("kind") != "pixels":
         raise InputError(f"model.codec.kind={parts.codec.get('kind')!r} must be 'pixels', or model.codec have a folder")
     shape = (data.frames, data.height, data.width, data.channels)
     latents = codec.shape(shape)
     if "text" in loaded:
-        text, params["text"] = _load_part(published.load_text, "text", parts.text.to_dict(), **common)
+        text, params["text"] = _load_part(config, "text", mesh)
     if "network" in loaded:
-        network = _load_part(published.load_network, "network", arguments, seed=config.seed, **common)
-        params["network"] = network.params
+        own, params["network"], sizes = _load_part(config, "network", mesh)
+        fields |= own
     modules = nnx.eval_shape(lambda: make_parts(config, latents[3], text))
     for name, module in modules.items():
         params[name] = nnx.to_pure_dict(nnx.split(module)[1])
     if "text" in modules:
         text = TextEncoder(nnx.split(modules["text"])[0], modules["text"].tokenize, *[modules["text"].width] * 2)
-    if network:
-        _check_loaded(config, network, latents[3], text)
-    graphdef = network.graphdef if network else nnx.split(modules["network"])[0]
-    module, masks = nnx.merge(graphdef, params["network"]), masks_of(config)
+    if sizes:
+        _check_loaded(config, sizes, latents[3], text)
+    else:
+        prediction = objective_of(config).prediction
+        fields |= dict(network=nnx.split(modules["network"])[0], process=process_of(config), prediction=prediction)
+    module, masks = nnx.merge(fields["network"], params["network"]), fields["masks"]
     _check_sizes(module, latents, shape, data.joint_images)
     time_per_frame = objective_of(config).time_per_frame or (masks is not None and masks.tell == "times")
     if time_per_frame and getattr(module, "folds_frames", False):
         raise InputError("a time for each frame needs a network with patch_time=1 and resample='space'")
-    return Model(
-        network=graphdef,
-        text=text,
-        codec=codec,
-        process=network.schedule.process if network else process_of(config),
-        prediction=network.schedule.prediction if network else objective_of(config).prediction,
-        shape=shape,
-        fps=8.0,
-        params=params,
-        masks=masks,
-        time_per_frame=time_per_frame,
-        text_per_frame=network is not None and text is not None,
-        sampling=network.sampling if network else {},
-        unet_config=network.config if network else None,
-        loaded=loaded,
-    )
+    common = dict(shape=shape, fps=8.0, params=params, time_per_frame=time_per_frame, loaded=loaded)
+    return Model(text=text, codec=codec, **common, **fields)
 
 
 def _check_sizes(network: nnx.Module, latents: tuple[int, ...], video: tuple[int, ...], stills: int) -> None:
@@ -173,17 +163,32 @@ def _make(kinds: Mapping[str, Callable], part: str, group: ml_collections.Config
         raise InputError(f"config.model.{part} does not fit {kind!r}: {error}") from error
 
 
-def _load_part(load: Callable, part: str, group: Mapping[str, Any], **common: Any) -> Any:
-    arguments = {key: value for key, value in group.items() if key != "kind"}
-    try:
-        return load(**arguments, **common)
-    except TypeError as error:
-        raise InputError(f"config.model.{part}={arguments}: {error}") from error
+def _load_part(config: ml_collections.ConfigDict, part: str, mesh: Mesh | None) -> tuple:
+    """Returns what the loader of a part returns; a part of a run is what the run's checkpoint makes of it."""
+    arguments = _network_arguments(config) if part == "network" else config.model[part].to_dict()
+    arguments.pop("kind", None)
+    folder, name = arguments["folder"], f"config.model.{part}"
+    if not is_run(folder):
+        try:
+            return LOADERS[part](**arguments, mesh=mesh, dtype=config.model.dtype, params_dtype="float32")
+        except TypeError as error:
+            raise InputError(f"{name}={arguments}: {error}") from error
+    run = load(folder, mesh=mesh, **{key: value for key, value in arguments.items() if value and key != "folder"})
+    if part not in run.params:
+        raise InputError(f"{name}.folder={folder} is a run without a {part} of its own")
+    if part != "network":
+        return getattr(run, part), run.params[part]
+    fields = ("network", "process", "prediction", "masks", "text_per_frame", "sampling", "unet_config")
+    sizes = run.latent_shape[3], run.text.width if run.text else 0
+    return {field: getattr(run, field) for field in fields}, run.params["network"], sizes
 
 
 def _network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the arguments of `load_network`: an image network without an adapter gets new motion modules."""
     arguments = config.model.network.to_dict()
+    if is_run(arguments["folder"]):
+        return arguments
+    arguments["seed"] = config.seed
     adapter = arguments["motion_adapter"] = arguments.get("motion_adapter") or None
     kind = published.read_config(arguments["folder"])["_class_name"]
     if kind in published.FAMILIES and published.FAMILIES[kind].first_frame:
@@ -196,22 +201,24 @@ def _network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return arguments
 
 
-def _check_loaded(config: ml_collections.ConfigDict, network, channels: int, text: TextEncoder | None) -> None:
-    """Raises InputError for parts or settings that do not fit a loaded network."""
-    folder = config.model.network.folder
+def _check_loaded(config: ml_collections.ConfigDict, sizes: tuple[int, int], channels: int, text) -> None:
+    """Raises InputError for parts or settings that do not fit a loaded network.
+
+    `sizes` are the channels that it draws and the width of the texts that it reads.
+    """
+    folder, found = config.model.network.folder, text.width if text else 0
     if config.data.joint_images or config.known.mixture:
         raise InputError("data.joint_images and known.mixture are not for a loaded network: set them to 0 and {}")
     if config.process.to_dict() != {"name": "cosine"}:
         raise InputError(f"process={config.process.to_dict()} is not for a loaded network, which brings its own")
-    if channels != network.config["out_channels"]:
+    if channels != sizes[0]:
         raise InputError(
-            f"latents of {channels} channels do not fit the network in {folder}, which draws "
-            f"{network.config['out_channels']}: is model.codec the autoencoder of the same folder?"
+            f"latents of {channels} channels do not fit the network in {folder}, which draws {sizes[0]}: is "
+            "model.codec the autoencoder of the same folder?"
         )
-    width = network.config["cross_attention_dim"]
-    if text is None or text.width != width:
-        found = "none" if text is None else text.width
-        raise InputError(f"model.text has width {found}, but the network in {folder} reads texts of width {width}")
+    if found != sizes[1]:
+        found = found or "none"
+        raise InputError(f"model.text has width {found}, but the network in {folder} reads texts of width {sizes[1]}")
 
 
 def process_of(config: ml_collections.ConfigDict) -> Process:

@@ -203,6 +203,12 @@ def is_free(key: str) -> bool:
     return key.split(".")[0] in FREE_KEYS or key in FREE_KEYS
 
 
+def is_run(folder: str | Path) -> bool:
+    """Returns whether a folder is of a run, not of a published model."""
+    file = Path(folder) / "config.json"
+    return file.is_file() and '"model": {' in file.read_text()
+
+
 def check_run(run: Path, config: ml_collections.ConfigDict) -> None:
     """Raises InputError where a run folder exists, and belongs to another training."""
     if not (run / "config.json").exists():

@@ -5,7 +5,7 @@ A run folder and a published folder are both loaded as one (`build.load`), and a
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,17 +34,6 @@ class TextEncoder:
         return nnx.merge(self.graphdef, params)(tokens)
 
 
-@runtime_checkable
-class FirstFrame(Protocol):
-    """What conditions a network on the first frame alone, next to its null condition."""
-
-    def __call__(
-        self, params: Params, frame: Array, noise: Array, level: Scalar | float, frames: int
-    ) -> Conditions: ...
-
-    def null(self, conditions: Conditions) -> Conditions: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A video diffusion model. Without `params` it is hashable: a program is compiled once for equal models.
@@ -57,7 +46,7 @@ class Model:
         shape: of one video (frames, rows, columns, channels), in pixels.
         fps: frames a second of what it draws.
         masks: which masks the network was trained to be conditioned on, None for none.
-        first_frame: conditions on the first frame (Stable Video Diffusion), else None.
+        first_frame: conditions on the first frame, else None (`families.stable_video_diffusion.FirstFrame`).
         time_per_frame: the network was trained with a time for each frame.
         text_per_frame: each frame may have a text of its own, so that prompts can change from frame to frame.
         noise_window: (length, stride) of FreeNoise's windows, None for independent noise.
@@ -76,7 +65,7 @@ class Model:
     fps: float
     params: PyTree = None
     masks: MaskMixture | None = None
-    first_frame: FirstFrame | None = None
+    first_frame: Callable[..., Conditions] | None = None
     time_per_frame: bool = False
     text_per_frame: bool = False
     noise_window: tuple[int, int] | None = None

@@ -78,41 +78,27 @@ IMAGE_DEFAULTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Common:
-    """The arguments that all families have, their keys in the config, and which levels have attention."""
-
-    arguments: dict[str, Any]
-    attends: list[bool]
-    keys: tuple[str, ...] = (
-        "in_channels",
-        "out_channels",
-        "block_out_channels",
-        "layers_per_block",
-        "norm_num_groups",
-        "norm_eps",
-        "cross_attention_dim",
-        "down_block_types",
-        "up_block_types",
-    )
+# The keys that all families have.
+KEYS = ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "norm_num_groups", "norm_eps")
+KEYS += ("cross_attention_dim", "down_block_types", "up_block_types")
 
 
-def common(config: Config, attending: str, plain: str, attending_up: str, plain_up: str) -> Common:
-    """Reads the common keys.
+def common(config: Config, kind: str) -> dict[str, Any]:
+    """Returns the arguments that all families have; `kind` is in the names of a config's levels, such as "3D".
 
     Raises:
         InputError: another kind of level, or a way up that does not mirror the way down.
     """
+    attending, plain = f"CrossAttnDownBlock{kind}", f"DownBlock{kind}"
     down, up = config["down_block_types"], config["up_block_types"]
     for name in down:
         if name not in (attending, plain):
             raise InputError(f"down_block_types: {name} is not implemented; {attending} and {plain} are")
-    attends = [name == attending for name in down]
-    mirrored = [attending_up if a else plain_up for a in reversed(attends)]
+    mirrored = [name.replace("Down", "Up") for name in reversed(down)]
     if list(up) != mirrored:
         raise InputError(f"up_block_types={list(up)} must mirror the way down: {mirrored}")
     epsilon = config.get("norm_eps", 1e-5)
-    arguments = dict(
+    return dict(
         channels_in=config["in_channels"],
         channels_out=config["out_channels"],
         widths=tuple(config["block_out_channels"]),
@@ -125,17 +111,14 @@ def common(config: Config, attending: str, plain: str, attending_up: str, plain_
         space_conv=dict(kind="residual", groups=config.get("norm_num_groups", 32), epsilon=epsilon),
         time_attention=False,
     )
-    return Common(arguments, attends)
 
 
-def attention(common: Common, heads: Sequence[int], kind: str = "transformer", **arguments: Any) -> dict[str, Any]:
+def attention(config: Config, heads: Sequence[int], kind: str = "transformer", **arguments: Any) -> dict[str, Any]:
     """Fills an attention slot at the levels that have attention; the middle has the heads of the last level."""
-
-    def filling(n: int) -> dict[str, Any]:
-        return dict(kind=kind, heads=n, groups=common.arguments["groups"], **arguments)
-
-    down = [filling(n) if attends else None for n, attends in zip(heads, common.attends, strict=True)]
-    return {"down": down, "middle": filling(heads[-1])}
+    fillings = [dict(kind=kind, heads=n, groups=config.get("norm_num_groups", 32), **arguments) for n in heads]
+    attends = [name.startswith("CrossAttn") for name in config["down_block_types"]]
+    down = [filling if attend else None for filling, attend in zip(fillings, attends, strict=True)]
+    return {"down": down, "middle": fillings[-1]}
 
 
 def pointwise(config: Config) -> str:
