@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from vdm_jax.checkpoints import restore_ema
 from vdm_jax.config import is_run, read_config
@@ -42,7 +42,7 @@ LOADERS = {"network": published.load_network, "text": published.load_text, "code
 # -------------------------------------------------------------------------------------------- from a config
 
 
-def build(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Model:
+def build(config: ConfigDict, mesh: Mesh | None = None) -> Model:
     """Returns the model that a config describes: loaded parts as arrays, new parts as shapes.
 
     `mesh` is where loaded parts lie (default: all devices along data).
@@ -52,10 +52,9 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Model:
     """
     groups = {name: config[name] for name in ("model", "known", "process", "objective", "seed")}
     groups["data"] = {name: config.data[name] for name in ("frames", "height", "width", "channels", "joint_images")}
-    key = ml_collections.ConfigDict(groups).to_json()
+    key = ConfigDict(groups).to_json()
     loads = any("folder" in config.model[part] for part in LOADERS)
-    # Shapes are kept, as they take half a second: nobody changes a Model.
-    model = _build(key, mesh or make_mesh()) if loads else _build_new(key)
+    model = _build.__wrapped__(key, mesh or make_mesh()) if loads else _build(key)
     sample = config.sample
     names = ("steps", "eta", "guidance", "rescale")
     if "network" not in model.loaded:  # a loaded network's own scheduler decides the rest
@@ -65,8 +64,9 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Model:
     return dataclasses.replace(model, sampling=dict(model.sampling) | sampling, fps=sample.fps)
 
 
-def _build(groups: str, mesh: Mesh | None) -> Model:
-    config = ml_collections.ConfigDict(json.loads(groups))
+@functools.lru_cache(maxsize=8)  # shapes take half a second, and nobody changes a Model
+def _build(groups: str, mesh: Mesh | None = None) -> Model:
+    config = ConfigDict(json.loads(groups))
     parts, data = config.model, config.data
     loaded = frozenset(name for name in LOADERS if "folder" in parts[name])
     params: dict[str, PyTree] = {}
@@ -96,6 +96,9 @@ def _build(groups: str, mesh: Mesh | None) -> Model:
         prediction = objective_of(config).prediction
         fields |= dict(network=nnx.split(modules["network"])[0], process=process_of(config), prediction=prediction)
     module, masks = nnx.merge(fields["network"], params["network"]), fields["masks"]
+    for name, size in (("height", data.height), ("width", data.width)):
+        if masks and size % masks.downsample:
+            raise InputError(f"data.{name}={size} must be a multiple of known.downsample={masks.downsample}")
     _check_sizes(module, latents, shape, data.joint_images)
     time_per_frame = objective_of(config).time_per_frame or (masks is not None and masks.tell == "times")
     if time_per_frame and getattr(module, "folds_frames", False):
@@ -114,19 +117,10 @@ def _check_sizes(network: nnx.Module, latents: tuple[int, ...], video: tuple[int
         raise InputError(f"latents of {' × '.join(map(str, latents[:3]))}: {error}") from None
 
 
-@functools.lru_cache(maxsize=8)
-def _build_new(groups: str) -> Model:
-    return _build(groups, None)
-
-
-def make_parts(
-    config: ml_collections.ConfigDict, channels: int, text: TextEncoder | None = None
-) -> dict[str, nnx.Module]:
+def make_parts(config: ConfigDict, channels: int, text: TextEncoder | None = None) -> dict[str, nnx.Module]:
     """Makes the new parts of a config, the text encoder first, with the random numbers of its seed.
 
-    Args:
-        channels: of a latent.
-        text: the loaded text encoder, if there is one.
+    `channels` are a latent's; `text` is the loaded text encoder, if there is one.
 
     Raises:
         InputError: an unknown kind, or an argument that does not fit.
@@ -144,14 +138,14 @@ def make_parts(
     return modules
 
 
-def new_params(config: ml_collections.ConfigDict, model: Model) -> Params:
+def new_params(config: ConfigDict, model: Model) -> Params:
     """Computes the parameters of all new parts; to be called under `jax.jit`."""
     text = model.text if "text" in model.loaded else None
     modules = make_parts(config, model.latent_shape[3], text)
     return {name: nnx.to_pure_dict(nnx.split(module)[1]) for name, module in modules.items()}
 
 
-def _make(kinds: Mapping[str, Callable], part: str, group: ml_collections.ConfigDict, **common: Any) -> nnx.Module:
+def _make(kinds: Mapping[str, Callable], part: str, group: ConfigDict, **common: Any) -> nnx.Module:
     arguments = group.to_dict()
     kind = arguments.pop("kind", None)
     if kind not in kinds:
@@ -163,7 +157,7 @@ def _make(kinds: Mapping[str, Callable], part: str, group: ml_collections.Config
         raise InputError(f"config.model.{part} does not fit {kind!r}: {error}") from error
 
 
-def _load_part(config: ml_collections.ConfigDict, part: str, mesh: Mesh | None) -> tuple:
+def _load_part(config: ConfigDict, part: str, mesh: Mesh | None) -> tuple:
     """Returns what the loader of a part returns; a part of a run is what the run's checkpoint makes of it."""
     arguments = _network_arguments(config) if part == "network" else config.model[part].to_dict()
     arguments.pop("kind", None)
@@ -183,7 +177,7 @@ def _load_part(config: ml_collections.ConfigDict, part: str, mesh: Mesh | None) 
     return {field: getattr(run, field) for field in fields}, run.params["network"], sizes
 
 
-def _network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def _network_arguments(config: ConfigDict) -> dict[str, Any]:
     """Returns the arguments of `load_network`: an image network without an adapter gets new motion modules."""
     arguments = config.model.network.to_dict()
     if is_run(arguments["folder"]):
@@ -201,11 +195,8 @@ def _network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return arguments
 
 
-def _check_loaded(config: ml_collections.ConfigDict, sizes: tuple[int, int], channels: int, text) -> None:
-    """Raises InputError for parts or settings that do not fit a loaded network.
-
-    `sizes` are the channels that it draws and the width of the texts that it reads.
-    """
+def _check_loaded(config: ConfigDict, sizes: tuple[int, int], channels: int, text) -> None:
+    """Raises InputError for what does not fit a loaded network of `sizes`, its channels and its texts' width."""
     folder, found = config.model.network.folder, text.width if text else 0
     if config.data.joint_images or config.known.mixture:
         raise InputError("data.joint_images and known.mixture are not for a loaded network: set them to 0 and {}")
@@ -221,18 +212,16 @@ def _check_loaded(config: ml_collections.ConfigDict, sizes: tuple[int, int], cha
         raise InputError(f"model.text has width {found}, but the network in {folder} reads texts of width {sizes[1]}")
 
 
-def process_of(config: ml_collections.ConfigDict) -> Process:
+def process_of(config: ConfigDict) -> Process:
     """Returns the diffusion process of a config."""
-    process = make_process(**config.process.to_dict())
-    if process.frame_correlation and config.data.joint_images:
-        raise InputError(
-            f"process.frame_correlation={process.frame_correlation} must be 0 with data.joint_images="
-            f"{config.data.joint_images}: the noise of a still is its own"
-        )
+    process, stills = make_process(**config.process.to_dict()), config.data.joint_images
+    if (value := process.frame_correlation) and stills:
+        reason = "the noise of a still is its own"
+        raise InputError(f"process.frame_correlation={value} must be 0 with data.joint_images={stills}: {reason}")
     return process
 
 
-def objective_of(config: ml_collections.ConfigDict) -> Objective:
+def objective_of(config: ConfigDict) -> Objective:
     """Returns the training objective of a config."""
     try:
         return Objective(**config.objective.to_dict())
@@ -240,19 +229,14 @@ def objective_of(config: ml_collections.ConfigDict) -> Objective:
         raise InputError(f"config.objective={config.objective.to_dict()}: {error}") from error
 
 
-def masks_of(config: ml_collections.ConfigDict) -> MaskMixture | None:
+def masks_of(config: ConfigDict) -> MaskMixture | None:
     """Returns the masks that a config's network is trained on, None where it is not conditioned on known pixels."""
     if not config.known.mixture:
         for name, default in (("noise", 0), ("downsample", 1), ("tell", "channels")):
             if (value := config.known[name]) != default:
                 raise InputError(f"known.{name}={value} needs known.mixture, the masks to train on")
         return None
-    masks = MaskMixture(**config.known.to_dict())
-    for name in ("height", "width"):
-        if config.data[name] % masks.downsample:
-            size, factor = config.data[name], masks.downsample
-            raise InputError(f"data.{name}={size} must be a multiple of known.downsample={factor}")
-    return masks
+    return MaskMixture(**config.known.to_dict())
 
 
 # ------------------------------------------------------------------------------------------- from a folder
@@ -285,42 +269,34 @@ def load_trained(run: str | Path, mesh: Mesh | None = None) -> tuple[Model, Para
     model = build(config, mesh)
     model = dataclasses.replace(model, params=restore_frozen(run, model.params, mesh))
     split = split_of(config, model)
-    abstract = sharded(split.trained, mesh)
-    if not is_released(json.loads((Path(run) / "config.json").read_text())):
-        step, trained = restore_ema(Path(run) / "checkpoints", abstract)
-    else:
-        step, trained = _restore_released(run, abstract, own="network" not in model.loaded)
+    flat, there = flatten_dict(sharded(split.trained, mesh)), {}
+    released = is_released(json.loads((Path(run) / "config.json").read_text()))
+    for path in flat:
+        there[path] = _released(path, own="network" not in model.loaded) if released else path
+    ema = unflatten_dict({there[path]: leaf for path, leaf in flat.items()})
+    step, ema = restore_ema(Path(run) / "checkpoints", ema)
+    ema = flatten_dict(ema)
+    trained = unflatten_dict({path: ema[there[path]] for path in flat})
     return dataclasses.replace(model, step=step, origin=str(run)), trained, split
 
 
-def _restore_released(run: str | Path, abstract: PyTree, *, own: bool) -> tuple[int, Params]:
-    """Reads averaged parameters under their names of version 0.1.0."""
-    flat = flatten_dict(abstract)
-    older = {}
-    for path in flat:
-        words = released_path("/".join(map(str, path)), own=own).split("/")
-        older[path] = tuple(int(word) if word.isdigit() else word for word in words)
-    step, trained = restore_ema(
-        Path(run) / "checkpoints", unflatten_dict({older[path]: leaf for path, leaf in flat.items()})
-    )
-    trained = flatten_dict(trained)
-    return step, unflatten_dict({path: trained[older[path]] for path in flat})
+def _released(path: tuple, *, own: bool) -> tuple:
+    """Returns the path of a parameter in version 0.1.0."""
+    words = released_path("/".join(map(str, path)), own=own).split("/")
+    return tuple(int(word) if word.isdigit() else word for word in words)
 
 
-def split_of(config: ml_collections.ConfigDict, model: Model) -> Split:
+def split_of(config: ConfigDict, model: Model) -> Split:
     """Divides the parameters of a config's model into trained and frozen ones."""
     parts, rank = config.train.parts, config.train.rank
-    if parts == "lora" and _has_new_motion(config):
+    loaded = "folder" in config.model.network
+    if parts == "lora" and loaded and _network_arguments(config).get("new_motion") is not None:
         raise InputError("train.parts='lora' on an image model needs a motion_adapter: 'time' trains new ones")
     make_new = functools.partial(new_params, config, model)
     split = make_split(model.params, parts, rank, seed=config.seed, loaded=model.loaded, make_new=make_new)
     if "codec" in split.trained:
         raise InputError(f"train.parts={parts!r} matches the codec, which the denoising loss does not train")
     return split
-
-
-def _has_new_motion(config: ml_collections.ConfigDict) -> bool:
-    return "folder" in config.model.network and _network_arguments(config).get("new_motion") is not None
 
 
 def begin_with(model: Model, run: str | Path, mesh: Mesh) -> Model:
@@ -336,9 +312,7 @@ def begin_with(model: Model, run: str | Path, mesh: Mesh) -> Model:
     if "network" in model.loaded:
         raise InputError(f"init_from={run} must be empty: a loaded network begins as it was loaded")
     base = load(run, mesh=mesh)
-    own = {
-        name: model.params[name] for name in ("network", "text") if name in model.params and name not in model.loaded
-    }
+    own = {name: tree for name, tree in model.params.items() if name not in model.loaded}
     common = in_common(own, {name: base.params.get(name, {}) for name in own}, f"init_from={run}")
     count = len(jax.tree.leaves(own))
     logging.info("begins with %d of its %d arrays from %s at step %d", len(common), count, run, base.step)

@@ -17,7 +17,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import InputError
 from vdm_jax.models.codec import Codec
 from vdm_jax.models.conditions import Conditions, Text
-from vdm_jax.typing import Array, Bool, Float, Int, Params, PyTree, Scalar
+from vdm_jax.typing import Array, Bool, Float, Int, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +116,7 @@ class Model:
         return Known(self.codec.encode(params.get("codec", {}), known.video), self.codec.mask(mask))
 
     def encode(
-        self,
-        params: Params,
-        tokens: Int[Array, "B G L"],
-        *,
-        frames: int = 0,
-        shares: Float[Array, "B T K"] | None = None,
+        self, params: Params, tokens: Int[Array, "B G L"], *, frames=0, shares: Float[Array, "B T K"] | None = None
     ) -> Text | None:
         """Encodes the texts of a batch; None where the network takes none.
 
@@ -142,13 +137,12 @@ class Model:
         return text
 
     def channels(
-        self,
-        batch: int,
-        known: Known | None,
-        noise: Float[Array, "B T H W C"],
-        level: Float[Array, "B"] | Scalar | float = 0.0,
+        self, batch: int, known: Known | None, noise: Float[Array, "B T H W C"], level: Array | float = 0.0
     ) -> Float[Array, "B T H W K"] | None:
-        """Returns the known latents as channels for a network that takes them, zeros where nothing is known."""
+        """Returns the known latents as channels for a network that takes them, zeros where nothing is known.
+
+        `level` is the amount of noise on them, for each video or for all.
+        """
         if self.tell != "channels":
             return None
         if known is None:

@@ -58,15 +58,10 @@ def load_codec(folder: str | Path, *, chunk: int | None = None, **options: Any) 
     """
     autoencoder = load_autoencoder(folder, **options)
     arguments, _ = translate(autoencoder.config)
-    codec = latent_codec(
-        autoencoder.graphdef,
-        channels=arguments["latent_channels"],
-        factor=2 ** (len(arguments["widths"]) - 1),
-        scale=float(autoencoder.config.get("scaling_factor", SCALE)),
-        video_channels=arguments["channels_in"],
-        chunk=chunk,
-        in_time=arguments["in_time"],
-    )
+    sizes = dict(channels=arguments["latent_channels"], video_channels=arguments["channels_in"])
+    sizes["factor"] = 2 ** (len(arguments["widths"]) - 1)
+    scale, in_time = float(autoencoder.config.get("scaling_factor", SCALE)), arguments["in_time"]
+    codec = latent_codec(autoencoder.graphdef, **sizes, scale=scale, chunk=chunk, in_time=in_time)
     return codec, autoencoder.params
 
 
@@ -99,7 +94,6 @@ def load_published(
         dtype, params_dtype: of the computation, and of the parameters (default: the same).
         chunk: frames that Stable Video Diffusion decodes at a time (`load_codec`).
         motion: Stable Video Diffusion's motion bucket (default: 127).
-        mesh: default: all devices along data.
         options: of `load_unet`: attention, remat, per_frame_norm.
 
     Raises:

@@ -8,13 +8,12 @@ tensors, one for each block; several parameters can be the parts of one fused te
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from vdm_jax.errors import InputError
 from vdm_jax.models.rngs import Keys
@@ -51,23 +50,15 @@ class Naming(NamedTuple):
 BLOCKS: Table = (
     (r"/embedding/", "/time_emb_proj/"),
     (r"/shortcut/", "/conv_shortcut/"),
-    (r"/norms/0/", "/conv1/0/"),
-    (r"/convs/0/", "/conv1/2/"),
-    (r"/norms/1/", "/conv2/0/"),
-    (r"/convs/1/", "/conv2/3/"),
-    (r"/norms/2/", "/conv3/0/"),
-    (r"/convs/2/", "/conv3/3/"),
-    (r"/norms/3/", "/conv4/0/"),
-    (r"/convs/3/", "/conv4/3/"),
+    *((rf"/norms/{i}/", f"/conv{i + 1}/0/") for i in range(4)),
+    *((rf"/convs/{i}/", f"/conv{i + 1}/{3 if i else 2}/") for i in range(4)),  # a dropout is before the last three
     (r"/project_(in|out)/", r"/proj_\1/"),
     (r"/time_blocks/", "/temporal_transformer_blocks/"),
     (r"/blocks/", "/transformer_blocks/"),
     (r"/attention(\d)/out/", r"/attn\1/to_out/0/"),
     (r"/attention(\d)/([qkv])/", r"/attn\1/to_\2/"),
-    (r"/feed/up/", "/ff/net/0/proj/"),
-    (r"/feed/down/", "/ff/net/2/"),
-    (r"/feed_in/up/", "/ff_in/net/0/proj/"),
-    (r"/feed_in/down/", "/ff_in/net/2/"),
+    (r"/feed(_in)?/up/", r"/ff\1/net/0/proj/"),
+    (r"/feed(_in)?/down/", r"/ff\1/net/2/"),
     (r"/frame/first/", "/time_pos_embed/linear_1/"),
     (r"/frame/second/", "/time_pos_embed/linear_2/"),
     (r"/blend/mix$", "/time_mixer/mix_factor"),
@@ -163,38 +154,22 @@ class Part:
 
 
 def load_part(
-    weights: Weights,
-    kind: Callable[..., nnx.Module],
-    arguments: Mapping[str, Any],
-    naming: Naming,
-    config: Config,
-    *,
-    mesh: Mesh | None = None,
-    **options: Any,
+    weights: Weights, kind: Callable, arguments: dict[str, Any], naming: Naming, config: Config, **options: Any
 ) -> Part:
-    """Loads `kind(**arguments)` onto a mesh (default: all devices along data); `options`: where, dtype and new.
-
-    Raises:
-        InputError: see `load_params`.
-    """
+    """Loads the module `kind(**arguments)`; `options` are of `load_params`, which says what is refused."""
     module = nnx.eval_shape(lambda: kind(**arguments, rngs=Keys(0)))
-    params = load_params(weights, module, naming, mesh=mesh or make_mesh(), **options)
-    return Part(nnx.split(module)[0], params, config)
+    return Part(nnx.split(module)[0], load_params(weights, module, naming, **options), config)
 
 
 def load_params(
-    weights: Weights,
-    module: nnx.Module,
-    naming: Naming,
-    *,
-    mesh: Mesh,
-    where: str,
-    dtype: str = "float32",
-    new: str = "$^",
+    weights: Weights, module: nnx.Module, naming: Naming, *, where: str, mesh=None, dtype="float32", new="$^"
 ) -> PyTree:
     """Loads the parameters of an abstract module by their names, one by one, straight into their shards.
 
-    Parameters whose path matches the pattern `new` are not read, and stay shapes.
+    Args:
+        where: the weights lie, for errors.
+        mesh: default: all devices along data.
+        new: pattern of paths whose parameters are not read, and stay shapes.
 
     Raises:
         InputError: names that are missing or unexpected, or tensors of another shape.
@@ -222,4 +197,4 @@ def load_params(
         array = (np.stack(blocks) if re.match(naming.stacked, path_name(keys)) else blocks[0]).astype(dtype)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: array[index])
 
-    return jax.tree_util.tree_map_with_path(load, abstract, shardings(mesh, abstract))
+    return jax.tree_util.tree_map_with_path(load, abstract, shardings(mesh or make_mesh(), abstract))

@@ -44,7 +44,6 @@ def load_unet(
         seed: of the other parameters of new motion modules.
         loras: merged into the weights.
         mesh: default: all devices along data.
-        params_dtype: of the parameters.
         options: arguments of `UNet` that the config does not decide: dtype, attention, remat.
 
     Raises:
@@ -56,7 +55,7 @@ def load_unet(
         config = animatediff.with_motion(config, read_config(motion_adapter))
         folders.append(Path(motion_adapter))
     elif new_motion is not None:
-        config = animatediff.with_motion(config, animatediff.new_adapter(config, new_motion))
+        config = animatediff.with_motion(config, animatediff.new_adapter(new_motion))
         new = "/time_attention/"
     arguments, naming = translate(config, per_frame_norm=per_frame_norm, window=window)
     arguments = dict(**arguments, **options)
@@ -88,11 +87,7 @@ def _initialised(params: PyTree, make: Callable[[], UNet], mesh: Mesh) -> Params
 
 
 def save_unet(unet: Part, folder: str | Path) -> None:
-    """Writes config.json and safetensors that diffusers loads; a motion adapter is merged into its network.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
+    """Writes a folder that diffusers loads, motion modules and all. Raises InputError if it cannot be written."""
     write_folder(folder, tensors_of(unet), unet.config)
 
 

@@ -51,10 +51,8 @@ def unet(
         "temporal_transformer_layers_per_mid_block": (None, time_layers),
         "mid_block_layers": 1,
     }
-    empty = ("encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type", "addition_time_embed_dim")
-    empty += ("reverse_transformer_layers_per_block", "reverse_temporal_transformer_layers_per_block")
-    empty += ("reverse_motion_num_attention_heads", "projection_class_embeddings_input_dim")
-    check_settings(config, known, unets.EVERYWHERE | dict.fromkeys(empty) | middle)
+    empty = ("reverse_temporal_transformer_layers_per_block", "reverse_motion_num_attention_heads")
+    check_settings(config, known, unets.EVERYWHERE | unets.EMPTY | dict.fromkeys(empty) | middle)
     longest = config["motion_max_seq_length"]
     if window is not None and not 1 <= window[1] <= window[0] <= longest:
         raise InputError(
@@ -77,35 +75,20 @@ def unet(
 
 ANIMATEDIFF = unets.Family(unet, frames=16, scheduler=scheduler)
 
-# Settings of new motion modules: the values of AnimateDiff's second version.
+# Settings of new motion modules: the values of AnimateDiff's second version. Some published adapters lack some keys.
 NEW_MOTION: Config = {
     "motion_num_attention_heads": 8,
     "motion_transformer_layers_per_block": 1,
     "motion_max_seq_length": 32,
     "use_motion_mid_block": True,
 }
-# Defaults of an adapter's config: some published adapters are older than some keys.
-_ADAPTER_DEFAULTS: Config = NEW_MOTION | {
-    "block_out_channels": [320, 640, 1280, 1280],
-    "motion_layers_per_block": 2,
-    "motion_mid_block_layers_per_block": 1,
-    "motion_transformer_layers_per_mid_block": 1,
-    "motion_norm_num_groups": 32,
-}
 
 
-def new_adapter(config: Config, settings: Mapping[str, Any]) -> Config:
-    """Returns the config of new motion modules for an image network. Raises InputError for an unknown setting."""
+def new_adapter(settings: Mapping[str, Any]) -> Config:
+    """Returns the config of new motion modules. Raises InputError for an unknown setting."""
     if unknown := settings.keys() - NEW_MOTION.keys():
         raise InputError(f"new_motion: {min(unknown)} is no setting; there are {', '.join(NEW_MOTION)}")
-    adapter = NEW_MOTION | settings
-    return adapter | {
-        "_class_name": "MotionAdapter",
-        "block_out_channels": config["block_out_channels"],
-        "motion_layers_per_block": config["layers_per_block"],
-        "motion_norm_num_groups": config["norm_num_groups"],
-        "motion_transformer_layers_per_mid_block": adapter["motion_transformer_layers_per_block"],
-    }
+    return {"_class_name": "MotionAdapter", **settings}
 
 
 def with_motion(config: Config, adapter: Config) -> Config:
@@ -118,9 +101,8 @@ def with_motion(config: Config, adapter: Config) -> Config:
         pair = f"{config['_class_name']} and {adapter['_class_name']}"
         raise InputError(f"a motion adapter goes into an image network (UNet2DConditionModel), not {pair}")
     stable_diffusion.unet(config)
-    adapter = _ADAPTER_DEFAULTS | adapter
+    adapter = NEW_MOTION | adapter
     layers = adapter["motion_transformer_layers_per_block"]
-    known = {"motion_transformer_layers_per_block", "motion_num_attention_heads", "motion_max_seq_length"}
     must = {
         "block_out_channels": config["block_out_channels"],
         "motion_layers_per_block": config["layers_per_block"],
@@ -129,7 +111,7 @@ def with_motion(config: Config, adapter: Config) -> Config:
         "motion_transformer_layers_per_mid_block": layers,
         "conv_in_channels": None,
     }
-    check_settings(adapter, known | {"use_motion_mid_block"}, must)
+    check_settings(adapter, NEW_MOTION, must)
     shared = ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "norm_num_groups", "norm_eps")
     shared += ("cross_attention_dim", "transformer_layers_per_block", "use_linear_projection", "act_fn", "sample_size")
     return {
@@ -140,8 +122,7 @@ def with_motion(config: Config, adapter: Config) -> Config:
         "num_attention_heads": config["attention_head_dim"],
         "temporal_transformer_layers_per_block": layers,
         "temporal_transformer_layers_per_mid_block": layers,
-        **{key: adapter[key] for key in ("motion_num_attention_heads", "motion_max_seq_length")},
-        "use_motion_mid_block": adapter["use_motion_mid_block"],
+        **{key: adapter[key] for key in NEW_MOTION if key != "motion_transformer_layers_per_block"},
     }
 
 

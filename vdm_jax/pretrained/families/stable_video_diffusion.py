@@ -18,7 +18,7 @@ from vdm_jax.models.text.clip import clip_image_input
 from vdm_jax.pretrained.families import unets
 from vdm_jax.pretrained.folder import Config, check_settings
 from vdm_jax.pretrained.names import Naming
-from vdm_jax.typing import Array, Float, Params, Scalar
+from vdm_jax.typing import Array, Float, Params
 
 
 def unet(config: Config) -> tuple[dict[str, Any], Naming]:
@@ -71,12 +71,7 @@ class FirstFrame:
     motion: float | int
 
     def __call__(
-        self,
-        params: Params,
-        frame: Float[Array, "B H W C"],
-        noise: Float[Array, "B H W C"],
-        level: Scalar | float,
-        frames: int,
+        self, params: Params, frame: Float[Array, "B H W C"], noise: Float[Array, "B H W C"], level, frames: int
     ) -> Conditions:
         """Returns the conditions of a first frame in [-1, 1].
 

@@ -11,8 +11,6 @@ from vdm_jax.errors import InputError
 from vdm_jax.pretrained.folder import Config
 from vdm_jax.pretrained.names import BLOCKS, Naming, Table
 
-SHORTCUT = r"shortcut/kernel$"
-
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -37,43 +35,27 @@ class Family:
     first_frame: bool = False
 
 
-EVERYWHERE = {
-    "downsample_padding": 1,
-    "mid_block_scale_factor": 1,
-    "act_fn": "silu",
-    "time_cond_proj_dim": None,
-}
-IMAGE_DEFAULTS = {
-    "center_input_sample": False,
+EVERYWHERE = {"downsample_padding": 1, "mid_block_scale_factor": 1, "act_fn": "silu", "time_cond_proj_dim": None}
+# Keys that must be None in image networks, with motion modules or without.
+EMPTY = dict.fromkeys(("encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type", "addition_time_embed_dim"))
+EMPTY |= dict.fromkeys(("reverse_transformer_layers_per_block", "projection_class_embeddings_input_dim"))
+IMAGE_DEFAULTS = EMPTY | dict.fromkeys(("num_attention_heads", "class_embed_type", "num_class_embeds"))
+IMAGE_DEFAULTS |= dict.fromkeys(("time_embedding_dim", "time_embedding_act_fn", "timestep_post_act"))
+IMAGE_DEFAULTS |= dict.fromkeys(("mid_block_only_cross_attention", "cross_attention_norm"))
+IMAGE_DEFAULTS |= dict.fromkeys(("center_input_sample", "only_cross_attention", "dual_cross_attention"), False)
+IMAGE_DEFAULTS |= dict.fromkeys(("resnet_skip_time_act", "class_embeddings_concat"), False)
+IMAGE_DEFAULTS |= {
     "flip_sin_to_cos": True,
     "freq_shift": 0,
     "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "only_cross_attention": False,
     "dropout": 0.0,
-    "reverse_transformer_layers_per_block": None,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "num_attention_heads": None,
-    "dual_cross_attention": False,
-    "class_embed_type": None,
-    "addition_embed_type": None,
-    "addition_time_embed_dim": None,
-    "num_class_embeds": None,
     "upcast_attention": (False, True, None),  # our softmax is float32 in any case
     "resnet_time_scale_shift": "default",
-    "resnet_skip_time_act": False,
     "resnet_out_scale_factor": 1.0,
     "time_embedding_type": "positional",
-    "time_embedding_dim": None,
-    "time_embedding_act_fn": None,
-    "timestep_post_act": None,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
-    "projection_class_embeddings_input_dim": None,
     "attention_type": "default",
-    "class_embeddings_concat": False,
-    "mid_block_only_cross_attention": None,
-    "cross_attention_norm": None,
     "addition_embed_type_num_heads": 64,
 }
 
@@ -123,7 +105,7 @@ def attention(config: Config, heads: Sequence[int], kind: str = "transformer", *
 
 def pointwise(config: Config) -> str:
     """Returns the pattern of pointwise convolutions: Stable Diffusion 1 has them at both ends of space transformers."""
-    return SHORTCUT if config.get("use_linear_projection", False) else rf"{SHORTCUT}|space_attention/project_"
+    return r"shortcut/kernel$" if config.get("use_linear_projection") else r"shortcut/kernel$|space_attention/project_"
 
 
 def per_level(config: Config, key: str) -> list[int]:
@@ -155,8 +137,7 @@ def unet_names(**slots: str) -> Table:
         (r"^scalars/second/", "add_embedding/linear_2/"),
         (r"^stem_attention/", "transformer_in/"),
         (r"^norm/", "conv_norm_out/"),
-        (r"^downsample/(\d+)/", r"down_blocks/\1/downsamplers/0/"),
-        (r"^upsample/(\d+)/", r"up_blocks/\1/upsamplers/0/"),
+        (r"^(down|up)sample/(\d+)/", r"\1_blocks/\2/\1samplers/0/"),
     ]
     for slot, name in slots.items():
         table += [

@@ -30,7 +30,7 @@ def load_autoencoder(
     config, where = read_config(folder, "vae"), component(folder, "vae")
     arguments, _ = translate(config)
     weights = Weights(where)
-    naming = _naming_of(weights, arguments["in_time"])
+    naming = naming_of(weights, arguments["in_time"])
     arguments["dtype"] = dtype
     return load_part(weights, Autoencoder, arguments, naming, config, mesh=mesh, where=str(where), dtype=params_dtype)
 
@@ -54,11 +54,7 @@ _IMAGE_MUST = {"shift_factor": None, "latents_mean": None, "latents_std": None, 
 
 
 def translate(config: Config) -> tuple[dict[str, Any], Naming]:
-    """Returns (arguments of `Autoencoder`, names and layouts of its parameters) of a config.
-
-    Raises:
-        InputError: an unknown family, or a setting that is not implemented.
-    """
+    """Returns (arguments of `Autoencoder`, names of its parameters). Raises InputError for an unknown setting."""
     name = config["_class_name"]
     if name not in FAMILIES:
         raise InputError(f"_class_name={name!r} must be one of {', '.join(FAMILIES)}")
@@ -94,7 +90,7 @@ def _naming(in_time: bool, parts: Sequence[str] = PARTS) -> Naming:
     return Naming((*table, *BLOCKS), pointwise=r"(shortcut|quant)/kernel$", over_time=over_time)
 
 
-def _naming_of(weights: Weights, in_time: bool) -> Naming:
+def naming_of(weights: Weights, in_time: bool) -> Naming:
     """Returns the names and layouts of a file, by the present or the old names."""
     first = next((name for name in weights if name.endswith(f"attentions.0.{OLD_PARTS[0]}.weight")), None)
     naming = _naming(in_time, OLD_PARTS if first else PARTS)

@@ -3,6 +3,7 @@
 A setting that is not implemented is an error, never ignored.
 """
 
+import functools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -62,40 +63,37 @@ _KINDS = {
         ClipVision,
         "CLIPVisionModelWithProjection",
         _VISION,
-        COMMON
-        | {"image_size": "size", "patch_size": "patch", "num_channels": "channels", "projection_dim": "projection"},
+        COMMON | dict(image_size="size", patch_size="patch", num_channels="channels", projection_dim="projection"),
         _IGNORED,
     ),
 }
 
 
-def load_text_encoder(folder: str | Path, *, loras: Sequence[Lora] = (), **options: Any) -> Part:
-    """Loads a `ClipText` from its folder, or from its pipeline's folder, in the format of transformers.
+def load_encoder(
+    name: str, folder: str | Path, *, loras: Sequence[Lora] = (), mesh=None, dtype="float32", params_dtype="float32"
+) -> Part:
+    """Loads a "text" or "vision" encoder from its folder, or from its pipeline's folder, in transformers' format.
 
-    The changes of a text encoder in `loras` are merged into its weights; `options`: mesh, dtype, params_dtype.
+    LoRAs for texts are merged into its weights; `dtype` is of the computation, `params_dtype` of the parameters.
 
     Raises:
         InputError: another model, an unknown setting, pickles, tensors that do not fit the config, or a LoRA that does
             not fit.
     """
-    return _load(component(folder, "text_encoder"), "clip_text_model", loras, **options)
-
-
-def load_image_encoder(folder: str | Path, **options: Any) -> Part:
-    """Loads a `ClipVision` from its folder, or from its pipeline's folder: see `load_text_encoder`."""
-    return _load(component(folder, "image_encoder"), "clip_vision_model", **options)
-
-
-def _load(folder: Path, model_type: str, loras=(), *, mesh=None, dtype="float32", params_dtype="float32") -> Part:
-    config = read_model(folder, model_type)
+    folder = component(folder, {"text": "text_encoder", "vision": "image_encoder"}[name])
+    config = read_model(folder, f"clip_{name}_model")
     module, arguments, naming = translate(config)
     weights = read_weights(folder)
-    if module is ClipText and not any(name.startswith("text_model.") for name in weights):
+    if name == "text" and not any(tensor.startswith("text_model.") for tensor in weights):
         naming = naming._replace(table=_TEXT)  # transformers 5 writes no prefix
     for lora in loras:
         merge_lora(lora.where, lora.text, weights)
-    arguments = dict(**arguments, dtype=dtype)
+    arguments["dtype"] = dtype
     return load_part(weights, module, arguments, naming, config, mesh=mesh, where=str(folder), dtype=params_dtype)
+
+
+load_text_encoder = functools.partial(load_encoder, "text")
+load_image_encoder = functools.partial(load_encoder, "vision")
 
 
 def read_weights(folder: Path) -> Weights:
@@ -130,11 +128,7 @@ def read_json(path: Path) -> Config:
 
 
 def translate(config: Config) -> tuple[type[nnx.Module], dict[str, Any], Naming]:
-    """Returns (module, its arguments, names of its parameters) of a config.
-
-    Raises:
-        InputError: another model, or a setting that is not implemented.
-    """
+    """Returns (module, its arguments, names of its parameters) of a config. Raises InputError as `load_encoder`."""
     if config.get("model_type") not in _KINDS:
         raise InputError(f"model_type={config.get('model_type')!r} must be one of {', '.join(_KINDS)}")
     module, architecture, table, keys, ignored = _KINDS[config["model_type"]]

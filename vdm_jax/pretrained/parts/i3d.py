@@ -20,11 +20,10 @@ PUBLISHED = (
 
 _CONVOLUTIONS = ("1a_7x7", "2b_1x1", "2c_3x3")
 _UNITS: Table = (
-    (r"/conv/kernel$", "/conv3d/weight"),
-    (r"/norm/scale$", "/norm/weight"),
+    (r"/conv/", "/conv3d/"),
     (r"/norm/(mean|var)$", r"/norm/running_\1"),
-    (r"^logits/kernel$", "logits/conv3d/weight"),
-    (r"^logits/bias$", "logits/conv3d/bias"),
+    (r"^logits/", "logits/conv3d/"),
+    (r"/(kernel|scale)$", "/weight"),
 )
 PYTORCH_I3D: Table = (
     *((f"^conv{name[:2]}/", f"Conv3d_{name}/") for name in _CONVOLUTIONS),
@@ -69,11 +68,7 @@ def load_i3d(path: str | Path, *, mesh: Mesh | None = None, epsilon: float = 1e-
 
 
 def open_judge(path: Path, name: str, published: str, script: str) -> Weights:
-    """Opens the file of a network that was published as pickles, and that a script in experiments/ has converted.
-
-    Raises:
-        InputError: no such file, or a file of another format.
-    """
+    """Opens a file that a script in experiments/ made. Raises InputError for no file, or a file of another format."""
     if not path.is_file():
         raise InputError(f"{path} is not a file; {name} is published as {published}")
     if path.suffix != ".safetensors":
