@@ -28,11 +28,11 @@ def main() -> None:
     from vdm_jax.split import join
 
     config = read_config(RUN.value)
-    if "folder" not in config.model.network:
+    model, trained, split = load_trained(RUN.value)
+    if model.unet_config is None:
         raise InputError(f"{RUN.value} trained a network of its own, which diffusers does not know")
     if LORA.value and config.train.parts != "lora":
         raise InputError(f"{RUN.value} has train.parts={config.train.parts!r}, not 'lora': it has no low-rank changes")
-    model, trained, split = load_trained(RUN.value)
     kind = model.unet_config["_class_name"]
     if LORA.value:
         save_lora(trained["network"], translate(model.unet_config)[1], OUT.value)
