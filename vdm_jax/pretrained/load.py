@@ -113,17 +113,17 @@ def load_published(
     for lora in changes:
         if family.first_frame and lora.text:
             raise InputError(f"{lora.where} changes a text encoder ({len(lora.text)} modules), and {kind} has none")
-    common = dict(mesh=make_mesh() if mesh is None else mesh, dtype=dtype, params_dtype=params_dtype or dtype)
+    common = dict(mesh=mesh or make_mesh(), dtype=dtype, params_dtype=params_dtype or dtype)
     options |= dict(motion_adapter=motion_adapter, window=free_noise)
     fields, network, (channels, _) = load_network(folder, loras=changes, **common, **options)
     codec, autoencoder = load_codec(folder, chunk=chunk, **common)
     params, config = {"network": network, "codec": autoencoder}, fields["unet_config"]
     published_frames = config.get("num_frames") or family.frames
     frames = min(published_frames, at_most or published_frames) if frames is None else frames
-    if size is None:  # in Stable Video Diffusion's config sample_size is from its first training
-        side = (not family.first_frame and config.get("sample_size")) or family.side
-        size = [codec.factors[1] * n for n in ([side] * 2 if isinstance(side, int) else side)]
-    shape = (frames, *size, 3)
+    # In Stable Video Diffusion's config sample_size is from its first training.
+    side, factor = (not family.first_frame and config.get("sample_size")) or family.side, codec.factors[1]
+    rows, columns = [side] * 2 if isinstance(side, int) else side
+    shape = (frames, *(size or (factor * rows, factor * columns)), 3)
     latents = codec.shape(shape)
     if latents[3] != channels:
         raise InputError(f"{folder}: latents of {latents[3]} channels do not fit a network of {channels}")
