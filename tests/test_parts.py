@@ -233,3 +233,74 @@ def test_a_published_model_that_cannot_be_trained_is_one_line(folder, tmp_path):
     (other / "unet" / "config.json").write_text(json.dumps({"_class_name": "Transformer3D"}))
     config.model.network.folder = str(other)
     refused("'?Transformer3D'?", config)
+
+
+# ---------------------------------------------------------------------------------------- parts of other runs
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory):
+    """Returns the folder of a run with a text encoder of its own, and that encoder's parameters."""
+    config, run = default_config(), tmp_path_factory.mktemp("text")
+    config.data.update(frames=FRAMES, height=SIDE, width=SIDE, channels=3)
+    config.model.network = dict(kind="unet", channels=8, multipliers=(1,), blocks=0, head_size=4)
+    config.model.text = dict(kind="bytes", width=8, depth=0, length=16, head_size=8)
+    write_config(run, config)
+    rng, checkpoints = np.random.default_rng(1), Checkpoints(run / "checkpoints")
+    ema = jax.tree.map(lambda x: jax.numpy.asarray(rng.normal(size=x.shape), x.dtype), build(config).params)
+    checkpoints.save(3, {"ema": ema})
+    checkpoints.close()
+    return run, ema["text"]
+
+
+def test_a_network_may_come_out_of_a_run_with_all_that_it_was_trained_for(run, folder):
+    config = mixed_config(folder)
+    config.model.network = dict(folder=str(run[0]))
+    config.known.mixture = {}
+    config.train.parts = "network/head/"
+    model, base = build(config, make_mesh(devices=jax.devices()[:1])), load(run[0])
+    assert model.network == base.network
+    jax.tree.map(np.testing.assert_array_equal, model.params["network"], run[1]["network"])
+    assert (model.process, model.prediction, model.masks) == (base.process, base.prediction, base.masks)
+    assert (model.tell, model.loaded) == ("channels", {"network", "text", "codec"})
+    assert set(split_of(config, model).trained) == {"network"}
+    config.objective.prediction = "eps"
+    assert build(config).prediction == "v"
+
+
+def test_a_text_encoder_may_come_out_of_a_run_and_is_frozen(text_run, folder, tmp_path):
+    where, params = text_run
+    config = mixed_config(folder)
+    config.model.text = dict(folder=str(where))
+    model = build(config, make_mesh(devices=jax.devices()[:1]))
+    assert (model.text.width, len(model.tokenize("the cat"))) == (8, 16)
+    split = split_of(config, model)
+    assert set(split.trained) == {"network"}
+    jax.tree.map(np.testing.assert_array_equal, split.frozen["text"], params)
+    write_config(tmp_path, config)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, {"ema": split.initialise(*split.arrays)})
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path).params["text"], params)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("codec", {}, r"model\.codec\.folder=.* is a run without a codec of its own"),
+        ("text", {"length": 3}, "is a run, which has no option length"),
+        ("network", {}, "latents of 4 channels do not fit the network in .*, which draws 3"),
+    ],
+)
+def test_a_part_of_a_run_that_does_not_fit_is_one_line(text_run, folder, part, change, message):
+    config = mixed_config(folder)
+    config.model[part] = dict(folder=str(text_run[0])) | change
+    config.known.mixture = {}
+    refused(message, config)
+
+
+def test_a_run_without_a_checkpoint_has_no_parts(folder, tmp_path):
+    config = mixed_config(folder)
+    write_config(tmp_path, config)
+    config.model.network = dict(folder=str(tmp_path))
+    refused("holds no checkpoint; train the run first", config)

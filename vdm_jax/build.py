@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from vdm_jax.checkpoints import restore_ema
-from vdm_jax.config import read_config
+from vdm_jax.config import is_run, read_config
 from vdm_jax.diffusion.known import MaskMixture
 from vdm_jax.diffusion.objective import Objective
 from vdm_jax.diffusion.process import Process, make_process
@@ -37,12 +37,13 @@ from vdm_jax.typing import Params, PyTree
 # What `kind` names. A new kind is registered here: NETWORKS["mine"] = Mine.
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {"unet": UNet, "dit": DiT}
 TEXT_ENCODERS: dict[str, Callable[..., nnx.Module]] = {"bytes": ByteEncoder}
+LOADERS = {"network": published.load_network, "text": published.load_text, "codec": published.load_codec}
 
 
 # -------------------------------------------------------------------------------------------- from a config
 
 
-def build(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Model:
+def build(config: ConfigDict, mesh: Mesh | None = None) -> Model:
     """Returns the model that a config describes: loaded parts as arrays, new parts as shapes.
 
     `mesh` is where loaded parts lie (default: all devices along data).
@@ -52,10 +53,9 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Model:
     """
     groups = {name: config[name] for name in ("model", "known", "process", "objective", "seed")}
     groups["data"] = {name: config.data[name] for name in ("frames", "height", "width", "channels", "joint_images")}
-    key = ml_collections.ConfigDict(groups).to_json()
-    loads = any("folder" in config.model[part] for part in ("network", "text", "codec"))
-    # Shapes are kept, as they take half a second: nobody changes a Model.
-    model = _build(key, mesh or make_mesh()) if loads else _build_new(key)
+    key = ConfigDict(groups).to_json()
+    loads = any("folder" in config.model[part] for part in LOADERS)
+    model = _build.__wrapped__(key, mesh or make_mesh()) if loads else _build(key)
     sample = config.sample
     names = ("steps", "eta", "guidance", "rescale")
     if "network" not in model.loaded:  # a loaded network's own scheduler decides the rest
@@ -65,54 +65,47 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Model:
     return dataclasses.replace(model, sampling=dict(model.sampling) | sampling, fps=sample.fps)
 
 
-def _build(groups: str, mesh: Mesh | None) -> Model:
-    config = ml_collections.ConfigDict(json.loads(groups))
+@functools.lru_cache(maxsize=8)  # shapes take half a second, and nobody changes a Model
+def _build(groups: str, mesh: Mesh | None = None) -> Model:
+    config = ConfigDict(json.loads(groups))
     parts, data = config.model, config.data
-    loaded = frozenset(name for name in ("network", "text", "codec") if "folder" in parts[name])
-    common = dict(mesh=mesh, dtype=parts.dtype, params_dtype="float32")
+    loaded = frozenset(name for name in LOADERS if "folder" in parts[name])
     params: dict[str, PyTree] = {}
-    codec, text, network = PIXELS, None, None
-    arguments = _network_arguments(config) if "network" in loaded else {}  # first: these checks take no time
+    codec, text, sizes = PIXELS, None, None
+    fields: dict[str, Any] = {"masks": masks_of(config)}
+    if "network" in loaded:
+        _network_arguments(config)  # first: these checks take no time
     if "codec" in loaded:
-        codec, params["codec"] = _load_part(published.load_codec, "codec", parts.codec.to_dict(), **common)
+        codec, params["codec"] = _load_part(config, "codec", mesh)
     elif parts.codec.get("kind") != "pixels":
         raise InputError(f"model.codec.kind={parts.codec.get('kind')!r} must be 'pixels', or model.codec have a folder")
     shape = (data.frames, data.height, data.width, data.channels)
     latents = codec.shape(shape)
     if "text" in loaded:
-        text, params["text"] = _load_part(published.load_text, "text", parts.text.to_dict(), **common)
+        text, params["text"] = _load_part(config, "text", mesh)
     if "network" in loaded:
-        network = _load_part(published.load_network, "network", arguments, seed=config.seed, **common)
-        params["network"] = network.params
+        own, params["network"], sizes = _load_part(config, "network", mesh)
+        fields |= own
     modules = nnx.eval_shape(lambda: make_parts(config, latents[3], text))
     for name, module in modules.items():
         params[name] = nnx.to_pure_dict(nnx.split(module)[1])
     if "text" in modules:
         text = TextEncoder(nnx.split(modules["text"])[0], modules["text"].tokenize, *[modules["text"].width] * 2)
-    if network:
-        _check_loaded(config, network, latents[3], text)
-    graphdef = network.graphdef if network else nnx.split(modules["network"])[0]
-    module, masks = nnx.merge(graphdef, params["network"]), masks_of(config)
+    if sizes:
+        _check_loaded(config, sizes, latents[3], text)
+    else:
+        prediction = objective_of(config).prediction
+        fields |= dict(network=nnx.split(modules["network"])[0], process=process_of(config), prediction=prediction)
+    module, masks = nnx.merge(fields["network"], params["network"]), fields["masks"]
+    for name, size in (("height", data.height), ("width", data.width)):
+        if masks and size % masks.downsample:
+            raise InputError(f"data.{name}={size} must be a multiple of known.downsample={masks.downsample}")
     _check_sizes(module, latents, shape, data.joint_images)
     time_per_frame = objective_of(config).time_per_frame or (masks is not None and masks.tell == "times")
     if time_per_frame and getattr(module, "folds_frames", False):
         raise InputError("a time for each frame needs a network with patch_time=1 and resample='space'")
-    return Model(
-        network=graphdef,
-        text=text,
-        codec=codec,
-        process=network.schedule.process if network else process_of(config),
-        prediction=network.schedule.prediction if network else objective_of(config).prediction,
-        shape=shape,
-        fps=8.0,
-        params=params,
-        masks=masks,
-        time_per_frame=time_per_frame,
-        text_per_frame=network is not None and text is not None,
-        sampling=network.sampling if network else {},
-        unet_config=network.config if network else None,
-        loaded=loaded,
-    )
+    common = dict(shape=shape, fps=8.0, params=params, time_per_frame=time_per_frame, loaded=loaded)
+    return Model(text=text, codec=codec, **common, **fields)
 
 
 def _check_sizes(network: nnx.Module, latents: tuple[int, ...], video: tuple[int, ...], stills: int) -> None:
@@ -125,19 +118,10 @@ def _check_sizes(network: nnx.Module, latents: tuple[int, ...], video: tuple[int
         raise InputError(f"latents of {' × '.join(map(str, latents[:3]))}: {error}") from None
 
 
-@functools.lru_cache(maxsize=8)
-def _build_new(groups: str) -> Model:
-    return _build(groups, None)
-
-
-def make_parts(
-    config: ml_collections.ConfigDict, channels: int, text: TextEncoder | None = None
-) -> dict[str, nnx.Module]:
+def make_parts(config: ConfigDict, channels: int, text: TextEncoder | None = None) -> dict[str, nnx.Module]:
     """Makes the new parts of a config, the text encoder first, with the random numbers of its seed.
 
-    Args:
-        channels: of a latent.
-        text: the loaded text encoder, if there is one.
+    `channels` are a latent's; `text` is the loaded text encoder, if there is one.
 
     Raises:
         InputError: an unknown kind, or an argument that does not fit.
@@ -155,14 +139,14 @@ def make_parts(
     return modules
 
 
-def new_params(config: ml_collections.ConfigDict, model: Model) -> Params:
+def new_params(config: ConfigDict, model: Model) -> Params:
     """Computes the parameters of all new parts; to be called under `jax.jit`."""
     text = model.text if "text" in model.loaded else None
     modules = make_parts(config, model.latent_shape[3], text)
     return {name: nnx.to_pure_dict(nnx.split(module)[1]) for name, module in modules.items()}
 
 
-def _make(kinds: Mapping[str, Callable], part: str, group: ml_collections.ConfigDict, **common: Any) -> nnx.Module:
+def _make(kinds: Mapping[str, Callable], part: str, group: ConfigDict, **common: Any) -> nnx.Module:
     arguments = group.to_dict()
     kind = arguments.pop("kind", None)
     if kind not in kinds:
@@ -174,17 +158,32 @@ def _make(kinds: Mapping[str, Callable], part: str, group: ml_collections.Config
         raise InputError(f"config.model.{part} does not fit {kind!r}: {error}") from error
 
 
-def _load_part(load: Callable, part: str, group: Mapping[str, Any], **common: Any) -> Any:
-    arguments = {key: value for key, value in group.items() if key != "kind"}
-    try:
-        return load(**arguments, **common)
-    except TypeError as error:
-        raise InputError(f"config.model.{part}={arguments}: {error}") from error
+def _load_part(config: ConfigDict, part: str, mesh: Mesh | None) -> tuple:
+    """Returns what the loader of a part returns; a part of a run is what the run's checkpoint makes of it."""
+    arguments = _network_arguments(config) if part == "network" else config.model[part].to_dict()
+    arguments.pop("kind", None)
+    folder, name = arguments["folder"], f"config.model.{part}"
+    if not is_run(folder):
+        try:
+            return LOADERS[part](**arguments, mesh=mesh, dtype=config.model.dtype, params_dtype="float32")
+        except TypeError as error:
+            raise InputError(f"{name}={arguments}: {error}") from error
+    run = load(folder, mesh=mesh, **{key: value for key, value in arguments.items() if value and key != "folder"})
+    if part not in run.params:
+        raise InputError(f"{name}.folder={folder} is a run without a {part} of its own")
+    if part != "network":
+        return getattr(run, part), run.params[part]
+    fields = ("network", "process", "prediction", "masks", "text_per_frame", "sampling", "unet_config")
+    sizes = run.latent_shape[3], run.text.width if run.text else 0
+    return {field: getattr(run, field) for field in fields}, run.params["network"], sizes
 
 
-def _network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def _network_arguments(config: ConfigDict) -> dict[str, Any]:
     """Returns the arguments of `load_network`: an image network without an adapter gets new motion modules."""
     arguments = config.model.network.to_dict()
+    if is_run(arguments["folder"]):
+        return arguments
+    arguments["seed"] = config.seed
     adapter = arguments["motion_adapter"] = arguments.get("motion_adapter") or None
     kind = published.read_config(arguments["folder"])["_class_name"]
     if kind in published.FAMILIES and published.FAMILIES[kind].first_frame:
@@ -197,36 +196,33 @@ def _network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return arguments
 
 
-def _check_loaded(config: ml_collections.ConfigDict, network, channels: int, text: TextEncoder | None) -> None:
-    """Raises InputError for parts or settings that do not fit a loaded network."""
-    folder = config.model.network.folder
+def _check_loaded(config: ConfigDict, sizes: tuple[int, int], channels: int, text) -> None:
+    """Raises InputError for what does not fit a loaded network of `sizes`, its channels and its texts' width."""
+    folder, found = config.model.network.folder, text.width if text else 0
     if config.data.joint_images or config.known.mixture:
         raise InputError("data.joint_images and known.mixture are not for a loaded network: set them to 0 and {}")
     if config.process.to_dict() != {"name": "cosine"}:
         raise InputError(f"process={config.process.to_dict()} is not for a loaded network, which brings its own")
-    if channels != network.config["out_channels"]:
+    if channels != sizes[0]:
         raise InputError(
-            f"latents of {channels} channels do not fit the network in {folder}, which draws "
-            f"{network.config['out_channels']}: is model.codec the autoencoder of the same folder?"
+            f"latents of {channels} channels do not fit the network in {folder}, which draws {sizes[0]}: is "
+            "model.codec the autoencoder of the same folder?"
         )
-    width = network.config["cross_attention_dim"]
-    if text is None or text.width != width:
-        found = "none" if text is None else text.width
-        raise InputError(f"model.text has width {found}, but the network in {folder} reads texts of width {width}")
+    if found != sizes[1]:
+        found = found or "none"
+        raise InputError(f"model.text has width {found}, but the network in {folder} reads texts of width {sizes[1]}")
 
 
-def process_of(config: ml_collections.ConfigDict) -> Process:
+def process_of(config: ConfigDict) -> Process:
     """Returns the diffusion process of a config."""
-    process = make_process(**config.process.to_dict())
-    if process.frame_correlation and config.data.joint_images:
-        raise InputError(
-            f"process.frame_correlation={process.frame_correlation} must be 0 with data.joint_images="
-            f"{config.data.joint_images}: the noise of a still is its own"
-        )
+    process, stills = make_process(**config.process.to_dict()), config.data.joint_images
+    if (value := process.frame_correlation) and stills:
+        reason = "the noise of a still is its own"
+        raise InputError(f"process.frame_correlation={value} must be 0 with data.joint_images={stills}: {reason}")
     return process
 
 
-def objective_of(config: ml_collections.ConfigDict) -> Objective:
+def objective_of(config: ConfigDict) -> Objective:
     """Returns the training objective of a config."""
     try:
         return Objective(**config.objective.to_dict())
@@ -234,19 +230,14 @@ def objective_of(config: ml_collections.ConfigDict) -> Objective:
         raise InputError(f"config.objective={config.objective.to_dict()}: {error}") from error
 
 
-def masks_of(config: ml_collections.ConfigDict) -> MaskMixture | None:
+def masks_of(config: ConfigDict) -> MaskMixture | None:
     """Returns the masks that a config's network is trained on, None where it is not conditioned on known pixels."""
     if not config.known.mixture:
         for name, default in (("noise", 0), ("downsample", 1), ("tell", "channels")):
             if (value := config.known[name]) != default:
                 raise InputError(f"known.{name}={value} needs known.mixture, the masks to train on")
         return None
-    masks = MaskMixture(**config.known.to_dict())
-    for name in ("height", "width"):
-        if config.data[name] % masks.downsample:
-            size, factor = config.data[name], masks.downsample
-            raise InputError(f"data.{name}={size} must be a multiple of known.downsample={factor}")
-    return masks
+    return MaskMixture(**config.known.to_dict())
 
 
 # ------------------------------------------------------------------------------------------- from a folder
@@ -279,42 +270,34 @@ def load_trained(run: str | Path, mesh: Mesh | None = None) -> tuple[Model, Para
     model = build(config, mesh)
     model = dataclasses.replace(model, params=restore_frozen(run, model.params, mesh))
     split = split_of(config, model)
-    abstract = sharded(split.trained, mesh)
-    if not is_released(json.loads((Path(run) / "config.json").read_text())):
-        step, trained = restore_ema(Path(run) / "checkpoints", abstract)
-    else:
-        step, trained = _restore_released(run, abstract, own="network" not in model.loaded)
+    flat, there = flatten_dict(sharded(split.trained, mesh)), {}
+    released = is_released(json.loads((Path(run) / "config.json").read_text()))
+    for path in flat:
+        there[path] = _released(path, own="network" not in model.loaded) if released else path
+    ema = unflatten_dict({there[path]: leaf for path, leaf in flat.items()})
+    step, ema = restore_ema(Path(run) / "checkpoints", ema)
+    ema = flatten_dict(ema)
+    trained = unflatten_dict({path: ema[there[path]] for path in flat})
     return dataclasses.replace(model, step=step, origin=str(run)), trained, split
 
 
-def _restore_released(run: str | Path, abstract: PyTree, *, own: bool) -> tuple[int, Params]:
-    """Reads averaged parameters under their names of version 0.1.0."""
-    flat = flatten_dict(abstract)
-    older = {}
-    for path in flat:
-        words = released_path("/".join(map(str, path)), own=own).split("/")
-        older[path] = tuple(int(word) if word.isdigit() else word for word in words)
-    step, trained = restore_ema(
-        Path(run) / "checkpoints", unflatten_dict({older[path]: leaf for path, leaf in flat.items()})
-    )
-    trained = flatten_dict(trained)
-    return step, unflatten_dict({path: trained[older[path]] for path in flat})
+def _released(path: tuple, *, own: bool) -> tuple:
+    """Returns the path of a parameter in version 0.1.0."""
+    words = released_path("/".join(map(str, path)), own=own).split("/")
+    return tuple(int(word) if word.isdigit() else word for word in words)
 
 
-def split_of(config: ml_collections.ConfigDict, model: Model) -> Split:
+def split_of(config: ConfigDict, model: Model) -> Split:
     """Divides the parameters of a config's model into trained and frozen ones."""
     parts, rank = config.train.parts, config.train.rank
-    if parts == "lora" and _has_new_motion(config):
+    loaded = "folder" in config.model.network
+    if parts == "lora" and loaded and _network_arguments(config).get("new_motion") is not None:
         raise InputError("train.parts='lora' on an image model needs a motion_adapter: 'time' trains new ones")
     make_new = functools.partial(new_params, config, model)
     split = make_split(model.params, parts, rank, seed=config.seed, loaded=model.loaded, make_new=make_new)
     if "codec" in split.trained:
         raise InputError(f"train.parts={parts!r} matches the codec, which the denoising loss does not train")
     return split
-
-
-def _has_new_motion(config: ml_collections.ConfigDict) -> bool:
-    return "folder" in config.model.network and _network_arguments(config).get("new_motion") is not None
 
 
 def begin_with(model: Model, run: str | Path, mesh: Mesh) -> Model:
@@ -330,9 +313,7 @@ def begin_with(model: Model, run: str | Path, mesh: Mesh) -> Model:
     if "network" in model.loaded:
         raise InputError(f"init_from={run} must be empty: a loaded network begins as it was loaded")
     base = load(run, mesh=mesh)
-    own = {
-        name: model.params[name] for name in ("network", "text") if name in model.params and name not in model.loaded
-    }
+    own = {name: tree for name, tree in model.params.items() if name not in model.loaded}
     common = in_common(own, {name: base.params.get(name, {}) for name in own}, f"init_from={run}")
     count = len(jax.tree.leaves(own))
     logging.info("begins with %d of its %d arrays from %s at step %d", len(common), count, run, base.step)

@@ -27,9 +27,7 @@ class Checkpoints:
     """Writes checkpoints; keeps the last `keep`, and every `keep_every`-th step (None: only the last)."""
 
     def __init__(self, folder: str | Path, *, keep: int = 2, keep_every: int | None = None):
-        keeping: list[Any] = [policies.LatestN(keep)]
-        if keep_every:
-            keeping.append(policies.EveryNSteps(keep_every))
+        keeping = [policies.LatestN(keep), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
         context = ocp.Context()
         context.array.saving.min_slice_bytes_for_replica_parallel = SMALLEST_SLICE
         self._orbax = ocp.training.Checkpointer(
@@ -82,12 +80,11 @@ def restore_latest(folder: str | Path, parts: dict[str, PyTree]) -> dict[str, An
     unreadable = {}
     for step in steps:
         loaded = _read(folder / str(step), abstract)
-        if isinstance(loaded, str):
-            unreadable[step] = loaded
-            continue
-        for other, reason in unreadable.items():
-            logging.warning("checkpoint %s cannot be read, %s is used instead: %s", folder / str(other), step, reason)
-        return loaded | {"step": step}
+        if not isinstance(loaded, str):
+            for other, why in unreadable.items():
+                logging.warning("checkpoint %s cannot be read, %s is used instead: %s", folder / str(other), step, why)
+            return loaded | {"step": step}
+        unreadable[step] = loaded
     if unreadable:
         raise InputError(
             f"no checkpoint in {folder} (steps {', '.join(map(str, steps))}) can be read into this model: "
@@ -105,10 +102,7 @@ def _read(checkpoint: epath.Path, parts: dict[str, PyTree]) -> dict[str, Any] | 
         try:
             if difference := _difference(checkpoint, parts):
                 return difference
-            loaded = {}
-            for name, part in parts.items():
-                loaded |= ocp.load_checkpointables(checkpoint, {name: part})
-            return loaded
+            return {name: ocp.load_checkpointables(checkpoint, {name: parts[name]})[name] for name in parts}
         except Exception as error:  # whatever a damaged file makes the reader raise
             while error.__cause__:
                 error = error.__cause__

@@ -104,33 +104,16 @@ def _open(group: ml_collections.ConfigDict) -> None:
 
 
 # Lower bounds of counts.
-_AT_LEAST = {
-    "steps": 1,
-    "batch_size": 1,
-    "accumulate": 1,
-    "max_skipped": 1,
-    "log_every": 1,
-    "seed": 0,
-    "data.fps": 0,
-    "data.num_workers": 0,
-    "data.prefetch": 0,
-    "data.joint_images": 0,
-    "checkpoint.every": 1,
-    "checkpoint.keep": 1,
-    "checkpoint.keep_every": 0,
-    "sample.every": 0,
-    "sample.seed": 0,
-    "profile.start": 0,
-    "profile.steps": 0,
-}
+_AT_LEAST = dict.fromkeys(("steps", "batch_size", "accumulate", "max_skipped", "log_every"), 1)
+_AT_LEAST |= dict.fromkeys(("checkpoint.every", "checkpoint.keep"), 1)
+_AT_LEAST |= dict.fromkeys(("seed", "sample.seed", "sample.every", "checkpoint.keep_every"), 0)
+_AT_LEAST |= dict.fromkeys(("data.fps", "data.num_workers", "data.prefetch", "data.joint_images"), 0)
+_AT_LEAST |= dict.fromkeys(("profile.start", "profile.steps"), 0)
 
 
-def check_keys(config: ml_collections.ConfigDict) -> None:
+def check_keys(group: Any, name: str = "config", default: ml_collections.ConfigDict | None = None) -> None:
     """Raises InputError where a config file replaced a group and left keys out, or has keys that nothing reads."""
-    _check_group("config", config, default_config())
-
-
-def _check_group(name: str, group: Any, default: ml_collections.ConfigDict) -> None:
+    default = default_config() if default is None else default
     if not isinstance(group, ml_collections.ConfigDict):
         raise InputError(f"{name}={group!r} must be a group with the keys {', '.join(default)}")
     if not default.is_locked:  # the function that takes it checks it
@@ -141,7 +124,7 @@ def _check_group(name: str, group: Any, default: ml_collections.ConfigDict) -> N
         raise InputError(f"{name}.{unknown[0]} is not known; {name} has {', '.join(default)}")
     for key, value in default.items():
         if isinstance(value, ml_collections.ConfigDict):
-            _check_group(f"{name}.{key}", group[key], value)
+            check_keys(group[key], f"{name}.{key}", value)
 
 
 def check_numbers(config: ml_collections.ConfigDict) -> None:
@@ -160,47 +143,27 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
 def source_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the keyword arguments of `data.source.make_source`."""
     data = config.data
-    return dict(
-        name=data.name,
-        split=data.split,
-        data_dir=data.data_dir,
-        builder_config=data.builder_config or None,
-        video_key=data.video_key or None,
-        caption_key=data.caption_key or None,
-        frames=data.frames,
-        size=(data.height, data.width),
-        stride=data.stride,
-        fps=data.fps or None,
-        crop=data.crop,
-        seed=config.seed,
-    )
+    arguments = {key: data[key] for key in ("name", "split", "data_dir", "frames", "stride", "crop")}
+    arguments |= {key: data[key] or None for key in ("builder_config", "video_key", "caption_key", "fps")}
+    return arguments | dict(size=(data.height, data.width), seed=config.seed)
 
 
 # Keys that may change when a run is continued: past updates do not depend on them. `steps` is also the length of a
 # cosine decay: with more steps the learning rate rises again.
-FREE_KEYS = (
-    "steps",
-    "log_every",
-    "tensorboard",
-    "checkpoint",
-    "sample",
-    "profile",
-    "mesh",
-    "max_skipped",
-    "data.data_dir",
-    "init_from",
-    "model.network.folder",
-    "model.network.motion_adapter",
-    "model.text.folder",
-    "model.codec.folder",
-    "data.num_workers",
-    "data.prefetch",
-)
+FREE_KEYS = ("steps", "log_every", "tensorboard", "checkpoint", "sample", "profile", "mesh", "max_skipped")
+FREE_KEYS += ("init_from", "data.data_dir", "data.num_workers", "data.prefetch")
+FREE_KEYS += ("model.network.folder", "model.network.motion_adapter", "model.text.folder", "model.codec.folder")
 
 
 def is_free(key: str) -> bool:
     """Returns whether a key, such as data.fps, is one of FREE_KEYS or in a group of them."""
     return key.split(".")[0] in FREE_KEYS or key in FREE_KEYS
+
+
+def is_run(folder: str | Path) -> bool:
+    """Returns whether a folder is of a run, not of a published model."""
+    file = Path(folder) / "config.json"
+    return file.is_file() and '"model": {' in file.read_text()
 
 
 def check_run(run: Path, config: ml_collections.ConfigDict) -> None:
@@ -238,9 +201,8 @@ def read_config(run: str | Path) -> ml_collections.ConfigDict:
         raise InputError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is not the config of a run")
-    default = default_config()
     values = translate_config(values)
-    if missing := [key for key in default if key not in values]:
+    if missing := [key for key in default_config() if key not in values]:
         raise InputError(f"{path} is not the config of a run: it lacks {', '.join(missing)}")
     return ml_collections.ConfigDict(values)
 

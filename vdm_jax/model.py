@@ -5,7 +5,7 @@ A run folder and a published folder are both loaded as one (`build.load`), and a
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import InputError
 from vdm_jax.models.codec import Codec
 from vdm_jax.models.conditions import Conditions, Text
-from vdm_jax.typing import Array, Bool, Float, Int, Params, PyTree, Scalar
+from vdm_jax.typing import Array, Bool, Float, Int, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +34,6 @@ class TextEncoder:
         return nnx.merge(self.graphdef, params)(tokens)
 
 
-@runtime_checkable
-class FirstFrame(Protocol):
-    """What conditions a network on the first frame alone, next to its null condition."""
-
-    def __call__(
-        self, params: Params, frame: Array, noise: Array, level: Scalar | float, frames: int
-    ) -> Conditions: ...
-
-    def null(self, conditions: Conditions) -> Conditions: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A video diffusion model. Without `params` it is hashable: a program is compiled once for equal models.
@@ -57,7 +46,7 @@ class Model:
         shape: of one video (frames, rows, columns, channels), in pixels.
         fps: frames a second of what it draws.
         masks: which masks the network was trained to be conditioned on, None for none.
-        first_frame: conditions on the first frame (Stable Video Diffusion), else None.
+        first_frame: conditions on the first frame, else None (`families.stable_video_diffusion.FirstFrame`).
         time_per_frame: the network was trained with a time for each frame.
         text_per_frame: each frame may have a text of its own, so that prompts can change from frame to frame.
         noise_window: (length, stride) of FreeNoise's windows, None for independent noise.
@@ -76,7 +65,7 @@ class Model:
     fps: float
     params: PyTree = None
     masks: MaskMixture | None = None
-    first_frame: FirstFrame | None = None
+    first_frame: Callable[..., Conditions] | None = None
     time_per_frame: bool = False
     text_per_frame: bool = False
     noise_window: tuple[int, int] | None = None
@@ -127,12 +116,7 @@ class Model:
         return Known(self.codec.encode(params.get("codec", {}), known.video), self.codec.mask(mask))
 
     def encode(
-        self,
-        params: Params,
-        tokens: Int[Array, "B G L"],
-        *,
-        frames: int = 0,
-        shares: Float[Array, "B T K"] | None = None,
+        self, params: Params, tokens: Int[Array, "B G L"], *, frames=0, shares: Float[Array, "B T K"] | None = None
     ) -> Text | None:
         """Encodes the texts of a batch; None where the network takes none.
 
@@ -153,13 +137,12 @@ class Model:
         return text
 
     def channels(
-        self,
-        batch: int,
-        known: Known | None,
-        noise: Float[Array, "B T H W C"],
-        level: Float[Array, "B"] | Scalar | float = 0.0,
+        self, batch: int, known: Known | None, noise: Float[Array, "B T H W C"], level: Array | float = 0.0
     ) -> Float[Array, "B T H W K"] | None:
-        """Returns the known latents as channels for a network that takes them, zeros where nothing is known."""
+        """Returns the known latents as channels for a network that takes them, zeros where nothing is known.
+
+        `level` is the amount of noise on them, for each video or for all.
+        """
         if self.tell != "channels":
             return None
         if known is None:

@@ -12,7 +12,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vdm_jax.errors import InputError
-from vdm_jax.parallel.sharding import path_name
 from vdm_jax.typing import Array, Float, Key, Params, PyTree
 
 TIME_SLOTS = r"^network/.*(time_conv|time_attention|stem_attention)/"
@@ -36,13 +35,7 @@ class Split:
 
 
 def make_split(
-    params: PyTree,
-    parts: str,
-    rank: int,
-    *,
-    seed: int,
-    loaded: Collection[str] = (),
-    make_new: Callable[[], Params] | None = None,
+    params: PyTree, parts: str, rank: int, *, seed: int, loaded: Collection[str] = (), make_new: Callable | None = None
 ) -> Split:
     """Divides a model's parameters, of which loaded ones are arrays and new ones shapes.
 
@@ -58,21 +51,19 @@ def make_split(
     Raises:
         InputError: nothing is trained, or new parameters would stay untrained.
     """
-    flat = {path_name(path): (path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    new = {name for name, (_, leaf) in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)}
+    new = {path for path, leaf in flatten_dict(params).items() if isinstance(leaf, jax.ShapeDtypeStruct)}
     trained, frozen = divide(params, parts, loaded)
-    untrained = new - {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(trained)}
+    untrained = new - flatten_dict(trained).keys()
     if untrained or (new and parts == "lora"):
-        name = min(untrained or new)
+        name = min(map(_name, untrained or new))
         raise InputError(
             f"train.parts={parts!r} leaves {len(untrained or new)} new parameters untrained ({name}, ...): begin with "
             "a run that has them (init_from), load them (folder), or train them, too"
         )
     if parts == "lora":
-        matrices = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trained)
 
         def initialise() -> Params:
-            return low_rank(matrices, rank, jax.random.key(seed))
+            return low_rank(trained, rank, jax.random.key(seed))  # of `trained` only the shapes are read
 
         return Split(jax.eval_shape(initialise), initialise, (), params)
     start = {path: leaf for path, leaf in flatten_dict(trained).items() if isinstance(leaf, jax.Array)}
@@ -101,14 +92,12 @@ def divide(params: PyTree, parts: str, loaded: Collection[str] = ()) -> tuple[Py
             f"train.parts={parts!r} is neither all, time, lora nor a regular expression: {error}"
         ) from None
     chosen, rest = {}, {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = path_name(path)
-        part = name.split("/")[0]
-        in_all = part == "network" or (part == "text" and part not in loaded)
-        _put(chosen if (in_all if parts == "all" else pattern.search(name)) else rest, path, leaf)
+    for path, leaf in flatten_dict(params).items():
+        in_all = path[0] == "network" or (path[0] == "text" and "text" not in loaded)
+        (chosen if (in_all if parts == "all" else pattern.search(_name(path))) else rest)[path] = leaf
     if not chosen:
         raise InputError(f"train.parts={parts!r}: the model has no such parameters")
-    return chosen, rest
+    return unflatten_dict(chosen), unflatten_dict(rest)
 
 
 def low_rank(params: PyTree, rank: int, key: Key[Array, ""]) -> Params:
@@ -142,14 +131,11 @@ def in_common(here: PyTree, there: PyTree, name: str) -> dict[tuple, Any]:
     for path, array in common.items():
         if array.shape != here[path].shape:
             shapes = f"{array.shape} there and {here[path].shape} here"
-            raise InputError(f"{name}: {'/'.join(map(str, path))} has shape {shapes}")
+            raise InputError(f"{name}: {_name(path)} has shape {shapes}")
     if not common:
         raise InputError(f"{name} has no parameter of this network")
     return common
 
 
-def _put(tree: dict[Any, Any], path: tuple, leaf: Any) -> None:
-    *parents, last = (key.key for key in path)
-    for name in parents:
-        tree = tree.setdefault(name, {})
-    tree[last] = leaf
+def _name(path: tuple) -> str:
+    return "/".join(map(str, path))

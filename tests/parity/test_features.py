@@ -31,6 +31,7 @@ from tests.pretrained.make_golden_features import (
     videomae_clips,
 )
 from tests.pretrained.networks import numbers, relative, tensor
+from tests.pretrained.test_clip_pair import abstract_of
 from vdm_jax.evaluation.features import clip_image_features, clip_input, clip_text_features, cosines, resized
 from vdm_jax.models.judges.lpips import PLANS
 from vdm_jax.models.judges.videomae import VideoMAE
@@ -333,8 +334,8 @@ def test_a_published_pairs_names_and_shapes(tmp_path):
     expected = {n: tuple(p.shape) for n, p in module.named_parameters() if n != "logit_scale"}
     found = {}
     for part in clip_pair.PREFIXES:
-        abstract, naming, _ = clip_pair.abstract_of(part, config)
-        found |= torch_shapes(nnx.to_pure_dict(nnx.split(abstract)[1]), naming)
+        network, naming = abstract_of(part, config)
+        found |= torch_shapes(nnx.to_pure_dict(nnx.split(network)[1]), naming)
     assert found == expected
 
 

@@ -18,6 +18,7 @@ from vdm_jax.models.autoencoder import decode_in_chunks
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import ActivationLayout, batch_sharding
 from vdm_jax.pretrained.folder import write_folder
+from vdm_jax.pretrained.load import load_codec
 from vdm_jax.pretrained.names import torch_tensors
 from vdm_jax.pretrained.parts.autoencoders import load_autoencoder, translate
 
@@ -67,7 +68,7 @@ def test_a_folder_is_loaded_into_shards_and_saved_as_it_was(folder, tmp_path):
     loaded = load_autoencoder(written, mesh=make_mesh(data=2, fsdp=2, tensor=2))
     kernel = loaded.params["decoder"]["middle"]["attention"]["attention"]["q"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (32, 32)
-    assert loaded.scaling_factor == 0.18215
+    assert load_codec(written)[0].scale == 0.18215
     write_folder(tmp_path / "again", torch_tensors(loaded.params, translate(loaded.config)[1]), loaded.config)
     saved, again = (load_file(f / FILE) for f in (written, tmp_path / "again"))
     assert saved.keys() == again.keys()
@@ -78,7 +79,7 @@ def test_a_folder_is_loaded_into_shards_and_saved_as_it_was(folder, tmp_path):
 def test_a_pipeline_folder_is_read_in_its_vae(folder, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     folder(IMAGE | {"scaling_factor": 0.5}, name="vae")
-    assert load_autoencoder(tmp_path).scaling_factor == 0.5
+    assert load_codec(tmp_path)[0].scale == 0.5
 
 
 def test_the_old_spelling_of_the_attention_is_read(folder):

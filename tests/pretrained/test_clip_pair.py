@@ -9,15 +9,21 @@ from tests.pretrained.make_golden_clip import tokens
 from tests.pretrained.make_golden_features import CLIP, GOLDEN, named, write_clip, write_folder
 from tests.pretrained.networks import relative
 from vdm_jax.errors import InputError
+from vdm_jax.models.rngs import Keys
 from vdm_jax.pretrained.names import torch_shapes
-from vdm_jax.pretrained.parts.clip_pair import PREFIXES, abstract_of, load_clip
+from vdm_jax.pretrained.parts.clip_pair import PREFIXES, load_clip, translate_part
+
+
+def abstract_of(part, config):
+    module, arguments, naming, _ = translate_part(part, config)
+    return nnx.eval_shape(lambda: module(**arguments, rngs=Keys(0))), naming
 
 
 def tensors():
     """By the hub's names."""
     found = {"logit_scale": np.float32([1]), "text_model.embeddings.position_ids": np.arange(12)[None]}
     for part in PREFIXES:
-        abstract, naming, _ = abstract_of(part, CLIP)
+        abstract, naming = abstract_of(part, CLIP)
         found |= named(torch_shapes(nnx.to_pure_dict(nnx.split(abstract)[1]), naming))
     return found
 
@@ -34,9 +40,9 @@ def test_texts_are_read_into_the_space_of_both(tmp_path):
 
 def test_what_is_default_may_be_left_out():
     small = {"model_type": "clip", "text_config": {"hidden_size": 64, "bad_words_ids": None}}
-    abstract, _, config = abstract_of("text", small)
+    config = translate_part("text", small)[-1]
     assert (config["hidden_size"], config["vocab_size"], config["hidden_act"]) == (64, 49408, "quick_gelu")
-    assert abstract.projection.kernel.shape == (64, 512)
+    assert abstract_of("text", small)[0].projection.kernel.shape == (64, 512)
     assert abstract_of("vision", small)[0].patches.kernel.shape == (32, 32, 3, 768)
 
 

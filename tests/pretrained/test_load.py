@@ -47,8 +47,8 @@ def test_an_image_model_that_learns_to_move_predicts_what_it_did(tmp_path):
     folder = write_pipeline(tmp_path / "image", "image")
     scheduler = {"_class_name": "PNDMScheduler", "prediction_type": "v_prediction"}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    network = load_network(folder, new_motion={}, mesh=ONE)
-    assert (network.schedule.prediction, network.sampling["grid"]) == ("v", "linspace")
+    fields, *_ = load_network(folder, new_motion={}, mesh=ONE)
+    assert (fields["prediction"], fields["sampling"]["grid"]) == ("v", "linspace")
     with pytest.raises(InputError, match=r"image draws images; a motion adapter makes them move \(motion_adapter\)"):
         load_published(folder)
 

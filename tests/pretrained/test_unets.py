@@ -176,7 +176,7 @@ def test_an_adapter_must_fit_its_network():
     # Published adapters are older than this key.
     older = {key: value for key, value in adapter.items() if key != "motion_transformer_layers_per_block"}
     assert with_motion(IMAGE, older) == with_motion(IMAGE, adapter)
-    two = with_motion(IMAGE, new_adapter(IMAGE, {"motion_transformer_layers_per_block": 2}))
+    two = with_motion(IMAGE, new_adapter({"motion_transformer_layers_per_block": 2}))
     assert {filling["layers"] for filling in translate(two)[0]["time_attention"]["down"]} == {2}
     with pytest.raises(InputError, match=r"block_out_channels=.* is not implemented; it must be .16, 32"):
         with_motion(IMAGE, adapter | {"block_out_channels": [32, 32]})

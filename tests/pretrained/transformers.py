@@ -2,17 +2,14 @@
 
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from vdm_jax.models.dit import DiT
 from vdm_jax.models.mmdit import MMDiT
 from vdm_jax.models.rngs import Keys
-from vdm_jax.parallel.sharding import path_name
 from vdm_jax.pretrained.families import latte, open_sora, open_sora_2, wan
-from vdm_jax.pretrained.names import from_tensors, torch_shapes
+from vdm_jax.pretrained.names import load_part
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -120,18 +117,19 @@ def abstract(config):
     return nnx.eval_shape(lambda: kind(**arguments, rngs=Keys(0))), naming
 
 
+class Tensors(dict):
+    """Stands for files of weights."""
+
+    def shape(self, name):
+        return self[name].shape
+
+
 def module_of(config, tensors):
     """Returns the module of a config and published tensors, each of which must be used; and parameters and names."""
-    module, naming = abstract(config)
-    graphdef, params = nnx.split(module)
-    params = nnx.to_pure_dict(params)
-    assert torch_shapes(params, naming) == {name: tensor.shape for name, tensor in tensors.items()}
-
-    def load(path, leaf):
-        return jnp.asarray(from_tensors(path_name(path), leaf.shape, tensors.__getitem__, naming))
-
-    params = jax.tree_util.tree_map_with_path(load, params)
-    return nnx.merge(graphdef, params), params, naming
+    translate, kind = KINDS[config["_class_name"]]
+    arguments, naming = translate(config)
+    part = load_part(Tensors(tensors), kind, arguments, naming, config, where="the file")
+    return nnx.merge(part.graphdef, part.params), part.params, naming
 
 
 def fixture(name):

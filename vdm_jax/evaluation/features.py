@@ -26,7 +26,7 @@ from vdm_jax.models.judges.lpips import LPIPS
 from vdm_jax.models.judges.videomae import VideoMAE
 from vdm_jax.models.text.clip import DEVIATION, MEAN, ClipText, ClipVision
 from vdm_jax.parallel.sharding import batch_sharding, full_batches
-from vdm_jax.pretrained.parts.clip import PublishedEncoder
+from vdm_jax.pretrained.names import Part
 from vdm_jax.pretrained.parts.clip_pair import PublishedClip
 from vdm_jax.typing import Array, Float, Int, UInt8
 
@@ -34,14 +34,14 @@ Videos = Float[np.ndarray, "B T H W C"] | UInt8[np.ndarray, "B T H W C"]
 Features = Float[np.ndarray, "B D"]
 
 
-def i3d_features(network: PublishedEncoder, videos: Videos, *, batch_size: int = 16) -> Features:
+def i3d_features(network: Part, videos: Videos, *, batch_size: int = 16) -> Features:
     """The logits of the network of `load_i3d`. Clips are resized to 224×224, bilinear without antialiasing."""
     if videos.shape[1] < i3d.FRAMES:
         raise InputError(f"clips of {videos.shape[1]} frames must have at least {i3d.FRAMES} for I3D")
     return _in_batches(_i3d, network, videos, batch_size)
 
 
-def videomae_features(network: PublishedEncoder, videos: Videos, *, batch_size: int = 4) -> Features:
+def videomae_features(network: Part, videos: Videos, *, batch_size: int = 4) -> Features:
     """The pooled features of the network of `load_videomae`. Clips are resized, bilinear without antialiasing.
 
     Pixels are in [0, 1] and not normalised, as in the package cd-fvd of the authors of content-debiased distances.
@@ -54,7 +54,7 @@ def videomae_features(network: PublishedEncoder, videos: Videos, *, batch_size: 
 
 
 def lpips_distances(
-    network: PublishedEncoder, videos: Videos, reference: np.ndarray, *, batch_size: int = 16
+    network: Part, videos: Videos, reference: np.ndarray, *, batch_size: int = 16
 ) -> Float[np.ndarray, "B"]:
     """LPIPS between each frame and the same frame of the reference, at their own size; the mean over frames."""
     if videos.shape != reference.shape:
@@ -131,7 +131,7 @@ def _in_colour(videos: Array) -> Float[Array, "*S 3"]:
     return jnp.broadcast_to(x, (*x.shape[:-1], 3))
 
 
-def _in_batches(function: Callable, network: PublishedEncoder, inputs: np.ndarray, batch_size: int) -> np.ndarray:
+def _in_batches(function: Callable, network: Part, inputs: np.ndarray, batch_size: int) -> np.ndarray:
     """Applies `function(network, batch)` to all rows of the inputs, in full batches."""
     if batch_size < 1 or len(inputs) < 1:
         raise InputError(f"batch_size={batch_size} and the number of clips, {len(inputs)}, must be at least 1")

@@ -1,7 +1,6 @@
 """Loads published folders (diffusers format) as parts of a model, and as whole models."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,60 +13,34 @@ from vdm_jax.models.codec import Codec, latent_codec
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import FAMILIES
 from vdm_jax.pretrained.families.stable_video_diffusion import FirstFrame
-from vdm_jax.pretrained.families.unets import Family
-from vdm_jax.pretrained.folder import Config, read_config
+from vdm_jax.pretrained.folder import read_config
 from vdm_jax.pretrained.lora import Lora, read_lora
-from vdm_jax.pretrained.parts.autoencoders import load_autoencoder, translate
+from vdm_jax.pretrained.parts.autoencoders import SCALE, load_autoencoder, translate
 from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder
-from vdm_jax.pretrained.schedulers import Schedule, read_scheduler
+from vdm_jax.pretrained.schedulers import read_scheduler
 from vdm_jax.pretrained.tokenizers import load_tokenizer
 from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.typing import Params
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Network:
-    """A published network with its config.json, its family and its schedule."""
+def load_network(folder: str | Path, **options: Any) -> tuple[dict[str, Any], Params, tuple[int, int]]:
+    """Loads a network and its schedule from its pipeline's folder; `options` are arguments of `unets.load_unet`.
 
-    graphdef: nnx.GraphDef
-    params: Params
-    config: Config
-    family: Family
-    schedule: Schedule
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """Defaults of `generation.settings.Settings`."""
-        return dict(
-            steps=self.family.steps,
-            guidance=self.family.guidance,
-            known_noise=self.family.known_noise,
-            solver=self.schedule.solver,
-            grid=self.schedule.grid,
-            grid_options=self.schedule.grid_options,
-            clip=None,
-        )
-
-
-def load_network(
-    folder: str | Path,
-    *,
-    motion_adapter: str | Path | None = None,
-    new_motion: Mapping[str, Any] | None = None,
-    loras: Sequence[Lora] = (),
-    **options: Any,
-) -> Network:
-    """Loads a network from its pipeline's folder; `options` are arguments of `unets.load_unet`.
-
-    An image network without a motion adapter gets new motion modules where `new_motion` is given.
+    Returns:
+        The fields of a `Model` that the network decides, its parameters, and the channels that it draws with the width
+        of the texts that it reads.
 
     Raises:
         InputError: an unknown family, or an argument that `load_unet` refuses.
     """
-    unet = load_unet(folder, motion_adapter=motion_adapter, new_motion=new_motion, loras=loras, **options)
+    unet = load_unet(folder, **options)
     family = FAMILIES[unet.config["_class_name"]]
     schedule = read_scheduler(folder, family.scheduler)
-    return Network(unet.graphdef, unet.params, unet.config, family, schedule)
+    sampling = {name: getattr(family, name) for name in ("steps", "guidance", "known_noise")} | {"clip": None}
+    sampling |= {name: getattr(schedule, name) for name in ("solver", "grid", "grid_options")}
+    fields = dict(network=unet.graphdef, process=schedule.process, prediction=schedule.prediction, sampling=sampling)
+    fields |= dict(unet_config=unet.config, text_per_frame=not family.first_frame)
+    return fields, unet.params, (unet.config["out_channels"], unet.config["cross_attention_dim"])
 
 
 def load_text(folder: str | Path, *, loras: Sequence[Lora] = (), **options: Any) -> tuple[TextEncoder, Params]:
@@ -85,15 +58,10 @@ def load_codec(folder: str | Path, *, chunk: int | None = None, **options: Any) 
     """
     autoencoder = load_autoencoder(folder, **options)
     arguments, _ = translate(autoencoder.config)
-    codec = latent_codec(
-        autoencoder.graphdef,
-        channels=arguments["latent_channels"],
-        factor=2 ** (len(arguments["widths"]) - 1),
-        scale=autoencoder.scaling_factor,
-        video_channels=arguments["channels_in"],
-        chunk=chunk,
-        in_time=arguments["in_time"],
-    )
+    sizes = dict(channels=arguments["latent_channels"], video_channels=arguments["channels_in"])
+    sizes["factor"] = 2 ** (len(arguments["widths"]) - 1)
+    scale, in_time = float(autoencoder.config.get("scaling_factor", SCALE)), arguments["in_time"]
+    codec = latent_codec(autoencoder.graphdef, **sizes, scale=scale, chunk=chunk, in_time=in_time)
     return codec, autoencoder.params
 
 
@@ -126,7 +94,6 @@ def load_published(
         dtype, params_dtype: of the computation, and of the parameters (default: the same).
         chunk: frames that Stable Video Diffusion decodes at a time (`load_codec`).
         motion: Stable Video Diffusion's motion bucket (default: 127).
-        mesh: default: all devices along data.
         options: of `load_unet`: attention, remat, per_frame_norm.
 
     Raises:
@@ -138,6 +105,7 @@ def load_published(
     if kind not in FAMILIES:
         raise InputError(f"{kind} is not implemented; {', '.join(FAMILIES)} are")
     family = FAMILIES[kind]
+    loading = (dtype, params_dtype, chunk, motion, free_noise, sorted(options.items()))
     for name, value in (("chunk", chunk), ("motion", motion)):
         if value is not None and not family.first_frame:
             raise InputError(f"{name}={value} is for Stable Video Diffusion, not for {kind}")
@@ -145,58 +113,39 @@ def load_published(
     for lora in changes:
         if family.first_frame and lora.text:
             raise InputError(f"{lora.where} changes a text encoder ({len(lora.text)} modules), and {kind} has none")
-    common = dict(mesh=make_mesh() if mesh is None else mesh, dtype=dtype, params_dtype=params_dtype or dtype)
-    network = load_network(folder, motion_adapter=motion_adapter, loras=changes, window=free_noise, **common, **options)
+    common = dict(mesh=mesh or make_mesh(), dtype=dtype, params_dtype=params_dtype or dtype)
+    options |= dict(motion_adapter=motion_adapter, window=free_noise)
+    fields, network, (channels, _) = load_network(folder, loras=changes, **common, **options)
     codec, autoencoder = load_codec(folder, chunk=chunk, **common)
-    params = {"network": network.params, "codec": autoencoder}
-    published_frames = network.config.get("num_frames") or family.frames
+    params, config = {"network": network, "codec": autoencoder}, fields["unet_config"]
+    published_frames = config.get("num_frames") or family.frames
     frames = min(published_frames, at_most or published_frames) if frames is None else frames
-    shape = (frames, *(size or _size(network, codec)), 3)
+    # In Stable Video Diffusion's config sample_size is from its first training.
+    side, factor = (not family.first_frame and config.get("sample_size")) or family.side, codec.factors[1]
+    rows, columns = [side] * 2 if isinstance(side, int) else side
+    shape = (frames, *(size or (factor * rows, factor * columns)), 3)
     latents = codec.shape(shape)
-    if latents[3] != network.config["out_channels"]:
-        raise InputError(
-            f"{folder}: latents of {latents[3]} channels do not fit a network of {network.config['out_channels']}"
-        )
-    nnx.merge(network.graphdef, network.params).check(*latents[:3])
+    if latents[3] != channels:
+        raise InputError(f"{folder}: latents of {latents[3]} channels do not fit a network of {channels}")
+    nnx.merge(fields["network"], network).check(*latents[:3])
 
     text = first_frame = None
     if family.first_frame:
         image = load_image_encoder(folder, **common)
         params["image"] = image.params
-        first_frame = FirstFrame(
-            image.graphdef,
-            image.config["image_size"],
-            codec,
-            codec.scale,
-            family.fps,
-            127 if motion is None else motion,
-        )
+        motion = 127 if motion is None else motion
+        first_frame = FirstFrame(image.graphdef, image.config["image_size"], codec, family.fps, motion)
     else:
         text, params["text"] = load_text(folder, loras=changes, **common)
-    loading = (dtype, params_dtype, chunk, motion, free_noise, sorted(options.items()))
     return Model(
-        network=network.graphdef,
         text=text,
         codec=codec,
-        process=network.schedule.process,
-        prediction=network.schedule.prediction,
         shape=shape,
         fps=family.fps,
         params=params,
         first_frame=first_frame,
-        text_per_frame=text is not None,
         noise_window=free_noise,
-        sampling=network.sampling,
-        unet_config=network.config,
         loaded=frozenset(params),
         origin=repr((str(folder), str(motion_adapter), [(str(f), s) for f, s in loras], loading)),
+        **fields,
     )
-
-
-def _size(network: Network, codec: Codec) -> tuple[int, int]:
-    """Returns the published rows and columns in pixels."""
-    side = network.family.side
-    if not network.family.first_frame:  # in Stable Video Diffusion's config sample_size is from its first training
-        side = network.config.get("sample_size") or side
-    rows, columns = [side] * 2 if isinstance(side, int) else side
-    return codec.factors[1] * rows, codec.factors[1] * columns

@@ -6,19 +6,21 @@ rows, columns), a convolution over frames as (out, in, 3, 1, 1). A stacked param
 tensors, one for each block; several parameters can be the parts of one fused tensor.
 """
 
+import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from vdm_jax.errors import InputError
+from vdm_jax.models.rngs import Keys
+from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import path_name, shardings
-from vdm_jax.pretrained.folder import Weights
+from vdm_jax.pretrained.folder import Config, Weights
 from vdm_jax.typing import Params, PyTree
 
 Table = Sequence[tuple[str, str]]
@@ -52,36 +54,19 @@ class Naming(NamedTuple):
     framed: str = r"$^"
 
 
-class Tensor(NamedTuple):
-    """The published tensor of a parameter, or of one block of a stacked parameter."""
-
-    name: str
-    path: str  # of the parameter, with the number of its block
-    part: tuple[int, int] = (0, 1)
-    parts: int = 1  # of which the parameter is some
-
-
 # The parts of blocks have the same names in all families.
 BLOCKS: Table = (
     (r"/embedding/", "/time_emb_proj/"),
     (r"/shortcut/", "/conv_shortcut/"),
-    (r"/norms/0/", "/conv1/0/"),
-    (r"/convs/0/", "/conv1/2/"),
-    (r"/norms/1/", "/conv2/0/"),
-    (r"/convs/1/", "/conv2/3/"),
-    (r"/norms/2/", "/conv3/0/"),
-    (r"/convs/2/", "/conv3/3/"),
-    (r"/norms/3/", "/conv4/0/"),
-    (r"/convs/3/", "/conv4/3/"),
+    *((rf"/norms/{i}/", f"/conv{i + 1}/0/") for i in range(4)),
+    *((rf"/convs/{i}/", f"/conv{i + 1}/{3 if i else 2}/") for i in range(4)),  # a dropout is before the last three
     (r"/project_(in|out)/", r"/proj_\1/"),
     (r"/time_blocks/", "/temporal_transformer_blocks/"),
     (r"/blocks/", "/transformer_blocks/"),
     (r"/attention(\d)/out/", r"/attn\1/to_out/0/"),
     (r"/attention(\d)/([qkv])/", r"/attn\1/to_\2/"),
-    (r"/feed/up/", "/ff/net/0/proj/"),
-    (r"/feed/down/", "/ff/net/2/"),
-    (r"/feed_in/up/", "/ff_in/net/0/proj/"),
-    (r"/feed_in/down/", "/ff_in/net/2/"),
+    (r"/feed(_in)?/up/", r"/ff\1/net/0/proj/"),
+    (r"/feed(_in)?/down/", r"/ff\1/net/2/"),
     (r"/frame/first/", "/time_pos_embed/linear_1/"),
     (r"/frame/second/", "/time_pos_embed/linear_2/"),
     (r"/blend/mix$", "/time_mixer/mix_factor"),
@@ -131,71 +116,51 @@ def from_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
     return array[..., 0, 0].T if re.search(naming.pointwise, path) else np.moveaxis(array, (0, 1), (-1, -2))
 
 
-def tensors_for(path: str, shape: Sequence[int], naming: Naming) -> list[Tensor]:
-    """Returns the published tensor of a parameter of a shape, or one tensor for each block of a stacked parameter."""
-    if start := re.match(naming.stacked, path):
-        paths = [f"{start[0]}{i}/{path[start.end() :]}" for i in range(shape[0])]
-    else:
-        paths = [path]
+def tensors_for(path: str, shape: Sequence[int], naming: Naming) -> list[tuple[str, str, tuple[int, int], int]]:
+    """Returns (name of the published tensor, path, (start, stop), parts) of a parameter, or of each block of a stacked one.
+
+    The path has the number of the block; the parameter is parts start … stop of the tensor.
+    """
+    start = re.match(naming.stacked, path)
+    paths = [f"{start[0]}{i}/{path[start.end() :]}" for i in range(shape[0])] if start else [path]
     tensors = []
     for path in paths:
-        for pattern, replacement, part, parts in naming.fused:
-            if re.search(pattern, path):
-                tensors.append(Tensor(torch_name(re.sub(pattern, replacement, path), naming), path, part, parts))
-                break
-        else:
-            tensors.append(Tensor(torch_name(path, naming), path))
+        fused = ((re.sub(old, new, path), *part) for old, new, *part in naming.fused if re.search(old, path))
+        whole, *part = next(fused, (path, (0, 1), 1))
+        tensors.append((torch_name(whole, naming), path, *part))
     return tensors
+
+
+def _tensors(tree: PyTree, naming: Naming, skip: str = "$^") -> Iterator[tuple[str, tuple[int, int], int, np.ndarray]]:
+    """Yields (name, (start, stop), parts, parameter in the published layout), except of paths that match `skip`."""
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if re.search(skip, whole := path_name(keys)):
+            continue
+        shape = isinstance(leaf, jax.ShapeDtypeStruct)
+        array = np.broadcast_to(np.int8(0), leaf.shape) if shape else np.asarray(leaf)  # a shape takes one byte
+        blocks = array if re.match(naming.stacked, whole) else [array]
+        for (name, path, *part), block in zip(tensors_for(whole, leaf.shape, naming), blocks, strict=True):
+            yield name, *part, to_torch(path, block, naming)
 
 
 def torch_shapes(abstract: PyTree, naming: Naming, skip: str = "$^") -> dict[str, tuple[int, ...]]:
     """Returns the name and shape of every published tensor of the parameters, except paths that match `skip`."""
-    shapes = {}
-    for path, leaf in named_leaves(abstract):
-        if re.search(skip, path):
-            continue
-        tensors = tensors_for(path, leaf.shape, naming)
-        shape = leaf.shape[1:] if re.match(naming.stacked, path) else leaf.shape
-        for tensor in tensors:
-            stand_in = np.broadcast_to(np.int8(0), shape)  # one byte of memory, whatever the shape
-            first, *rest = to_torch(tensor.path, stand_in, naming).shape
-            start, stop = tensor.part
-            shapes[tensor.name] = (first * tensor.parts // (stop - start), *rest)
-    return shapes
+    tensors = _tensors(abstract, naming, skip)
+    return {
+        name: (parts * len(tensor) // (stop - start), *tensor.shape[1:])
+        for name, (start, stop), parts, tensor in tensors
+    }
 
 
 def torch_tensors(params: Params, naming: Naming) -> dict[str, np.ndarray]:
     """Returns the published tensors of all parameters by name."""
-    tensors, parts = {}, {}
-    for path, leaf in named_leaves(params):
-        array = np.asarray(leaf)
-        blocks = array if re.match(naming.stacked, path) else [array]
-        for tensor, block in zip(tensors_for(path, leaf.shape, naming), blocks, strict=True):
-            block = np.ascontiguousarray(to_torch(tensor.path, block, naming))
-            if tensor.parts == 1:
-                tensors[tensor.name] = block
-            else:
-                parts.setdefault(tensor.name, {})[tensor.part] = block
-    return tensors | {
-        name: np.concatenate([part for _, part in sorted(numbered.items())]) for name, numbered in parts.items()
+    tensors: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+    for name, part, _, tensor in _tensors(params, naming):
+        tensors.setdefault(name, {})[part] = np.ascontiguousarray(tensor)
+    return {
+        name: parts[0] if len(parts) == 1 else np.concatenate([parts[i] for i in sorted(parts)])
+        for name, parts in tensors.items()
     }
-
-
-def from_tensors(path: str, shape: Sequence[int], read: Callable[[str], np.ndarray], naming: Naming) -> np.ndarray:
-    """Returns a parameter of a shape, made of the published tensors that `read(name)` returns."""
-    blocks = []
-    for tensor in tensors_for(path, shape, naming):
-        array = read(tensor.name)
-        if tensor.parts > 1:
-            start, stop = (len(array) * end // tensor.parts for end in tensor.part)
-            array = array[start:stop]
-        blocks.append(from_torch(tensor.path, array, naming))
-    return np.stack(blocks) if re.match(naming.stacked, path) else blocks[0]
-
-
-def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
-    """Returns (path, leaf) of every parameter."""
-    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def first_three(names: Sequence[str]) -> str:
@@ -203,19 +168,32 @@ def first_three(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """A loaded network: `nnx.merge(graphdef, params)` is the module; `config` is its config.json, or stands for one."""
+
+    graphdef: nnx.GraphDef | None  # not needed to save it
+    params: Params
+    config: Config
+
+
+def load_part(
+    weights: Weights, kind: Callable, arguments: dict[str, Any], naming: Naming, config: Config, **options: Any
+) -> Part:
+    """Loads the module `kind(**arguments)`; `options` are of `load_params`, which says what is refused."""
+    module = nnx.eval_shape(lambda: kind(**arguments, rngs=Keys(0)))
+    return Part(nnx.split(module)[0], load_params(weights, module, naming, **options), config)
+
+
 def load_params(
-    weights: Weights,
-    module: nnx.Module,
-    naming: Naming,
-    *,
-    mesh: Mesh,
-    where: str,
-    dtype: str = "float32",
-    new: str = "$^",
+    weights: Weights, module: nnx.Module, naming: Naming, *, where: str, mesh=None, dtype="float32", new="$^"
 ) -> PyTree:
     """Loads the parameters of an abstract module by their names, one by one, straight into their shards.
 
-    Parameters whose path matches the pattern `new` are not read, and stay shapes.
+    Args:
+        where: the weights lie, for errors.
+        mesh: default: all devices along data.
+        new: pattern of paths whose parameters are not read, and stay shapes.
 
     Raises:
         InputError: names that are missing or unexpected, or tensors of another shape.
@@ -223,24 +201,31 @@ def load_params(
     abstract = nnx.to_pure_dict(nnx.split(module)[1])
     expected = torch_shapes(abstract, naming, skip=new)
     shapes = {name: weights.shape(name) for name in weights}
+    other = sorted(name for name in expected.keys() & shapes.keys() if shapes[name] != expected[name])
     problems = {
         "missing": sorted(expected.keys() - shapes.keys()),
         "unexpected": sorted(shapes.keys() - expected.keys()),
-        "misshapen": [
-            f"{name} {shapes[name]}, not {shape}"
-            for name, shape in sorted(expected.items())
-            if name in shapes and shapes[name] != shape
-        ],
+        "misshapen": [f"{name} {shapes[name]}, not {expected[name]}" for name in other],
     }
     lines = [f"{len(names)} {kind} ({first_three(names)})" for kind, names in problems.items() if names]
     if lines:
         raise InputError(f"{where} does not hold the tensors of its config: {'; '.join(lines)}")
 
-    def load(path, leaf, sharding):
-        path = path_name(path)
-        if re.search(new, path):
+    def load(keys, leaf, sharding):
+        if re.search(new, path_name(keys)):
             return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
-        array = from_tensors(path, leaf.shape, weights.__getitem__, naming).astype(dtype)
+        blocks = [
+            from_torch(path, _rows(weights[name], *part), naming)
+            for name, path, *part in tensors_for(path_name(keys), leaf.shape, naming)
+        ]
+        array = (np.stack(blocks) if re.match(naming.stacked, path_name(keys)) else blocks[0]).astype(dtype)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: array[index])
 
-    return jax.tree_util.tree_map_with_path(load, abstract, shardings(mesh, abstract))
+    return jax.tree_util.tree_map_with_path(load, abstract, shardings(mesh or make_mesh(), abstract))
+
+
+def _rows(array: np.ndarray, part: tuple[int, int], parts: int) -> np.ndarray:
+    if parts == 1:
+        return array
+    start, stop = (len(array) * end // parts for end in part)
+    return array[start:stop]

@@ -12,12 +12,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.pretrained.folder import component
 from vdm_jax.pretrained.parts.clip import read_json
 
-_ROLES = {
-    "bos_token": "<|startoftext|>",
-    "eos_token": "<|endoftext|>",
-    "unk_token": "<|endoftext|>",
-    "pad_token": "<|endoftext|>",
-}
+_ROLES = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
 _MORE_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 # Implemented values of settings that change the tokens.
 _IMPLEMENTED = {
@@ -120,10 +115,8 @@ def _from_vocabulary(folder: Path, special: dict[str, AddedToken], config: dict[
     for file in files:
         if not file.exists():
             raise InputError(f"{folder} holds no tokenizer: {file.name} is missing, and there is no tokenizer.json")
-    added = [
-        *config.get("added_tokens_decoder", {}).values(),
-        *(token for key in _MORE_TOKENS for token in config.get(key) or ()),
-    ]
+    added = [*config.get("added_tokens_decoder", {}).values()]
+    added += [token for key in _MORE_TOKENS for token in config.get(key) or ()]
     added += read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").exists() else []
     texts = {token["content"] if isinstance(token, dict) else token for token in added}
     if added := sorted(texts - {token.content for token in special.values()}):
@@ -131,14 +124,10 @@ def _from_vocabulary(folder: Path, special: dict[str, AddedToken], config: dict[
     vocabulary, merges = map(str, files)
     options = dict(unk_token=special["unk_token"].content, continuing_subword_prefix="", end_of_word_suffix="</w>")
     tokenizer = Tokenizer(models.BPE.from_file(vocabulary, merges, **options))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
     # A piece is a contraction, a row of letters, one digit, or a row of other signs. Spaces are dropped.
-    contractions = "|".join(f"'{end}" for end in ("s", "t", "re", "ve", "m", "ll", "d"))
-    markers = r"<\|startoftext\|>|<\|endoftext\|>"
-    piece = Regex(rf"{markers}|{contractions}|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(piece, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    piece = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+    split = pre_tokenizers.Split(Regex(piece), "removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     return tokenizer

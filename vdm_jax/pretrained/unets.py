@@ -1,6 +1,5 @@
 """Loads published U-Nets from their folders, and saves them."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,26 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from vdm_jax.models.rngs import Keys
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh, on_cpu
-from vdm_jax.parallel.sharding import path_name
 from vdm_jax.pretrained.families import animatediff, translate
-from vdm_jax.pretrained.folder import Config, Weights, component, read_config, write_folder
+from vdm_jax.pretrained.folder import Weights, component, read_config, write_folder
 from vdm_jax.pretrained.lora import Lora, merge_lora
-from vdm_jax.pretrained.names import load_params, torch_tensors
-from vdm_jax.typing import Array, Params, PyTree
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PublishedUNet:
-    """A loaded network: `nnx.merge(graphdef, params)` is the `UNet`; `config` is the config.json of its folder."""
-
-    graphdef: nnx.GraphDef | None  # not needed to save it
-    params: Params
-    config: Config
+from vdm_jax.pretrained.names import Part, load_part, torch_tensors
+from vdm_jax.typing import Params, PyTree
 
 
 def load_unet(
@@ -42,8 +32,8 @@ def load_unet(
     loras: Sequence[Lora] = (),
     mesh: Mesh | None = None,
     params_dtype: str = "float32",
-    **options,
-) -> PublishedUNet:
+    **options: Any,
+) -> Part:
     """Loads a U-Net from its folder or from its pipeline's folder; a motion adapter is put into an image network.
 
     Args:
@@ -54,7 +44,6 @@ def load_unet(
         seed: of the other parameters of new motion modules.
         loras: merged into the weights.
         mesh: default: all devices along data.
-        params_dtype: of the parameters.
         options: arguments of `UNet` that the config does not decide: dtype, attention, remat.
 
     Raises:
@@ -66,53 +55,43 @@ def load_unet(
         config = animatediff.with_motion(config, read_config(motion_adapter))
         folders.append(Path(motion_adapter))
     elif new_motion is not None:
-        config = animatediff.with_motion(config, animatediff.new_adapter(config, new_motion))
+        config = animatediff.with_motion(config, animatediff.new_adapter(new_motion))
         new = "/time_attention/"
     arguments, naming = translate(config, per_frame_norm=per_frame_norm, window=window)
-    weights = Weights(*folders)
-
-    def make(seed: int) -> UNet:
-        return UNet(**arguments, **options, rngs=Keys(seed))
-
-    module = nnx.eval_shape(lambda: make(0))
+    arguments = dict(**arguments, **options)
+    weights, mesh = Weights(*folders), mesh or make_mesh()
     animatediff.take_positions(weights)
     for lora in loras:
         merge_lora(lora.where, lora.unet, weights)
-    mesh = make_mesh() if mesh is None else mesh
     where = " and ".join(map(str, folders))
-    params = load_params(weights, module, naming, mesh=mesh, where=where, dtype=params_dtype, new=new)
-    return PublishedUNet(nnx.split(module)[0], _initialised(params, lambda: make(seed), mesh), config)
+    unet = load_part(weights, UNet, arguments, naming, config, mesh=mesh, where=where, dtype=params_dtype, new=new)
+    params = _initialised(unet.params, lambda: UNet(**arguments, rngs=Keys(seed)), mesh)
+    return Part(unet.graphdef, params, config)
 
 
 def _initialised(params: PyTree, make: Callable[[], UNet], mesh: Mesh) -> Params:
     """Replaces parameters that are still shapes by new ones; the last matrix of each motion module is 0."""
-    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-    new = [i for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
+    flat = flatten_dict(params)
+    new = {path: leaf for path, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)}
 
-    def initialise() -> list[Array]:
-        fresh = jax.tree.leaves(nnx.to_pure_dict(nnx.split(make())[1]))
-        last = ["/project_out/" in path_name(leaves[i][0]) for i in new]
-        arrays = [jnp.zeros_like(fresh[i]) if zero else fresh[i] for i, zero in zip(new, last, strict=True)]
-        return [array.astype(leaves[i][1].dtype) for i, array in zip(new, arrays, strict=True)]
+    def initialise() -> Params:  # the compiler drops the other parameters of the module
+        fresh = flatten_dict(nnx.to_pure_dict(nnx.split(make())[1]))
+        fresh |= {path: jnp.zeros_like(fresh[path]) for path in new if "project_out" in path}
+        return unflatten_dict({path: fresh[path].astype(leaf.dtype) for path, leaf in new.items()})
 
-    arrays = [leaf for _, leaf in leaves]
-    if new:  # the compiler drops the other parameters of the module
-        options = {"out_shardings": [arrays[i].sharding for i in new], "compiler_options": on_cpu(mesh, optimization=0)}
-        for i, array in zip(new, jax.jit(initialise, **options)(), strict=True):
-            arrays[i] = array
-    return jax.tree.unflatten(tree, arrays)
+    if not new:
+        return params
+    places = jax.tree.map(lambda leaf: leaf.sharding, unflatten_dict(new))
+    arrays = jax.jit(initialise, out_shardings=places, compiler_options=on_cpu(mesh, optimization=0))()
+    return unflatten_dict(flat | flatten_dict(arrays))
 
 
-def save_unet(unet: PublishedUNet, folder: str | Path) -> None:
-    """Writes config.json and safetensors that diffusers loads; a motion adapter is merged into its network.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
+def save_unet(unet: Part, folder: str | Path) -> None:
+    """Writes a folder that diffusers loads, motion modules and all. Raises InputError if it cannot be written."""
     write_folder(folder, tensors_of(unet), unet.config)
 
 
-def tensors_of(unet: PublishedUNet) -> dict[str, np.ndarray]:
+def tensors_of(unet: Part) -> dict[str, np.ndarray]:
     """Returns all tensors of a network by their names and in the layouts of the published format."""
     tensors = torch_tensors(unet.params, translate(unet.config)[1])
     if unet.config["_class_name"] == "UNetMotionModel":

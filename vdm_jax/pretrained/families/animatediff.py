@@ -7,17 +7,7 @@ import numpy as np
 
 from vdm_jax.errors import InputError
 from vdm_jax.models.positions import interleaved_code
-from vdm_jax.pretrained.families import stable_diffusion
-from vdm_jax.pretrained.families.unets import (
-    EVERYWHERE,
-    Family,
-    attention,
-    common,
-    per_level,
-    pointwise,
-    same_everywhere,
-    unet_names,
-)
+from vdm_jax.pretrained.families import stable_diffusion, unets
 from vdm_jax.pretrained.folder import Config, Weights, check_settings
 from vdm_jax.pretrained.names import Naming
 
@@ -51,19 +41,18 @@ def unet(
         window: (length, stride) of overlapping windows; motion modules see one window at a time, so that a video can
             have any number of frames (FreeNoise, Qiu et al. 2023, arXiv 2310.15169). None: all frames at once.
     """
-    shared = common(config, "CrossAttnDownBlockMotion", "DownBlockMotion", "CrossAttnUpBlockMotion", "UpBlockMotion")
+    arguments = unets.common(config, "Motion")
     layers, time_layers = "transformer_layers_per_block", "temporal_transformer_layers_per_block"
-    known = {*shared.keys, layers, time_layers, "num_attention_heads", "motion_num_attention_heads"}
+    known = {*unets.KEYS, layers, time_layers, "num_attention_heads", "motion_num_attention_heads"}
     known |= {"motion_max_seq_length", "use_motion_mid_block", "use_linear_projection"}
+    layers, time_layers = (unets.same_everywhere(config, key) for key in (layers, time_layers))
     middle = {
-        "transformer_layers_per_mid_block": (None, same_everywhere(config, layers)),
-        "temporal_transformer_layers_per_mid_block": (None, same_everywhere(config, time_layers)),
+        "transformer_layers_per_mid_block": (None, layers),
+        "temporal_transformer_layers_per_mid_block": (None, time_layers),
         "mid_block_layers": 1,
     }
-    empty = ("encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type", "addition_time_embed_dim")
-    empty += ("reverse_transformer_layers_per_block", "reverse_temporal_transformer_layers_per_block")
-    empty += ("reverse_motion_num_attention_heads", "projection_class_embeddings_input_dim")
-    check_settings(config, known, EVERYWHERE | dict.fromkeys(empty) | middle)
+    empty = ("reverse_temporal_transformer_layers_per_block", "reverse_motion_num_attention_heads")
+    check_settings(config, known, unets.EVERYWHERE | unets.EMPTY | dict.fromkeys(empty) | middle)
     longest = config["motion_max_seq_length"]
     if window is not None and not 1 <= window[1] <= window[0] <= longest:
         raise InputError(
@@ -71,46 +60,22 @@ def unet(
             "the motion modules), and a stride from 1 to that length"
         )
 
-    def motion(heads: int) -> dict[str, Any]:
-        return dict(
-            kind="transformer",
-            heads=heads,
-            groups=shared.arguments["groups"],
-            layers=same_everywhere(config, time_layers),
-            across_frames=not per_frame_norm,
-            position=True,
-            window=window,
-        )
-
-    heads = per_level(config, "motion_num_attention_heads")
-    down = [motion(n) for n in heads]
-    arguments = shared.arguments | {
-        "space_attention": attention(
-            shared, per_level(config, "num_attention_heads"), layers=same_everywhere(config, layers)
-        ),
+    motion = dict(kind="transformer", groups=arguments["groups"], layers=time_layers, position=True, window=window)
+    motion |= dict(across_frames=not per_frame_norm)
+    down = [motion | {"heads": n} for n in unets.per_level(config, "motion_num_attention_heads")]
+    arguments |= {
+        "space_attention": unets.attention(config, unets.per_level(config, "num_attention_heads"), layers=layers),
         "time_attention": {"down": down, "middle": down[-1] if config["use_motion_mid_block"] else None},
         "max_frames": longest,
         "window": window,
     }
-    table = unet_names(space_conv="resnets", space_attention="attentions", time_attention="motion_modules")
-    return arguments, Naming(table, pointwise(config))
+    table = unets.unet_names(space_conv="resnets", space_attention="attentions", time_attention="motion_modules")
+    return arguments, Naming(table, unets.pointwise(config))
 
 
-ANIMATEDIFF = Family(unet, frames=16, scheduler=scheduler)
+ANIMATEDIFF = unets.Family(unet, frames=16, scheduler=scheduler)
 
-# Defaults of an adapter's config: some published adapters are older than some keys.
-_ADAPTER_DEFAULTS: Config = {
-    "block_out_channels": [320, 640, 1280, 1280],
-    "motion_layers_per_block": 2,
-    "motion_transformer_layers_per_block": 1,
-    "motion_mid_block_layers_per_block": 1,
-    "motion_transformer_layers_per_mid_block": 1,
-    "motion_num_attention_heads": 8,
-    "motion_norm_num_groups": 32,
-    "motion_max_seq_length": 32,
-    "use_motion_mid_block": True,
-}
-# Settings of new motion modules: the values of AnimateDiff's second version.
+# Settings of new motion modules: the values of AnimateDiff's second version. Some published adapters lack some keys.
 NEW_MOTION: Config = {
     "motion_num_attention_heads": 8,
     "motion_transformer_layers_per_block": 1,
@@ -119,18 +84,11 @@ NEW_MOTION: Config = {
 }
 
 
-def new_adapter(config: Config, settings: Mapping[str, Any]) -> Config:
-    """Returns the config of new motion modules for an image network. Raises InputError for an unknown setting."""
+def new_adapter(settings: Mapping[str, Any]) -> Config:
+    """Returns the config of new motion modules. Raises InputError for an unknown setting."""
     if unknown := settings.keys() - NEW_MOTION.keys():
         raise InputError(f"new_motion: {min(unknown)} is no setting; there are {', '.join(NEW_MOTION)}")
-    adapter = NEW_MOTION | settings
-    return adapter | {
-        "_class_name": "MotionAdapter",
-        "block_out_channels": config["block_out_channels"],
-        "motion_layers_per_block": config["layers_per_block"],
-        "motion_norm_num_groups": config["norm_num_groups"],
-        "motion_transformer_layers_per_mid_block": adapter["motion_transformer_layers_per_block"],
-    }
+    return {"_class_name": "MotionAdapter", **settings}
 
 
 def with_motion(config: Config, adapter: Config) -> Config:
@@ -143,9 +101,8 @@ def with_motion(config: Config, adapter: Config) -> Config:
         pair = f"{config['_class_name']} and {adapter['_class_name']}"
         raise InputError(f"a motion adapter goes into an image network (UNet2DConditionModel), not {pair}")
     stable_diffusion.unet(config)
-    adapter = _ADAPTER_DEFAULTS | adapter
+    adapter = NEW_MOTION | adapter
     layers = adapter["motion_transformer_layers_per_block"]
-    known = {"motion_transformer_layers_per_block", "motion_num_attention_heads", "motion_max_seq_length"}
     must = {
         "block_out_channels": config["block_out_channels"],
         "motion_layers_per_block": config["layers_per_block"],
@@ -154,7 +111,7 @@ def with_motion(config: Config, adapter: Config) -> Config:
         "motion_transformer_layers_per_mid_block": layers,
         "conv_in_channels": None,
     }
-    check_settings(adapter, known | {"use_motion_mid_block"}, must)
+    check_settings(adapter, NEW_MOTION, must)
     shared = ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "norm_num_groups", "norm_eps")
     shared += ("cross_attention_dim", "transformer_layers_per_block", "use_linear_projection", "act_fn", "sample_size")
     return {
@@ -165,8 +122,7 @@ def with_motion(config: Config, adapter: Config) -> Config:
         "num_attention_heads": config["attention_head_dim"],
         "temporal_transformer_layers_per_block": layers,
         "temporal_transformer_layers_per_mid_block": layers,
-        **{key: adapter[key] for key in ("motion_num_attention_heads", "motion_max_seq_length")},
-        "use_motion_mid_block": adapter["use_motion_mid_block"],
+        **{key: adapter[key] for key in NEW_MOTION if key != "motion_transformer_layers_per_block"},
     }
 
 

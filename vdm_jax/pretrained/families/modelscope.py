@@ -2,21 +2,21 @@
 
 from typing import Any
 
-from vdm_jax.pretrained.families.unets import EVERYWHERE, Family, attention, common, unet_names
+from vdm_jax.pretrained.families.unets import EVERYWHERE, KEYS, Family, attention, common, unet_names
 from vdm_jax.pretrained.folder import Config, check_settings
 from vdm_jax.pretrained.names import Naming
 
 
 def unet(config: Config) -> tuple[dict[str, Any], Naming]:
     """Returns the arguments of `UNet` and the names of its parameters."""
-    shared = common(config, "CrossAttnDownBlock3D", "DownBlock3D", "CrossAttnUpBlock3D", "UpBlock3D")
-    check_settings(config, {*shared.keys, "attention_head_dim"}, EVERYWHERE | {"num_attention_heads": None})
-    size, groups = config["attention_head_dim"], shared.arguments["groups"]  # here the key does hold the size of a head
+    arguments = common(config, "3D")
+    check_settings(config, {*KEYS, "attention_head_dim"}, EVERYWHERE | {"num_attention_heads": None})
+    size, groups = config["attention_head_dim"], arguments["groups"]  # here the key does hold the size of a head
     heads = [width // size for width in config["block_out_channels"]]
-    arguments = shared.arguments | {
+    arguments |= {
         "time_conv": dict(kind="stack", groups=groups),
-        "space_attention": attention(shared, heads, head_size=size),
-        "time_attention": attention(shared, heads, head_size=size, across_frames=True),
+        "space_attention": attention(config, heads, head_size=size),
+        "time_attention": attention(config, heads, head_size=size, across_frames=True),
         "stem_attention": dict(heads=8, head_size=size, groups=groups, across_frames=True),
     }
     slots = {"space_conv": "resnets", "time_conv": "temp_convs"}

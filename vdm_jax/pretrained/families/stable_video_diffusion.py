@@ -15,49 +15,36 @@ from flax import nnx
 from vdm_jax.models.codec import Codec
 from vdm_jax.models.conditions import Conditions, Text
 from vdm_jax.models.text.clip import clip_image_input
-from vdm_jax.pretrained.families.unets import (
-    EVERYWHERE,
-    Family,
-    attention,
-    common,
-    per_level,
-    same_everywhere,
-    unet_names,
-)
+from vdm_jax.pretrained.families import unets
 from vdm_jax.pretrained.folder import Config, check_settings
 from vdm_jax.pretrained.names import Naming
-from vdm_jax.typing import Array, Float, Params, Scalar
+from vdm_jax.typing import Array, Float, Params
 
 
 def unet(config: Config) -> tuple[dict[str, Any], Naming]:
     """Returns the arguments of `UNet` and the names of its parameters."""
-    kind = "BlockSpatioTemporal"
-    shared = common(config, f"CrossAttnDown{kind}", f"Down{kind}", f"CrossAttnUp{kind}", f"Up{kind}")
+    arguments = unets.common(config, "SpatioTemporal")
     width, total = "addition_time_embed_dim", "projection_class_embeddings_input_dim"
-    known = {*shared.keys, "num_attention_heads", "transformer_layers_per_block", width, total}
-    check_settings(config, known, EVERYWHERE)
-    # The epsilons of the published code, which differ by kind of block.
-    places = {"down": [1e-6 if attends else 1e-5 for attends in shared.attends], "middle": 1e-5}
-    places["up"] = [1e-6] * len(shared.attends)
+    known = {*unets.KEYS, "num_attention_heads", "transformer_layers_per_block", width, total}
+    check_settings(config, known, unets.EVERYWHERE)
+    heads = unets.per_level(config, "num_attention_heads")
+    layers = unets.same_everywhere(config, "transformer_layers_per_block")
+    attention = unets.attention(config, heads, "space_time", layers=layers)
 
     def convs(kind: str) -> dict[str, Any]:
-        def filling(epsilon):
-            return dict(kind=kind, groups=shared.arguments["groups"], epsilon=epsilon)
+        # The epsilons of the published code, which differ by kind of block.
+        exact, coarse = (dict(kind=kind, groups=arguments["groups"], epsilon=epsilon) for epsilon in (1e-6, 1e-5))
+        down = [exact if filling else coarse for filling in attention["down"]]
+        return {"down": down, "middle": coarse, "up": [exact] * len(down)}
 
-        return {
-            place: [filling(e) for e in epsilon] if isinstance(epsilon, list) else filling(epsilon)
-            for place, epsilon in places.items()
-        }
-
-    heads, layers = per_level(config, "num_attention_heads"), same_everywhere(config, "transformer_layers_per_block")
-    arguments = shared.arguments | {
+    arguments |= {
         "space_conv": convs("residual"),
         "time_conv": convs("blended"),
-        "space_attention": attention(shared, heads, "space_time", layers=layers),
+        "space_attention": attention,
         "scalars": (config[width], config[total] // config[width]),
         "epsilon": 1e-5,
     }
-    table = unet_names(space_conv="resnets", time_conv="resnets", space_attention="attentions")
+    table = unets.unet_names(space_conv="resnets", time_conv="resnets", space_attention="attentions")
     inside = (
         (r"^((down|up)/\d+/\d+|middle\d)/space_conv/", r"\1/space_conv/spatial_res_block/"),
         (r"^((down|up)/\d+/\d+|middle\d)/time_conv/block/", r"\1/time_conv/temporal_res_block/"),
@@ -65,7 +52,7 @@ def unet(config: Config) -> tuple[dict[str, Any], Naming]:
     return arguments, Naming((*inside, *table))
 
 
-STABLE_VIDEO_DIFFUSION = Family(
+STABLE_VIDEO_DIFFUSION = unets.Family(
     unet, frames=14, side=(72, 128), fps=7.0, steps=25, guidance=3.0, known_noise=0.02, first_frame=True
 )
 
@@ -80,17 +67,11 @@ class FirstFrame:
     image: nnx.GraphDef
     size: int
     codec: Codec
-    scaling: float
     fps: float
-    motion: float | int = 127
+    motion: float | int
 
     def __call__(
-        self,
-        params: Params,
-        frame: Float[Array, "B H W C"],
-        noise: Float[Array, "B H W C"],
-        level: Scalar | float,
-        frames: int,
+        self, params: Params, frame: Float[Array, "B H W C"], noise: Float[Array, "B H W C"], level, frames: int
     ) -> Conditions:
         """Returns the conditions of a first frame in [-1, 1].
 
@@ -98,7 +79,7 @@ class FirstFrame:
         """
         embedding = nnx.merge(self.image, params["image"])(clip_image_input(frame, self.size))
         # The latents of the picture are not scaled, as published.
-        latents = self.codec.encode(params["codec"], (frame + level * noise)[:, None]) / self.scaling
+        latents = self.codec.encode(params["codec"], (frame + level * noise)[:, None]) / self.codec.scale
         mask = jnp.ones((len(frame), 1, 1), bool)
         text = Text(embedding[:, None, None], mask, embedding[:, None])
         # The network was trained with the frame rate − 1.

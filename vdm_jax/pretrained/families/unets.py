@@ -11,8 +11,6 @@ from vdm_jax.errors import InputError
 from vdm_jax.pretrained.folder import Config
 from vdm_jax.pretrained.names import BLOCKS, Naming, Table
 
-SHORTCUT = r"shortcut/kernel$"
-
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -37,82 +35,52 @@ class Family:
     first_frame: bool = False
 
 
-EVERYWHERE = {
-    "downsample_padding": 1,
-    "mid_block_scale_factor": 1,
-    "act_fn": "silu",
-    "time_cond_proj_dim": None,
-}
-IMAGE_DEFAULTS = {
-    "center_input_sample": False,
+EVERYWHERE = {"downsample_padding": 1, "mid_block_scale_factor": 1, "act_fn": "silu", "time_cond_proj_dim": None}
+# Keys that must be None in image networks, with motion modules or without.
+EMPTY = dict.fromkeys(("encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type", "addition_time_embed_dim"))
+EMPTY |= dict.fromkeys(("reverse_transformer_layers_per_block", "projection_class_embeddings_input_dim"))
+IMAGE_DEFAULTS = EMPTY | dict.fromkeys(("num_attention_heads", "class_embed_type", "num_class_embeds"))
+IMAGE_DEFAULTS |= dict.fromkeys(("time_embedding_dim", "time_embedding_act_fn", "timestep_post_act"))
+IMAGE_DEFAULTS |= dict.fromkeys(("mid_block_only_cross_attention", "cross_attention_norm"))
+IMAGE_DEFAULTS |= dict.fromkeys(("center_input_sample", "only_cross_attention", "dual_cross_attention"), False)
+IMAGE_DEFAULTS |= dict.fromkeys(("resnet_skip_time_act", "class_embeddings_concat"), False)
+IMAGE_DEFAULTS |= {
     "flip_sin_to_cos": True,
     "freq_shift": 0,
     "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "only_cross_attention": False,
     "dropout": 0.0,
-    "reverse_transformer_layers_per_block": None,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "num_attention_heads": None,
-    "dual_cross_attention": False,
-    "class_embed_type": None,
-    "addition_embed_type": None,
-    "addition_time_embed_dim": None,
-    "num_class_embeds": None,
     "upcast_attention": (False, True, None),  # our softmax is float32 in any case
     "resnet_time_scale_shift": "default",
-    "resnet_skip_time_act": False,
     "resnet_out_scale_factor": 1.0,
     "time_embedding_type": "positional",
-    "time_embedding_dim": None,
-    "time_embedding_act_fn": None,
-    "timestep_post_act": None,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
-    "projection_class_embeddings_input_dim": None,
     "attention_type": "default",
-    "class_embeddings_concat": False,
-    "mid_block_only_cross_attention": None,
-    "cross_attention_norm": None,
     "addition_embed_type_num_heads": 64,
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Common:
-    """The arguments that all families have, their keys in the config, and which levels have attention."""
-
-    arguments: dict[str, Any]
-    attends: list[bool]
-    keys: tuple[str, ...] = (
-        "in_channels",
-        "out_channels",
-        "block_out_channels",
-        "layers_per_block",
-        "norm_num_groups",
-        "norm_eps",
-        "cross_attention_dim",
-        "down_block_types",
-        "up_block_types",
-    )
+# The keys that all families have.
+KEYS = ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "norm_num_groups", "norm_eps")
+KEYS += ("cross_attention_dim", "down_block_types", "up_block_types")
 
 
-def common(config: Config, attending: str, plain: str, attending_up: str, plain_up: str) -> Common:
-    """Reads the common keys.
+def common(config: Config, kind: str) -> dict[str, Any]:
+    """Returns the arguments that all families have; `kind` is in the names of a config's levels, such as "3D".
 
     Raises:
         InputError: another kind of level, or a way up that does not mirror the way down.
     """
+    attending, plain = f"CrossAttnDownBlock{kind}", f"DownBlock{kind}"
     down, up = config["down_block_types"], config["up_block_types"]
     for name in down:
         if name not in (attending, plain):
             raise InputError(f"down_block_types: {name} is not implemented; {attending} and {plain} are")
-    attends = [name == attending for name in down]
-    mirrored = [attending_up if a else plain_up for a in reversed(attends)]
+    mirrored = [name.replace("Down", "Up") for name in reversed(down)]
     if list(up) != mirrored:
         raise InputError(f"up_block_types={list(up)} must mirror the way down: {mirrored}")
     epsilon = config.get("norm_eps", 1e-5)
-    arguments = dict(
+    return dict(
         channels_in=config["in_channels"],
         channels_out=config["out_channels"],
         widths=tuple(config["block_out_channels"]),
@@ -125,22 +93,19 @@ def common(config: Config, attending: str, plain: str, attending_up: str, plain_
         space_conv=dict(kind="residual", groups=config.get("norm_num_groups", 32), epsilon=epsilon),
         time_attention=False,
     )
-    return Common(arguments, attends)
 
 
-def attention(common: Common, heads: Sequence[int], kind: str = "transformer", **arguments: Any) -> dict[str, Any]:
+def attention(config: Config, heads: Sequence[int], kind: str = "transformer", **arguments: Any) -> dict[str, Any]:
     """Fills an attention slot at the levels that have attention; the middle has the heads of the last level."""
-
-    def filling(n: int) -> dict[str, Any]:
-        return dict(kind=kind, heads=n, groups=common.arguments["groups"], **arguments)
-
-    down = [filling(n) if attends else None for n, attends in zip(heads, common.attends, strict=True)]
-    return {"down": down, "middle": filling(heads[-1])}
+    fillings = [dict(kind=kind, heads=n, groups=config.get("norm_num_groups", 32), **arguments) for n in heads]
+    attends = [name.startswith("CrossAttn") for name in config["down_block_types"]]
+    down = [filling if attend else None for filling, attend in zip(fillings, attends, strict=True)]
+    return {"down": down, "middle": fillings[-1]}
 
 
 def pointwise(config: Config) -> str:
     """Returns the pattern of pointwise convolutions: Stable Diffusion 1 has them at both ends of space transformers."""
-    return SHORTCUT if config.get("use_linear_projection", False) else rf"{SHORTCUT}|space_attention/project_"
+    return r"shortcut/kernel$" if config.get("use_linear_projection") else r"shortcut/kernel$|space_attention/project_"
 
 
 def per_level(config: Config, key: str) -> list[int]:
@@ -172,8 +137,7 @@ def unet_names(**slots: str) -> Table:
         (r"^scalars/second/", "add_embedding/linear_2/"),
         (r"^stem_attention/", "transformer_in/"),
         (r"^norm/", "conv_norm_out/"),
-        (r"^downsample/(\d+)/", r"down_blocks/\1/downsamplers/0/"),
-        (r"^upsample/(\d+)/", r"up_blocks/\1/upsamplers/0/"),
+        (r"^(down|up)sample/(\d+)/", r"\1_blocks/\2/\1samplers/0/"),
     ]
     for slot, name in slots.items():
         table += [

@@ -3,24 +3,20 @@
 A setting that is not implemented is an error, never ignored.
 """
 
-import dataclasses
+import functools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
-from jax.sharding import Mesh
 
 from vdm_jax.errors import InputError
-from vdm_jax.models.rngs import Keys
 from vdm_jax.models.text.clip import ClipText, ClipVision
 from vdm_jax.models.transformer import ACTIVATIONS
-from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.folder import Config, Weights, component
 from vdm_jax.pretrained.lora import Lora, merge_lora
-from vdm_jax.pretrained.names import Naming, Table, load_params
-from vdm_jax.typing import Params
+from vdm_jax.pretrained.names import Naming, Part, Table, load_part
 
 STACKED = r"^blocks/"
 _BLOCKS: Table = (
@@ -33,7 +29,6 @@ _BLOCKS: Table = (
     (r"/(kernel|scale|embedding)$", "/weight"),
 )
 _TEXT: Table = ((r"^embed/", "embeddings/token_embedding/"), (r"^norm/", "final_layer_norm/"), *_BLOCKS)
-_HUB_TEXT: Table = (*_TEXT, (r"^", "text_model/"))
 _VISION: Table = (
     (r"^class_token$", "embeddings/class_embedding"),
     (r"^patches/", "embeddings/patch_embedding/"),
@@ -43,7 +38,7 @@ _VISION: Table = (
     (r"^(?!projection/)", "vision_model/"),
     (r"^projection/", "visual_projection/"),
 )
-_COMMON = {
+COMMON = {
     "hidden_size": "width",
     "intermediate_size": "middle",
     "num_attention_heads": "heads",
@@ -51,91 +46,54 @@ _COMMON = {
     "hidden_act": "activation",
     "layer_norm_eps": "epsilon",
 }
-_TEXT_KEYS = _COMMON | {"vocab_size": "vocabulary", "max_position_embeddings": "length", "eos_token_id": "end"}
-_VISION_KEYS = _COMMON | {"image_size": "size", "patch_size": "patch", "num_channels": "channels"}
-_VISION_KEYS |= {"projection_dim": "projection"}
 # Settings of training, and of other programs.
-_IGNORED = ("_name_or_path", "model_type", "transformers_version", "torch_dtype", "dtype", "dropout")
-_IGNORED += ("_attn_implementation_autoset",)
-_IGNORED += ("attention_dropout", "initializer_factor", "initializer_range")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kind:
-    """A kind of encoder."""
-
-    module: type[ClipText] | type[ClipVision]
-    architecture: str  # its class in transformers
-    keys: dict[str, str]  # keys of its config, and the arguments of our module
-    table: Table  # names of its tensors
-    ignored: tuple[str, ...] = _IGNORED
-
-
+IGNORED = ("_name_or_path", "model_type", "transformers_version", "torch_dtype", "dtype", "initializer_range")
+IGNORED += ("_attn_implementation_autoset",)
+_IGNORED = (*IGNORED, "dropout", "attention_dropout", "initializer_factor")
+# For each model_type: module, its class in transformers, names of its tensors, the argument of each key, ignored keys.
 _KINDS = {
-    "clip_text_model": _Kind(
+    "clip_text_model": (
         ClipText,
         "CLIPTextModel",
-        _TEXT_KEYS,
-        _HUB_TEXT,
+        (*_TEXT, (r"^", "text_model/")),
+        COMMON | {"vocab_size": "vocabulary", "max_position_embeddings": "length", "eos_token_id": "end"},
         (*_IGNORED, "bos_token_id", "pad_token_id", "projection_dim"),
     ),
-    "clip_vision_model": _Kind(ClipVision, "CLIPVisionModelWithProjection", _VISION_KEYS, _VISION),
+    "clip_vision_model": (
+        ClipVision,
+        "CLIPVisionModelWithProjection",
+        _VISION,
+        COMMON | dict(image_size="size", patch_size="patch", num_channels="channels", projection_dim="projection"),
+        _IGNORED,
+    ),
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class PublishedEncoder:
-    """A loaded encoder: `nnx.merge(graphdef, params)` is the module; `config` is its config.json."""
+def load_encoder(
+    name: str, folder: str | Path, *, loras: Sequence[Lora] = (), mesh=None, dtype="float32", params_dtype="float32"
+) -> Part:
+    """Loads a "text" or "vision" encoder from its folder, or from its pipeline's folder, in transformers' format.
 
-    graphdef: nnx.GraphDef
-    params: Params
-    config: Config
-
-
-def load_text_encoder(
-    folder: str | Path,
-    *,
-    loras: Sequence[Lora] = (),
-    mesh: Mesh | None = None,
-    dtype: str = "float32",
-    params_dtype: str = "float32",
-) -> PublishedEncoder:
-    """Loads a `ClipText` from its folder, or from its pipeline's folder.
-
-    Args:
-        folder: in the format of transformers.
-        loras: their changes of a text encoder are merged into its weights.
-        mesh: default: all devices along data.
-        dtype, params_dtype: of the computation, and of the parameters.
+    LoRAs for texts are merged into its weights; `dtype` is of the computation, `params_dtype` of the parameters.
 
     Raises:
         InputError: another model, an unknown setting, pickles, tensors that do not fit the config, or a LoRA that does
             not fit.
     """
-    return _load(component(folder, "text_encoder"), "clip_text_model", mesh, dtype, params_dtype, loras)
-
-
-def load_image_encoder(
-    folder: str | Path, *, mesh: Mesh | None = None, dtype: str = "float32", params_dtype: str = "float32"
-) -> PublishedEncoder:
-    """Loads a `ClipVision` from its folder, or from its pipeline's folder: see `load_text_encoder`."""
-    return _load(component(folder, "image_encoder"), "clip_vision_model", mesh, dtype, params_dtype)
-
-
-def _load(
-    folder: Path, model_type: str, mesh: Mesh | None, dtype: str, params_dtype: str, loras: Sequence[Lora] = ()
-) -> PublishedEncoder:
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != model_type:
-        raise InputError(f"{folder}: model_type={config.get('model_type')!r} must be {model_type!r}")
+    folder = component(folder, {"text": "text_encoder", "vision": "image_encoder"}[name])
+    config = read_model(folder, f"clip_{name}_model")
     module, arguments, naming = translate(config)
     weights = read_weights(folder)
-    if module is ClipText and not any(name.startswith("text_model.") for name in weights):
+    if name == "text" and not any(tensor.startswith("text_model.") for tensor in weights):
         naming = naming._replace(table=_TEXT)  # transformers 5 writes no prefix
     for lora in loras:
         merge_lora(lora.where, lora.text, weights)
-    abstract = nnx.eval_shape(lambda: module(**arguments, dtype=dtype, rngs=Keys(0)))
-    return published(abstract, weights, naming, mesh, str(folder), config, params_dtype)
+    arguments["dtype"] = dtype
+    return load_part(weights, module, arguments, naming, config, mesh=mesh, where=str(folder), dtype=params_dtype)
+
+
+load_text_encoder = functools.partial(load_encoder, "text")
+load_image_encoder = functools.partial(load_encoder, "vision")
 
 
 def read_weights(folder: Path) -> Weights:
@@ -145,19 +103,17 @@ def read_weights(folder: Path) -> Weights:
     return weights
 
 
-def published(
-    abstract: nnx.Module,
-    weights: Weights,
-    naming: Naming,
-    mesh: Mesh | None,
-    where: str,
-    config: Config,
-    dtype: str = "float32",
-) -> PublishedEncoder:
-    """Loads the weights of an abstract module onto a mesh (default: all devices along data)."""
-    mesh = make_mesh() if mesh is None else mesh
-    params = load_params(weights, abstract, naming, mesh=mesh, where=where, dtype=dtype)
-    return PublishedEncoder(nnx.split(abstract)[0], params, config)
+def read_model(folder: Path, model_type: str, published: str = "") -> Config:
+    """Returns the config.json of a folder of transformers. Raises InputError for another model, or no folder.
+
+    `published` tells where a folder of this model is found.
+    """
+    if published and not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; {published}")
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != model_type:
+        raise InputError(f"{folder}: model_type={config.get('model_type')!r} must be {model_type!r}")
+    return config
 
 
 def read_json(path: Path) -> Config:
@@ -171,20 +127,16 @@ def read_json(path: Path) -> Config:
     return config
 
 
-def translate(config: Config) -> tuple[type[ClipText] | type[ClipVision], dict[str, Any], Naming]:
-    """Returns (module, its arguments, names of its parameters) of a config.
-
-    Raises:
-        InputError: another model, or a setting that is not implemented.
-    """
-    kind = _KINDS.get(config.get("model_type"))
-    if kind is None:
+def translate(config: Config) -> tuple[type[nnx.Module], dict[str, Any], Naming]:
+    """Returns (module, its arguments, names of its parameters) of a config. Raises InputError as `load_encoder`."""
+    if config.get("model_type") not in _KINDS:
         raise InputError(f"model_type={config.get('model_type')!r} must be one of {', '.join(_KINDS)}")
-    must = {"architectures": ([kind.architecture], None), "use_attention_mask": (False, None)}
-    arguments = arguments_of(kind.architecture, config, kind.keys, kind.ignored, must)
+    module, architecture, table, keys, ignored = _KINDS[config["model_type"]]
+    must = {"architectures": ([architecture], None), "use_attention_mask": (False, None)}
+    arguments = arguments_of(architecture, config, keys, ignored, must)
     if arguments.get("end") == 2:
         arguments["end"] = None  # old configs have 2 by mistake; the end token is the highest one
-    return kind.module, arguments, Naming(kind.table, stacked=STACKED)
+    return module, arguments, Naming(table, stacked=STACKED)
 
 
 def arguments_of(
@@ -202,18 +154,17 @@ def arguments_of(
             raise InputError(f"{name}: {key}={value!r} is not known")
         if key in must and value not in must[key]:
             raise InputError(f"{name}: {key}={value!r} is not implemented; it must be {must[key][0]!r}")
+    positive = lambda value: type(value) is int and value > 0, "a whole number above 0"
+    special = {
+        "hidden_act": (lambda value: value in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
+        "layer_norm_eps": (lambda value: isinstance(value, int | float) and 0 < value < 1, "a number between 0 and 1"),
+    }
     for key in keys:
         if key not in config:
             raise InputError(f"{name}: the config must have {key}")
-        value = config[key]
-        if key == "hidden_act":
-            valid, description = value in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"
-        elif key == "layer_norm_eps":
-            valid, description = isinstance(value, int | float) and 0 < value < 1, "a number between 0 and 1"
-        else:
-            valid, description = type(value) is int and value > 0, "a whole number above 0"
-        if not valid:
-            raise InputError(f"{name}: {key}={value!r} is not implemented; it must be {description}")
+        valid, description = special.get(key, positive)
+        if not valid(config[key]):
+            raise InputError(f"{name}: {key}={config[key]!r} is not implemented; it must be {description}")
     if config["hidden_size"] % config["num_attention_heads"]:
         size, heads = config["hidden_size"], config["num_attention_heads"]
         raise InputError(f"{name}: hidden_size={size} must be a multiple of num_attention_heads={heads}")

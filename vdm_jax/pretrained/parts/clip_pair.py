@@ -2,14 +2,15 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 from jax.sharding import Mesh
 
 from vdm_jax.errors import InputError
-from vdm_jax.models.rngs import Keys
-from vdm_jax.pretrained.names import Naming
-from vdm_jax.pretrained.parts.clip import Config, PublishedEncoder, published, read_json, read_weights, translate
+from vdm_jax.pretrained.folder import Config
+from vdm_jax.pretrained.names import Naming, Part, load_part
+from vdm_jax.pretrained.parts.clip import read_model, read_weights, translate
 from vdm_jax.pretrained.tokenizers import ClipTokenizer, load_tokenizer
 
 PUBLISHED = "a folder with config.json, model.safetensors and tokenizer files, such as openai/clip-vit-large-patch14"
@@ -28,8 +29,8 @@ PREFIXES = {"text": ("text_model.", "text_projection."), "vision": ("vision_mode
 class PublishedClip:
     """CLIP: the pooled vector of `text` and the output of `image` lie in the same space."""
 
-    text: PublishedEncoder
-    image: PublishedEncoder
+    text: Part
+    image: Part
     tokenize: ClipTokenizer
 
 
@@ -41,25 +42,21 @@ def load_clip(folder: str | Path, *, mesh: Mesh | None = None) -> PublishedClip:
             the config, or no tokenizer.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; CLIP is published as {PUBLISHED}")
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != "clip":
-        raise InputError(f"{folder}: model_type={config.get('model_type')!r} must be 'clip'")
+    config = read_model(folder, "clip", f"CLIP is published as {PUBLISHED}")
     weights = read_weights(folder)
     weights.part("logit_scale")  # of the training loss
     encoders = []
     for part, prefixes in PREFIXES.items():
-        abstract, naming, part_config = abstract_of(part, config)
-        encoders.append(published(abstract, weights.part(*prefixes), naming, mesh, str(folder), part_config))
+        encoder = translate_part(part, config)
+        encoders.append(load_part(weights.part(*prefixes), *encoder, mesh=mesh, where=str(folder)))
     if weights:
         raise InputError(f"{folder} holds {len(weights)} tensors that CLIP does not have ({next(iter(weights))}, …)")
     length = encoders[0].config["max_position_embeddings"]
     return PublishedClip(*encoders, load_tokenizer(folder, length=length))
 
 
-def abstract_of(part: str, config: Config) -> tuple[nnx.Module, Naming, Config]:
-    """Returns the encoder of "text" or "vision" as shapes, the names of its parameters, and its complete config."""
+def translate_part(part: str, config: Config) -> tuple[type[nnx.Module], dict[str, Any], Naming, Config]:
+    """Returns (module, its arguments, names of its parameters, its complete config) of "text" or "vision"."""
     # Older files list every setting of every model: only CLIP's settings are read.
     settings = config.get(f"{part}_config") or {}
     settings = DEFAULTS[part] | {key: value for key, value in settings.items() if key in DEFAULTS[part]}
@@ -68,4 +65,4 @@ def abstract_of(part: str, config: Config) -> tuple[nnx.Module, Naming, Config]:
     if part == "text":
         arguments["projection"] = settings["projection_dim"]
         naming = naming._replace(table=(*naming.table, ("^text_model/projection/", "text_projection/")))
-    return nnx.eval_shape(lambda: module(**arguments, rngs=Keys(0))), naming, settings
+    return module, arguments, naming, settings

@@ -6,15 +6,12 @@ kinetics_i3d_pytorch (`i3d_torchscript.pt`).
 
 from pathlib import Path
 
-from flax import nnx
 from jax.sharding import Mesh
 
 from vdm_jax.errors import InputError
 from vdm_jax.models.judges.i3d import I3D, MIXED
-from vdm_jax.models.rngs import Keys
 from vdm_jax.pretrained.folder import Weights
-from vdm_jax.pretrained.names import Naming, Table, first_three
-from vdm_jax.pretrained.parts.clip import PublishedEncoder, published
+from vdm_jax.pretrained.names import Naming, Part, Table, first_three, load_part
 
 PUBLISHED = (
     "i3d_torchscript.pt (flateon/FVD-I3D-torchscript) or i3d_pretrained_400.pt (songweige/TATS, tats/fvd), made "
@@ -23,11 +20,10 @@ PUBLISHED = (
 
 _CONVOLUTIONS = ("1a_7x7", "2b_1x1", "2c_3x3")
 _UNITS: Table = (
-    (r"/conv/kernel$", "/conv3d/weight"),
-    (r"/norm/scale$", "/norm/weight"),
+    (r"/conv/", "/conv3d/"),
     (r"/norm/(mean|var)$", r"/norm/running_\1"),
-    (r"^logits/kernel$", "logits/conv3d/weight"),
-    (r"^logits/bias$", "logits/conv3d/bias"),
+    (r"^logits/", "logits/conv3d/"),
+    (r"/(kernel|scale)$", "/weight"),
 )
 PYTORCH_I3D: Table = (
     *((f"^conv{name[:2]}/", f"Conv3d_{name}/") for name in _CONVOLUTIONS),
@@ -52,7 +48,7 @@ _NAMES = {
 }
 
 
-def load_i3d(path: str | Path, *, mesh: Mesh | None = None, epsilon: float = 1e-3) -> PublishedEncoder:
+def load_i3d(path: str | Path, *, mesh: Mesh | None = None, epsilon: float = 1e-3) -> Part:
     """Loads an `I3D` from a safetensors file.
 
     `epsilon` belongs to batch norm: 1e-3 in TensorFlow's graph, 1e-5 in code that comes with i3d_pretrained_400.pt.
@@ -60,12 +56,7 @@ def load_i3d(path: str | Path, *, mesh: Mesh | None = None, epsilon: float = 1e-
     Raises:
         InputError: no such file, a pickle, another network, or tensors that do not fit it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; I3D is published as {PUBLISHED}")
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path} must be a safetensors file; experiments/convert_i3d.py makes one of a .pt file")
-    weights = Weights(path)
+    weights = open_judge(Path(path), "I3D", PUBLISHED, "convert_i3d.py makes one of a .pt file")
     weights.part(*[name for name in weights if name.endswith(".num_batches_tracked")])  # counters of training
     first = next((name for name in _NAMES if name in weights), None)
     table, last = _NAMES.get(first, ((), ""))
@@ -73,5 +64,13 @@ def load_i3d(path: str | Path, *, mesh: Mesh | None = None, epsilon: float = 1e-
         names = first_three(sorted(weights))
         raise InputError(f"{path} does not hold I3D: {' or '.join(_NAMES)} must be there, not only {names}")
     config = {"classes": weights.shape(last)[0], "width": weights.shape(first)[0], "epsilon": epsilon}
-    abstract = nnx.eval_shape(lambda: I3D(**config, rngs=Keys(0)))
-    return published(abstract, weights, Naming(table), mesh, str(path), config)
+    return load_part(weights, I3D, config, Naming(table), config, mesh=mesh, where=str(path))
+
+
+def open_judge(path: Path, name: str, published: str, script: str) -> Weights:
+    """Opens a file that a script in experiments/ made. Raises InputError for no file, or a file of another format."""
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; {name} is published as {published}")
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} must be a safetensors file; experiments/{script}")
+    return Weights(path)

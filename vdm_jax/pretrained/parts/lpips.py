@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-from flax import nnx
 from jax.sharding import Mesh
 
 from vdm_jax.errors import InputError
 from vdm_jax.models.judges.lpips import LPIPS
-from vdm_jax.models.rngs import Keys
-from vdm_jax.pretrained.folder import Weights
-from vdm_jax.pretrained.names import Naming, first_three
-from vdm_jax.pretrained.parts.clip import PublishedEncoder, published
+from vdm_jax.pretrained.names import Naming, Part, first_three, load_part
+from vdm_jax.pretrained.parts.i3d import open_judge
 
 PUBLISHED = (
     "alexnet-owt-7be5be79.pth or vgg16-397923af.pth (torchvision) and alex.pth or vgg.pth "
@@ -26,22 +23,16 @@ def naming(kind: str) -> Naming:
     return Naming((*places, (r"^linear/(\d)/", r"lin\1/model/1/"), (r"/kernel$", "/weight")))
 
 
-def load_lpips(path: str | Path, *, mesh: Mesh | None = None) -> PublishedEncoder:
+def load_lpips(path: str | Path, *, mesh: Mesh | None = None) -> Part:
     """Loads an `LPIPS` from a safetensors file, whose layers show which network it is.
 
     Raises:
         InputError: no such file, a pickle, another network, or tensors that do not fit it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; LPIPS is published as {PUBLISHED}")
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path} must be a safetensors file; experiments/convert_lpips.py makes one of two .pth files")
-    weights = Weights(path)
+    weights = open_judge(Path(path), "LPIPS", PUBLISHED, "convert_lpips.py makes one of two .pth files")
     kind = "alex" if "features.3.weight" in weights else "vgg"
     if "features.0.weight" not in weights or "lin0.model.1.weight" not in weights:
         must = "features.0.weight and lin0.model.1.weight must be there"
         raise InputError(f"{path} does not hold LPIPS: {must}, not only {first_three(sorted(weights))}")
     config = {"kind": kind, "width": weights.shape("features.0.weight")[0]}
-    abstract = nnx.eval_shape(lambda: LPIPS(**config, rngs=Keys(0)))
-    return published(abstract, weights, naming(kind), mesh, str(path), config)
+    return load_part(weights, LPIPS, config, naming(kind), config, mesh=mesh, where=str(path))

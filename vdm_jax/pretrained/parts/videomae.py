@@ -6,15 +6,13 @@ A setting that is not implemented is an error, never ignored.
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
 from jax.sharding import Mesh
 
 from vdm_jax.errors import InputError
 from vdm_jax.models.judges.videomae import VideoMAE
-from vdm_jax.models.rngs import Keys
-from vdm_jax.pretrained.folder import Weights
-from vdm_jax.pretrained.names import Naming, Table
-from vdm_jax.pretrained.parts.clip import STACKED, Config, PublishedEncoder, arguments_of, published, read_json
+from vdm_jax.pretrained.folder import Config, Weights
+from vdm_jax.pretrained.names import Naming, Part, Table, load_part
+from vdm_jax.pretrained.parts.clip import COMMON, IGNORED, STACKED, arguments_of, read_model
 
 PUBLISHED = (
     "vit_g_hybrid_pt_1200e_ssv2_ft.pth (OpenGVLab/InternVideoMAE_models, mae-g), made into a folder by "
@@ -37,47 +35,27 @@ _TABLE: Table = (
     (r"/down/", "/output/dense/"),
     (r"/(kernel|scale)$", "/weight"),
 )
-_KEYS = {
-    "num_frames": "frames",
-    "image_size": "size",
-    "num_channels": "channels",
-    "tubelet_size": "tubelet",
-    "patch_size": "patch",
-    "hidden_size": "width",
-    "intermediate_size": "middle",
-    "num_hidden_layers": "depth",
-    "num_attention_heads": "heads",
-    "hidden_act": "activation",
-    "layer_norm_eps": "epsilon",
-}
+_KEYS = COMMON | {"num_frames": "frames", "image_size": "size", "num_channels": "channels"}
+_KEYS |= {"tubelet_size": "tubelet", "patch_size": "patch"}
 # Settings of training, of the classes, and of other programs.
-_IGNORED = ("_name_or_path", "model_type", "transformers_version", "torch_dtype", "dtype", "initializer_range")
-_IGNORED += ("_attn_implementation_autoset",)
-_IGNORED += ("attention_probs_dropout_prob", "hidden_dropout_prob", "norm_pix_loss", "problem_type")
-_IGNORED += ("id2label", "label2id", "num_labels", "fc_norm_eps")
-_IGNORED += tuple(
-    f"decoder_{name}" for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-)
+_IGNORED = (*IGNORED, "attention_probs_dropout_prob", "hidden_dropout_prob", "norm_pix_loss", "problem_type")
+_IGNORED += ("id2label", "label2id", "num_labels", "fc_norm_eps", "decoder_hidden_size", "decoder_intermediate_size")
+_IGNORED += ("decoder_num_attention_heads", "decoder_num_hidden_layers")
 
 
-def load_videomae(folder: str | Path, *, mesh: Mesh | None = None) -> PublishedEncoder:
+def load_videomae(folder: str | Path, *, mesh: Mesh | None = None) -> Part:
     """Loads a `VideoMAE` from its folder in float32, without the last matrix of a classifier.
 
     Raises:
         InputError: no such folder, another model, an unknown setting, pickles, or tensors that do not fit the config.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; VideoMAE is published as {PUBLISHED}")
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != "videomae":
-        raise InputError(f"{folder}: model_type={config.get('model_type')!r} must be 'videomae'")
+    config = read_model(folder, "videomae", f"VideoMAE is published as {PUBLISHED}")
     arguments, naming = translate(config)
     weights = Weights(folder)
     if config["architectures"] == [CLASSIFIER]:
         weights.part("classifier.")
-    abstract = nnx.eval_shape(lambda: VideoMAE(**arguments, rngs=Keys(0)))
-    return published(abstract, weights, naming, mesh, str(folder), config)
+    return load_part(weights, VideoMAE, arguments, naming, config, mesh=mesh, where=str(folder))
 
 
 def translate(config: Config) -> tuple[dict[str, Any], Naming]:
