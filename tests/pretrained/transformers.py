@@ -1,5 +1,6 @@
 """Published transformers at tiny sizes: configs, and modules made of published tensors."""
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from vdm_jax.models.dit import DiT
 from vdm_jax.models.mmdit import MMDiT
 from vdm_jax.models.rngs import Keys
 from vdm_jax.pretrained.families import latte, open_sora, open_sora_2, wan
+from vdm_jax.pretrained.folder import Weights, write_folder
 from vdm_jax.pretrained.names import load_part
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -117,18 +119,13 @@ def abstract(config):
     return nnx.eval_shape(lambda: kind(**arguments, rngs=Keys(0))), naming
 
 
-class Tensors(dict):
-    """Stands for files of weights."""
-
-    def shape(self, name):
-        return self[name].shape
-
-
 def module_of(config, tensors):
     """Returns the module of a config and published tensors, each of which must be used; and parameters and names."""
     translate, kind = KINDS[config["_class_name"]]
     arguments, naming = translate(config)
-    part = load_part(Tensors(tensors), kind, arguments, naming, config, where="the file")
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(folder, tensors)
+        part = load_part(Weights(Path(folder)), kind, arguments, naming, config, where="the file")
     return nnx.merge(part.graphdef, part.params), part.params, naming
 
 

@@ -1,7 +1,7 @@
 """The diffusion transformer with two streams, video and text, under one attention (Esser et al. 2024).
 
-Double blocks have weights for each stream (arXiv 2403.03206), single blocks one set for both (FLUX). Open-Sora 2.0 (Peng
-et al. 2025, arXiv 2503.09642) is its arguments.
+Double blocks have weights for each stream (arXiv 2403.03206), single blocks one set for both (FLUX). Open-Sora 2.0
+(Peng et al. 2025, arXiv 2503.09642) is its arguments.
 """
 
 from typing import NamedTuple

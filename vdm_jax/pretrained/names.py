@@ -117,7 +117,7 @@ def from_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
 
 
 def tensors_for(path: str, shape: Sequence[int], naming: Naming) -> list[tuple[str, str, tuple[int, int], int]]:
-    """Returns (name of the published tensor, path, (start, stop), parts) of a parameter, or of each block of a stacked one.
+    """Returns (name of the published tensor, path, (start, stop), parts) of a parameter, or of each block of a stack.
 
     The path has the number of the block; the parameter is parts start … stop of the tensor.
     """
@@ -158,7 +158,7 @@ def torch_tensors(params: Params, naming: Naming) -> dict[str, np.ndarray]:
     for name, part, _, tensor in _tensors(params, naming):
         tensors.setdefault(name, {})[part] = np.ascontiguousarray(tensor)
     return {
-        name: parts[0] if len(parts) == 1 else np.concatenate([parts[i] for i in sorted(parts)])
+        name: np.concatenate([parts[i] for i in sorted(parts)]) if len(parts) > 1 else next(iter(parts.values()))
         for name, parts in tensors.items()
     }
 
