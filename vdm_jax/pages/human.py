@@ -9,8 +9,6 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +16,7 @@ import numpy as np
 
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import bootstrap_mean, wilson
-from vdm_jax.pages.page import document, embed_video, json_island
+from vdm_jax.pages.page import embed_video, render
 from vdm_jax.pages.samples import Sample, find_samples
 from vdm_jax.typing import Int
 from vdm_jax.video import FilePath
@@ -78,9 +76,7 @@ def make_study(
     digest.update(json.dumps(key).encode())  # answers belong to these videos, not to later videos in the same folders
     key = {"study": digest.hexdigest()[:12], **key}
     study = {"id": key["study"], "scales": key["scales"], "pairs": shown}
-    body = (resources.files(__package__) / "web" / "study.html").read_text()
-    body = body.replace("{question}", escape(question)) + json_island("study", study)
-    return document(question, body, ("page.css", "study.css", "study.js")), key
+    return render("study.html", title=question, question=question, study=study), key
 
 
 def _choose_pairs(
