@@ -24,17 +24,6 @@ from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.files import FilePath
 from vdm_jax.video import write_video
 
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("vdm_jax.pages", "web"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
-TEMPLATES.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-TEMPLATES.filters["json"] = functools.partial(json.dumps, ensure_ascii=False)
-
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
@@ -56,6 +45,28 @@ class Spread:
 
 
 Cell = str | int | float | None | Interval | Spread
+
+
+def number(value: Any) -> str:
+    """Formats a number: 2,400 or 0.05312; a dash for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
+
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("vdm_jax.pages", "web"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+TEMPLATES.filters |= {"number": number, "json": functools.partial(json.dumps, ensure_ascii=False)}
+TEMPLATES.filters |= {"px": "{:.1f}".format, "tick": "{:g}".format, "step": "{:,.12g}".format}
+TEMPLATES.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
 
 
 def render(template: str, **values: Any) -> Markup:
@@ -106,32 +117,13 @@ def table(rows: Sequence[Mapping[str, Cell]], *, across: bool = False) -> Markup
     columns = list(dict.fromkeys(name for row in rows for name in row))
     words = {name for row in rows for name, cell in row.items() if isinstance(cell, str)}
 
-    def bar(row: Mapping[str, Cell], name: str) -> Markup | str:
+    def places(row: Mapping[str, Cell], name: str) -> list[float]:
+        """The places of the ends and the middle of an error bar, from 4 to 56; empty for a cell without an error."""
+        if not isinstance(cell := row.get(name), Interval | Spread):
+            return []
         cells = row.values() if across else (other.get(name) for other in rows)
         bars = [cell for cell in cells if isinstance(cell, Interval | Spread)]
-        low, high = min((b.low for b in bars), default=0.0), max((b.high for b in bars), default=0.0)
-        return _error_bar(row[name], low, high) if row.get(name) in bars else ""
+        low, high = min(bar.low for bar in bars), max(bar.high for bar in bars)
+        return [4 + 52 * (v - low) / ((high - low) or 1) for v in (cell.low, cell.value, cell.high)]
 
-    return render("table.html", rows=rows, columns=columns, words=words, bar=bar, number=number)
-
-
-def _error_bar(estimate: Interval | Spread, low: float, high: float) -> Markup:
-    x = [4 + 52 * (v - low) / ((high - low) or 1) for v in (estimate.low, estimate.value, estimate.high)]
-    return Markup(
-        ' <svg class="bar" viewBox="0 0 60 12" aria-hidden="true"><path d="M0 6H60" class="grid"/>'
-        f'{whisker(x[0], x[2], 6)}<circle cx="{x[1]:.1f}" cy="6" r="3" class="dot0"/></svg>'
-    )
-
-
-def whisker(low: float, high: float, y: float | int) -> str:
-    """A horizontal error bar."""
-    return f'<path class="line0" d="M{low:.1f} {y - 4:.1f}v8M{low:.1f} {y}H{high:.1f}M{high:.1f} {y - 4:.1f}v8"/>'
-
-
-def number(value: Any) -> str:
-    """Formats a number: 2,400 or 0.05312; a dash for None."""
-    if value is None:
-        return "–"
-    if isinstance(value, float) and not value.is_integer():
-        return f"{value:.4g}"
-    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
+    return render("table.html", rows=rows, columns=columns, words=words, places=places)

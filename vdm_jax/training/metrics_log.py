@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from vdm_jax.files import write_text
+from vdm_jax.files import read_json_lines, write_text
 
 
 class MetricsLog:
@@ -26,7 +26,9 @@ class MetricsLog:
         self._file = self._board = None
         if jax.process_index() == 0:
             path = workdir / "metrics.jsonl"
-            _drop_after(path, start)
+            # Lines of steps that will be repeated are dropped, and a last line that was cut off.
+            kept = [json.dumps(line) + "\n" for line in read_json_lines(path) if line["step"] <= start]
+            write_text(path, "".join(kept))
             self._file = path.open("a")
             if config.tensorboard and importlib.util.find_spec("tensorflow"):
                 from clu import metric_writers  # imports TensorFlow
@@ -93,17 +95,3 @@ def _print(line: str, last: bool) -> None:
         print(line, end="\n" if last or not sys.stderr.isatty() else "", file=sys.stderr, flush=True)
     except (OSError, ValueError, AttributeError):
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Removes lines of steps that will be repeated, and a last line that was cut off."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            break
-    write_text(path, "".join(line + "\n" for line in kept))

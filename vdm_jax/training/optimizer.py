@@ -90,14 +90,10 @@ def _clip_by_norm(most: float | int) -> optax.GradientTransformationExtraArgs:
 
 def _matrices(params: PyTree) -> PyTree:
     """Returns which axes of each parameter are rows and columns of a matrix to Muon; None leaves vectors to Adam."""
-
-    def axes(x):
-        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None
-
-    return jax.tree.map(axes, params)
+    numbers = optax.contrib.MuonDimensionNumbers
+    return jax.tree.map(lambda x: numbers(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None, params)
 
 
 def ema_decay(step: Array, decay: float | int) -> Scalar:
     """Returns the decay after `step` updates, min(decay, (1 + step) / (10 + step)): the warm-up of TensorFlow's EMA."""
-    step = jnp.asarray(step, jnp.float32)
     return jnp.minimum(decay, (1 + step) / (10 + step))
