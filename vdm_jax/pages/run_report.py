@@ -38,16 +38,15 @@ def make_report(run: Path, *, num: int = 24, progress: Callable[[Iterable], Iter
     metrics = read_json_lines(run / "metrics.jsonl")
     sheets = sorted((int(path.stem), path) for path in (run / "samples").glob("*.png") if path.stem.isdigit())
     shown = sorted(set(np.linspace(0, len(sheets) - 1, min(len(sheets), SHEETS)).round().astype(int).tolist()))
-    starts = [
-        {"begun": x["time"], "at step": x["step"], "mesh": x["mesh"], "on": x["machine"]}
-        for x in read_json_lines(run / "environment.jsonl")
-    ]
+    columns = {"begun": "time", "at step": "step", "mesh": "mesh", "on": "machine"}
+    starts = [{k: x[name] for k, name in columns.items()} for x in read_json_lines(run / "environment.jsonl")]
     return render(
         "run.html",
         title=f"{run.name}: report",
         run=run,
         metrics=metrics,
-        **_summary(run, config, metrics),
+        tiles=_tiles(run, config, metrics),
+        step=metrics[-1]["step"] if metrics else 0,
         **_curves(metrics),
         sheets=sheets,
         prompts=read_metadata(sheets[-1][1]).get("prompts") if sheets else (),
@@ -62,11 +61,10 @@ def make_report(run: Path, *, num: int = 24, progress: Callable[[Iterable], Iter
     )
 
 
-def _summary(run: Path, config: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """The description of the run, and its most important numbers."""
-    step, steps = metrics[-1]["step"] if metrics else 0, config["steps"]
-    data = config["data"]
-    tiles = {f"Steps of {number(steps)}": number(step)}
+def _tiles(run: Path, config: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[str, str]:
+    """The most important numbers of the run."""
+    step = metrics[-1]["step"] if metrics else 0
+    tiles = {f"Steps of {number(config['steps'])}": number(step)}
     if metrics:
         seconds = sum(line["seconds"] for line in metrics)
         tiles |= {
@@ -77,12 +75,7 @@ def _summary(run: Path, config: Mapping[str, Any], metrics: list[dict[str, Any]]
         }
     if (file := run / "parameters.txt").exists() and (total := re.search(r"Total: ([\d,]+)", file.read_text())):
         tiles["Parameters"] = f"{int(total[1].replace(',', '')) / 1e6:.2f} M"
-    description = (
-        f"{data['name']}, {data['frames']} frames of {data['height']}×{data['width']}×{data['channels']}, "
-        f"prediction {config['objective']['prediction']}, {config['process']['name']} process."
-    )
-    state = "" if step >= steps else f" The run is at {step / steps:.0%} of its steps."
-    return {"tiles": tiles, "description": description + state}
+    return tiles
 
 
 def _curves(metrics: list[dict[str, Any]]) -> dict[str, list[str]]:

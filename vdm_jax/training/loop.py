@@ -38,7 +38,6 @@ from vdm_jax.training.metrics_log import MetricsLog
 from vdm_jax.training.optimizer import optimizer_of
 from vdm_jax.training.state import TrainState, plan_state, restore_state, to_parts
 from vdm_jax.training.step import make_train_step
-from vdm_jax.typing import PyTree
 
 # Draws samples during training, from the model with its averaged parameters.
 DrawSamples = Callable[[Model, Mesh], None]
@@ -92,14 +91,15 @@ def _train(config, workdir: Path, draw_samples, model, exit_stack: contextlib.Ex
         start = int(state.step)
         iterator.set_state(position)
     else:
-        _write_overview(workdir / "parameters.txt", planned.params)
+        if jax.process_index() == 0:
+            overview = parameter_overview.get_parameter_overview(planned.params, include_stats=False, max_lines=60)
+            write_text(workdir / "parameters.txt", overview + "\n")
         save_frozen(workdir, {name: tree for name, tree in split.frozen.items() if name not in model.loaded})
     sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
     _log_plan(config, workdir, planned, f"{mesh.devices.flat[0].device_kind} ({sizes})", len(source), start)
     if start >= config.steps:
         return state
-    if jax.process_index() == 0:
-        _note_beginning(workdir / "environment.jsonl", start, len(source), sizes)
+    _note_beginning(workdir / "environment.jsonl", start, len(source), sizes)
 
     # ----------------------------------------------------------------------------------------------- step
     loss = denoising(model, objective_of(config), stills=config.data.joint_images, layout=ActivationLayout(mesh))
@@ -138,7 +138,12 @@ def _train(config, workdir: Path, draw_samples, model, exit_stack: contextlib.Ex
         last = step == config.steps
         stopping = stop.requested(step)
         if step % config.log_every == 0 or last or stopping:
-            _check_skipped(log.write(step, schedule), config, step)
+            values = log.write(step, schedule)
+            if values["skipped_in_a_row"] >= config.max_skipped:
+                raise InputError(
+                    f"step {step}: {values['skipped_in_a_row']:.0f} losses or gradients in a row were not finite, and "
+                    "were skipped; earlier checkpoints stay as they are (lower optimizer.learning_rate?)"
+                )
         # Saved before the next batch is drawn, so that data and state are of the same step.
         if step % config.checkpoint.every == 0 or last or stopping:
             checkpoints.save(step, to_parts(state) | {"data": iterator.get_state()})
@@ -183,28 +188,12 @@ def _log_plan(
     logging.info("%s: %.2f M parameters on %s, %d videos, %s", workdir, count / 1e6, devices, videos, plan)
 
 
-def _check_skipped(values: dict[str, float], config: ml_collections.ConfigDict, step: int) -> None:
-    """Raises InputError after too many steps in a row that were not finite."""
-    if values["skipped_in_a_row"] >= config.max_skipped:
-        raise InputError(
-            f"step {step}: {values['skipped_in_a_row']:.0f} losses or gradients in a row were not finite, and were "
-            "skipped; earlier checkpoints stay as they are (lower optimizer.learning_rate?)"
-        )
-
-
 def _try_samples(draw: Callable[[], None], step: int) -> None:
     """Draws samples; where that fails, warns and lets the training go on."""
     try:
         draw()
     except (InputError, jax.errors.JaxRuntimeError) as error:
         logging.warning("\nno samples of step %d: %s", step, str(error).splitlines()[0])
-
-
-def _write_overview(path: Path, params: PyTree) -> None:
-    """Writes a table of the trained parameters."""
-    if jax.process_index() == 0:
-        overview = parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=60)
-        write_text(path, overview + "\n")
 
 
 class _StopSignal:
@@ -262,7 +251,9 @@ class _Trace:
 
 
 def _note_beginning(path: Path, step: int, videos: int, mesh: str) -> None:
-    """Appends a line about the start of this training. Warns if the number of videos differs from the line before."""
+    """On the first process, appends a line about this start. Warns if the number of videos was another before."""
+    if jax.process_index() != 0:
+        return
     before = [line["videos"] for line in read_json_lines(path) if "videos" in line]
     if before and before[-1] != videos:
         logging.warning("there are %d videos, and were %d before: they come in another order", videos, before[-1])

@@ -51,11 +51,12 @@ class MetricsLog:
             values[name] = float(series.max() if counter else finite.mean() if finite.size else np.nan)
         # A skipped step does not change the optimizer's count of steps.
         updates = step - 1 - int(steps[-1]["skipped"]) + (int(steps[-1]["skipped_in_a_row"]) > 0)
-        per_second = (step - self._last_step) / (now - self._since)
+        seconds = now - self._since
+        videos_per_second = (step - self._last_step) / seconds * self._config.batch_size
         values |= {
             "learning_rate": float(schedule(updates)),
-            "videos_per_second": per_second * self._config.batch_size,
-            "seconds": now - self._since,
+            "videos_per_second": videos_per_second,
+            "seconds": seconds,
         }
         self._pending, self._since, self._last_step = [], now, step
         if self._file is None:
@@ -83,10 +84,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Closes the files."""
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for file in filter(None, (self._file, self._board)):
+            file.close()
 
 
 def _print(line: str, last: bool) -> None:

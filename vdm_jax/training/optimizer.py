@@ -26,17 +26,14 @@ def learning_rate(
         raise InputError(f"optimizer.warmup={warmup} must be at least 0 and below steps={steps}")
     if decay == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, final * peak)
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, peak, max(warmup, 1)), optax.constant_schedule(peak)], [warmup]
-    )
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), lambda _: peak], [warmup])
 
 
 def optimizer_of(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns the gradient transformation and the learning-rate schedule of a config."""
-    group = config.optimizer
-    schedule = learning_rate(
-        peak=group.learning_rate, warmup=group.warmup, steps=config.steps, decay=group.decay, final=group.final
-    )
+    group, steps = config.optimizer, config.steps
+    kwargs = {"warmup": group.warmup, "steps": steps, "decay": group.decay, "final": group.final}
+    schedule = learning_rate(peak=group.learning_rate, **kwargs)
     return make_optimizer(group.name, schedule, clip=group.clip, **group.options.to_dict()), schedule
 
 
