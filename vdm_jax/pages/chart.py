@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Num
@@ -25,13 +24,7 @@ SIZES = {
 }  # .line0 … .line5 of page.css
 
 Values = Sequence[float | int] | Num[np.ndarray, "N"]
-
-
-class Estimate(NamedTuple):
-    """A mean with its error, and the single values behind it."""
-
-    error: Interval | Spread
-    values: Sequence[float] = ()
+Estimate = tuple[Interval | Spread, Sequence[float]]  # a mean with its error, and the single values behind it
 
 
 def line_chart(name: str, steps: Values, values: Values, *, log: bool = False) -> Markup:
@@ -61,7 +54,7 @@ def side_by_side(title: str, estimates: Mapping[str, Estimate], real: float = ma
     """A row for each name: the mean, its error bar, and the single values as small dots. A dashed line is `real`."""
     labels = max(190, 10 + 6 * max(map(len, estimates), default=0))  # their width: 6 for a letter
     x_of, ticks = axis(_numbers(estimates.values(), real), labels + 8, WIDTH - RIGHT)
-    texts = [f"{name} {estimate.error}" for name, estimate in estimates.items()]
+    texts = [f"{name} {error}" for name, (error, _) in estimates.items()]
     drawn = {"title": title, "estimates": estimates, "real": [real] if math.isfinite(real) else [], "texts": texts}
     return render("side_by_side.svg", **SIZES, row=22, labels=labels, x_of=x_of, ticks=ticks, **drawn)
 
@@ -119,5 +112,5 @@ def _path(x: Values, y: Values) -> str:
 
 def _numbers(estimates: Collection[Estimate], real: float) -> np.ndarray:
     """All numbers that an axis must fit."""
-    numbers = [v for e in estimates for v in (e.error.low, e.error.value, e.error.high, *e.values)]
+    numbers = [v for error, values in estimates for v in (error.low, error.value, error.high, *values)]
     return np.array([v for v in (*numbers, real) if np.isfinite(v)] or [0.0])

@@ -32,13 +32,8 @@ class Spread:
     value: float
     deviation: float
 
-    @property
-    def low(self) -> float:
-        return self.value - self.deviation
-
-    @property
-    def high(self) -> float:
-        return self.value + self.deviation
+    low = property(lambda self: self.value - self.deviation)
+    high = property(lambda self: self.value + self.deviation)
 
     def __str__(self) -> str:
         return f"{self.value:.3g} ± {self.deviation:.2g}"

@@ -4,7 +4,7 @@ import json
 import platform
 import re
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -45,8 +45,9 @@ def make_report(run: Path, *, num: int = 24, progress: Callable[[Iterable], Iter
         title=f"{run.name}: report",
         run=run,
         metrics=metrics,
-        tiles=_tiles(run, config, metrics),
         step=metrics[-1]["step"] if metrics else 0,
+        seconds=sum(line["seconds"] for line in metrics),
+        rate=statistics.median(line["videos_per_second"] for line in metrics) if metrics else None,
         **_curves(metrics),
         sheets=sheets,
         prompts=read_metadata(sheets[-1][1]).get("prompts") if sheets else (),
@@ -59,23 +60,6 @@ def make_report(run: Path, *, num: int = 24, progress: Callable[[Iterable], Iter
         starts=table(starts) if starts else "",
         environment=_environment(run),
     )
-
-
-def _tiles(run: Path, config: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[str, str]:
-    """The most important numbers of the run."""
-    step = metrics[-1]["step"] if metrics else 0
-    tiles = {f"Steps of {number(config['steps'])}": number(step)}
-    if metrics:
-        seconds = sum(line["seconds"] for line in metrics)
-        tiles |= {
-            "Loss": number(metrics[-1]["loss"]),
-            "Training time": f"{seconds // 3600:.0f} h {seconds // 60 % 60:.0f} min",
-            "Videos a second": number(statistics.median(line["videos_per_second"] for line in metrics)),
-            "Videos seen": number(step * config["batch_size"]),
-        }
-    if (file := run / "parameters.txt").exists() and (total := re.search(r"Total: ([\d,]+)", file.read_text())):
-        tiles["Parameters"] = f"{int(total[1].replace(',', '')) / 1e6:.2f} M"
-    return tiles
 
 
 def _curves(metrics: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -142,10 +126,13 @@ def _cell(score: Any) -> Any:
 def _parameters(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("+")]
+    text = path.read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("+")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     rows = [dict(zip(cells[0], row, strict=False)) for row in cells[1:]] if cells else []
-    return {"total": lines[-1] if lines else "", "table": table(rows), "cut": "[...]" in lines}
+    count = re.search(r"Total: ([\d,]+)", text)
+    millions = int(count[1].replace(",", "")) / 1e6 if count else None
+    return {"total": lines[-1] if lines else "", "millions": millions, "table": table(rows), "cut": "[...]" in lines}
 
 
 def _environment(run: Path) -> Markup:

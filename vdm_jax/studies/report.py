@@ -42,7 +42,6 @@ class Findings(NamedTuple):
 
 
 def read_findings(plan: Plan) -> Findings:
-    """Reads all results that exist."""
     cells = {arm: {} for arm in plan.study.arms}
     for cell in plan.cells:
         if (result := read_result(cell)) is not None:
@@ -86,8 +85,7 @@ def write_report(
     """Writes table.md, table.csv and plot.svg. With `progress`, which wraps the videos to encode, also report.html."""
     write_text(out / "table.md", markdown(findings, command))
     write_text(out / "table.csv", comma_separated(findings))
-    charts = charts_of(findings)
-    if charts:
+    if charts := charts_of(findings):
         write_text(out / "plot.svg", stacked(charts))
     if progress is not None:
         write_text(out / "report.html", page(findings, charts, command, progress))
@@ -97,14 +95,10 @@ def markdown(findings: Findings, command: str) -> str:
     """The claim, the table, and notes on its figures."""
     study, rows = findings.plan.study, rows_of(findings)
     lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
-    lines += [f"| {' | '.join(_cell(row.get(column, '')) for column in rows[0])} |" for row in rows]
-    body = "\n".join(lines)
-    claim = f"{study.claim} ({study.source})"
-    return "\n\n".join([f"# {study.name}", claim, body, " ".join(_notes(findings)), f"```\n{command}\n```"]) + "\n"
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|") if isinstance(value, str | Interval | Spread) else number(value)
+    cells = [[number(row.get(column, "")).replace("|", "\\|") for column in rows[0]] for row in rows]
+    table = "\n".join(lines + [f"| {' | '.join(row)} |" for row in cells])
+    claim, notes = f"{study.claim} ({study.source})", " ".join(_notes(findings))
+    return f"# {study.name}\n\n{claim}\n\n{table}\n\n{notes}\n\n```\n{command}\n```\n"
 
 
 def _notes(findings: Findings) -> list[str]:
@@ -149,23 +143,20 @@ def comma_separated(findings: Findings) -> str:
 
 def charts_of(findings: Findings) -> list[str]:
     """A chart for each metric with results."""
-    charts = []
+    charts, study, real = [], findings.plan.study, _real(findings)
     for metric in findings.metrics:
         estimates = {}
         for arm, results in findings.cells.items():
             scores = [result.scores[""][metric] for result in results.values()]
             if (error := summarise(scores)) is not None:
-                single = [s.value for s in scores if math.isfinite(s.value)] if len(scores) > 1 else []
-                estimates[arm] = Estimate(error, single)
-        if not estimates:
-            continue
+                estimates[arm] = error, [s.value for s in scores if math.isfinite(s.value)] * (len(scores) > 1)
         # The 100 dB of a real clip would press all arms into a corner of the chart.
-        real = _real(findings)[metric].value if _real(findings) and metric != "psnr" else math.nan
-        if findings.plan.study.along:
-            lines = _lines(findings.plan.study, estimates)
-            charts.append(along(_titled(metric), lines, findings.plan.study.along.removeprefix(SAMPLE), real))
-        else:
-            charts.append(side_by_side(_titled(metric), estimates, real))
+        level = real[metric].value if real and metric != "psnr" else math.nan
+        if estimates and study.along:
+            axis = study.along.removeprefix(SAMPLE)
+            charts.append(along(_titled(metric), _lines(study, estimates), axis, level))
+        elif estimates:
+            charts.append(side_by_side(_titled(metric), estimates, level))
     return charts
 
 

@@ -53,13 +53,8 @@ def train(
 
     SIGTERM and a closed terminal (SIGHUP) save a checkpoint and exit with status 0. Ctrl-C saves a checkpoint and
     raises KeyboardInterrupt. With several processes, SIGTERM to one of them stops all at the same step, and Ctrl-C ends
-    without saving.
-
-    Args:
-        model: the config's model, if it is built already.
-
-    Raises:
-        InputError: a config that cannot be trained.
+    without saving. `model` is the config's model, if it is built already. Raises InputError for a config that cannot be
+    trained.
     """
     with contextlib.ExitStack() as exit_stack:
         return _train(config, Path(workdir), draw_samples, model, exit_stack)
@@ -219,7 +214,6 @@ class _StopSignal:
         self.signal = number
 
     def requested(self, step: int) -> bool:
-        """Returns whether to stop after this step."""
         if not self._single:
             from jax.experimental import multihost_utils
 

@@ -83,7 +83,6 @@ class MetricsLog:
         return values
 
     def close(self) -> None:
-        """Closes the files."""
         for file in filter(None, (self._file, self._board)):
             file.close()
 

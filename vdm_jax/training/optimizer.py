@@ -42,10 +42,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns global-norm clipping (None: off), then the Optax optimizer called `name`, with its own options.
 
-    With clipping, its update also takes `norm`, the global norm of the gradients.
-
-    Raises:
-        InputError: Optax has no such optimizer, or it has no such option.
+    With clipping, its update also takes `norm`, the global norm of the gradients. Raises InputError if Optax has no
+    such optimizer, or it has no such option.
     """
     make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
     parameters = inspect.signature(make).parameters if inspect.isfunction(make) else ()

@@ -62,10 +62,7 @@ def to_parts(state: TrainState) -> dict[str, PyTree]:
 def restore_state(folder: str | Path, state: TrainState) -> tuple[TrainState, dict[str, int]] | None:
     """Returns the newest readable checkpoint as (state, data iterator's state); None where there is none.
 
-    `state` gives shapes, dtypes and shardings.
-
-    Raises:
-        InputError: there are checkpoints, but none fits `state`.
+    `state` gives shapes, dtypes and shardings. Raises InputError if there are checkpoints, but none fits it.
     """
     loaded = restore_latest(folder, to_parts(state) | {"data": {"next_batch": 0}})
     if loaded is None:
