@@ -15,13 +15,7 @@ WIDTH, HEIGHT = 480, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 8, 26  # margins
 MOST = 400  # points of a line; a longer line is drawn as means of neighbours, with a band from minimum to maximum
 TITLE, TALL = 26, 240  # height of a title; height of a chart with a title
-SIZES = {
-    "width": WIDTH,
-    "left": LEFT,
-    "right": WIDTH - RIGHT,
-    "top": TITLE,
-    "colours": 6,
-}  # .line0 … .line5 of page.css
+SIZES = dict(width=WIDTH, left=LEFT, right=WIDTH - RIGHT, top=TITLE, colours=6)  # .line0 … .line5 of page.css
 
 Values = Sequence[float | int] | Num[np.ndarray, "N"]
 Estimate = tuple[Interval | Spread, Sequence[float]]  # a mean with its error, and the single values behind it
@@ -45,8 +39,8 @@ def line_chart(name: str, steps: Values, values: Values, *, log: bool = False) -
     x, (y, low, high) = x_of(points[0]), y_of(points[1:])
     edges = _path([*x, *x[::-1]], [*high, *low[::-1]]) if (low != high).any() else ""
     hover = list(zip(x.round(1).tolist(), y.round(1).tolist(), texts, strict=True))
-    axes = {"x_of": x_of, "y_of": y_of, "x_ticks": x_ticks, "y_ticks": y_ticks}
-    line = {"name": name, "line": _path(x, y), "band": edges, "hover": hover, "last": texts[-1]}
+    axes = dict(x_of=x_of, y_of=y_of, x_ticks=x_ticks, y_ticks=y_ticks)
+    line = dict(name=name, line=_path(x, y), band=edges, hover=hover, last=texts[-1])
     return render("line_chart.html", **SIZES, height=HEIGHT, **axes, **line)
 
 
@@ -55,7 +49,7 @@ def side_by_side(title: str, estimates: Mapping[str, Estimate], real: float = ma
     labels = max(190, 10 + 6 * max(map(len, estimates), default=0))  # their width: 6 for a letter
     x_of, ticks = axis(_numbers(estimates.values(), real), labels + 8, WIDTH - RIGHT)
     texts = [f"{name} {error}" for name, (error, _) in estimates.items()]
-    drawn = {"title": title, "estimates": estimates, "real": [real] if math.isfinite(real) else [], "texts": texts}
+    drawn = dict(title=title, estimates=estimates, real=[real] if math.isfinite(real) else [], texts=texts)
     return render("side_by_side.svg", **SIZES, row=22, labels=labels, x_of=x_of, ticks=ticks, **drawn)
 
 
@@ -66,14 +60,8 @@ def along(title: str, lines: Mapping[str, Mapping[float, Estimate]], x_label: st
     estimates = [estimate for line in lines.values() for estimate in line.values()]
     y_of, y_ticks = axis(_numbers(estimates, real), TALL - BOTTOM, TITLE + 20)
     texts = [f"{name} {e} at {number(x)}".strip() for name, line in lines.items() for x, (e, _) in sorted(line.items())]
-    axes = {"x_of": x_of, "y_of": y_of, "x_ticks": x_ticks, "y_ticks": y_ticks}
-    drawn = {
-        "title": title,
-        "x_label": x_label,
-        "lines": lines,
-        "real": [real] if math.isfinite(real) else [],
-        "texts": texts,
-    }
+    axes = dict(x_of=x_of, y_of=y_of, x_ticks=x_ticks, y_ticks=y_ticks)
+    drawn = dict(title=title, x_label=x_label, lines=lines, real=[real] if math.isfinite(real) else [], texts=texts)
     return render("along.svg", **SIZES, height=TALL, **axes, **drawn)
 
 
