@@ -44,9 +44,10 @@ def write_text(path: FilePath, text: str) -> None:
 def read_json_lines(path: FilePath) -> list[dict[str, Any]]:
     """The whole lines of a .jsonl file: a job may be writing the last line, or have been ended in a line before."""
     lines = []
-    for line in Path(path).read_text().splitlines() if Path(path).exists() else ():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
+    with contextlib.suppress(OSError):
+        for line in Path(path).read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
     return lines
 
 
