@@ -32,8 +32,8 @@ MODES = {
     "every second frame": Mode(lambda t, *_: t % 2 == 0),
     "inpainting, left half": Mode(lambda t, y, x, frames, rows, columns: x >= columns // 2),
     "outpainting, a border of an eighth": Mode(
-        lambda t, y, x, _, rows, columns: (
-            (abs(2 * y + 1 - rows) < rows * 0.75) & (abs(2 * x + 1 - columns) < columns * 0.75)
+        lambda t, y, x, frames, rows, columns: (
+            (abs(y + 0.5 - rows / 2) < rows * 3 / 8) & (abs(x + 0.5 - columns / 2) < columns * 3 / 8)
         )
     ),
     VIDEO_TO_VIDEO: Mode(lambda t, *_: t < 0),

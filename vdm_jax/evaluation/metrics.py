@@ -90,7 +90,7 @@ EXTRACTORS = {
     "dynamic": Extractor(_of_videos("dynamic", temporal.dynamic_degree)),
     "i3d": Extractor(lambda clips, network: {"fvd": features.i3d_features(network, clips.videos)}, "i3d"),
     "videomae": Extractor(
-        lambda clips, model: {"videomae": features.videomae_features(model, clips.videos)}, "videomae"
+        lambda clips, network: {"videomae": features.videomae_features(network, clips.videos)}, "videomae"
     ),
     "clip": Extractor(_clip, "clip"),
     "place_kept": Extractor(lambda clips: place_kept(in_range(clips.videos), in_range(clips.real), clips.new)),

@@ -42,6 +42,7 @@ class Findings(NamedTuple):
 
 
 def read_findings(plan: Plan) -> Findings:
+    """Reads all results that exist."""
     cells = {arm: {} for arm in plan.study.arms}
     for cell in plan.cells:
         if (result := read_result(cell)) is not None:
@@ -96,9 +97,9 @@ def markdown(findings: Findings, command: str) -> str:
     study, rows = findings.plan.study, rows_of(findings)
     lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
     cells = [[number(row.get(column, "")).replace("|", "\\|") for column in rows[0]] for row in rows]
-    table = "\n".join(lines + [f"| {' | '.join(row)} |" for row in cells])
+    body = "\n".join(lines + [f"| {' | '.join(row)} |" for row in cells])
     claim, notes = f"{study.claim} ({study.source})", " ".join(_notes(findings))
-    return f"# {study.name}\n\n{claim}\n\n{table}\n\n{notes}\n\n```\n{command}\n```\n"
+    return f"# {study.name}\n\n{claim}\n\n{body}\n\n{notes}\n\n```\n{command}\n```\n"
 
 
 def _notes(findings: Findings) -> list[str]:

@@ -51,13 +51,8 @@ class MetricsLog:
             values[name] = float(series.max() if counter else finite.mean() if finite.size else np.nan)
         # A skipped step does not change the optimizer's count of steps.
         updates = step - 1 - int(steps[-1]["skipped"]) + (int(steps[-1]["skipped_in_a_row"]) > 0)
-        seconds = now - self._since
-        videos_per_second = (step - self._last_step) / seconds * self._config.batch_size
-        values |= {
-            "learning_rate": float(schedule(updates)),
-            "videos_per_second": videos_per_second,
-            "seconds": seconds,
-        }
+        values |= {"learning_rate": float(schedule(updates)), "seconds": now - self._since}
+        values["videos_per_second"] = (step - self._last_step) / values["seconds"] * self._config.batch_size
         self._pending, self._since, self._last_step = [], now, step
         if self._file is None:
             return values
