@@ -34,6 +34,7 @@ setup(
         "clu>=0.0.12",
         "einops>=0.8",
         "jaxtyping>=0.3",
+        "jinja2>=3.1",  # the pages
         "numpy>=2",
         "scikit-learn>=1.5",  # the digits
         "threadpoolctl>=3.5",

@@ -8,6 +8,7 @@ arms with the same training share a run, even between studies.
 
 import ast
 import dataclasses
+import datetime
 import logging
 import re
 import shlex
@@ -144,10 +145,37 @@ def dry_run(plan, selected, timed: Path, logs: Path) -> None:
         arms = arms if len(arms) < 60 else f"{cells[0].arm} … {cells[-1].arm}"
         init = f", init_from {run.begins_with.name}" if run.begins_with is not None else ""
         state = "trained" if run.finished else f"step {step_of(run)} of {run.config.steps}{init}"
-        hours = jobs.hours(left[run.name])
-        print(f"| {run.name}, seed {run.config.seed}: {arms} | {state} | {len(missing)} of {len(cells)} | {hours} |")
-    total = jobs.hours(sum(left.values()) / len(places))
+        time_left = hours(left[run.name])
+        print(
+            f"| {run.name}, seed {run.config.seed}: {arms} | {state} | {len(missing)} of {len(cells)} | {time_left} |"
+        )
+    total = hours(sum(left.values()) / len(places))
     print(f"\n{len(selected)} runs, {len(places)} at a time: about {total}. Nothing was trained or measured.")
+
+
+def progress_line(plan, jobs: list[str], running: list[str], timed: Path, at_a_time: int) -> str:
+    """The number of results, the time left, and the state of the running jobs."""
+    from vdm_jax.studies.duration import seconds_left, step_of
+    from vdm_jax.studies.run import FLOORS
+
+    runs = [plan.runs[job] for job in jobs if job != FLOORS]
+    cells = [cell for cell in plan.cells if cell.run.name in jobs]
+    done = sum(cell.file.exists() for cell in cells)
+    left = seconds_left(plan, runs, timed)
+    time_left = "time left unknown" if left is None else f"{hours(sum(left.values()) / at_a_time)} left"
+    parts = [f"{done}/{len(cells)} results", time_left] + ["measuring real clips"] * (FLOORS in running)
+    for run in (plan.runs[job] for job in running if job != FLOORS):
+        begins = run.begins_with is not None and not run.begins_with.finished
+        now, what = (run.begins_with, " of its init_from") if begins else (run, "")
+        state = "drawing" if run.finished else f"step {step_of(now)}/{now.config.steps}{what}"
+        cell = next((c for c in plan.cells if c.run is run and not c.file.exists()), None)
+        parts += [f"{cell.arm}, seed {cell.seed}: {state}"] if cell else []
+    return "  ".join(parts)
+
+
+def hours(seconds: float) -> str:
+    """Formats seconds as hours, minutes and seconds: 1:02:03; from a day on, also the days."""
+    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def carry_out(plan, selected, timed: Path, out: Path) -> None:
@@ -169,7 +197,7 @@ def carry_out(plan, selected, timed: Path, out: Path) -> None:
     def show(running):
         if time.monotonic() - last[0] < (1 if live else 60):
             return
-        line = jobs.progress_line(plan, names, running, timed, len(places))
+        line = progress_line(plan, names, running, timed, len(places))
         last[0], before, last[1] = time.monotonic(), last[1], line
         if line != before:
             print(f"\r\x1b[2K{line[:150]}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)

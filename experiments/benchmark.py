@@ -44,8 +44,8 @@ def main() -> None:
     command.check_out(OUT.value)
 
     import jax
+    from benchmark_measures import measure_peak, rate
 
-    from vdm_jax.evaluation.speed import measure_peak, rate
     from vdm_jax.parallel.machine import about_machine
 
     jax.config.update("jax_enable_compilation_cache", False)  # compilations are timed fresh
@@ -121,10 +121,10 @@ def random_batch(config, model, mesh) -> dict:
 
 def measure_training(config, runs: int) -> dict:
     """Times the training step of `training.loop` on one batch: no data pipeline."""
+    import benchmark_measures as speed
     import jax
 
     from vdm_jax.build import objective_of
-    from vdm_jax.evaluation import speed
     from vdm_jax.parallel.mesh import make_mesh
     from vdm_jax.parallel.sharding import ActivationLayout
     from vdm_jax.training.losses import denoising
@@ -168,12 +168,12 @@ def measure_training(config, runs: int) -> dict:
 
 def measure_sampling(config, runs: int, steps: int) -> dict:
     """Times one call of the network, and the whole sampler of `generation.pipeline` with the config's settings."""
+    import benchmark_measures as speed
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     from vdm_jax.diffusion.known import Known
-    from vdm_jax.evaluation import speed
     from vdm_jax.generation.pipeline import Pipeline
     from vdm_jax.models.conditions import Conditions
     from vdm_jax.models.layout import ONE_DEVICE

@@ -60,7 +60,7 @@ def measure(shape: tuple[int, ...], widths: tuple[int, ...], rounds: int, dtype:
 
 def compare(ours: Callable[[], None], peer: Callable[[], None], rounds: int) -> dict:
     """Returns the seconds of both, and the ratio ours / peer over pairs of calls in turns, after a warm-up of two."""
-    from vdm_jax.evaluation.speed import summarize
+    from benchmark_measures import summarize
 
     times = []
     for _ in range(2 + rounds):
@@ -83,9 +83,9 @@ def _ours(shape, widths, dtype) -> tuple[Runs, dict]:
     import jax
     import jax.numpy as jnp
     import optax
+    from benchmark_measures import flops_of, shapes_on_cpu
     from flax import nnx
 
-    from vdm_jax.evaluation.speed import flops_of, shapes_on_cpu
     from vdm_jax.models.conditions import Conditions, Text
     from vdm_jax.models.unet import UNet
 

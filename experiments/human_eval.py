@@ -78,10 +78,34 @@ def aggregate() -> None:
         raise InputError("--answers=<file>,… is needed: the files saved by the page of the study")
     key = human.read_key(KEY.value)
     results = human.aggregate(human.read_answers(ANSWERS.value, key), key, SEED.value)
-    human.print_results(results)
+    print_results(results)
     out = Path(KEY.value.removesuffix(".json").removesuffix(".key") + ".results.json")
     write_text(out, json.dumps(results, indent=2, ensure_ascii=False, default=dataclasses.asdict) + "\n")
     print(f"\nwritten to {out}")
+
+
+def print_results(results: dict) -> None:
+    """Prints the tables of the statistics."""
+    print(
+        f"study {results['study']}: raters {results['raters']}, judgements {results['judgements']}, "
+        f"pairs {results['pairs']} of {results['pairs_in_study']}\n\n"
+        "| A | B | A wins | B wins | no difference | win rate of A (a tie is half a win) | 95 % interval by |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    for c in results["comparisons"]:
+        row = [c["a"], c["b"], c["a_wins"], c["b_wins"], c["ties"], c["win_rate"], c["win_rate_interval"]]
+        print(f"| {' | '.join(map(str, row))} |")
+    if any(c["scales"] for c in results["comparisons"]):
+        print("\n| 1 to 5 | A | B | mean of A | mean of B | difference |\n|---|---|---|---|---|---|")
+    for c in results["comparisons"]:
+        for question, means in c["scales"].items():
+            print(f"| {' | '.join(map(str, [question, c['a'], c['b'], *means.values()]))} |")
+    if any(c["pairs"] < 20 for c in results["comparisons"]):
+        print("\nA comparison has fewer than 20 pairs: its resampled intervals are too narrow.")
+    if agreement := results["agreement"]:
+        value = "undefined" if agreement["value"] is None else f"{agreement['value']:.2f}"
+        pairs = f"{agreement['pairs']} pairs that all raters judged"
+        print(f"\n{agreement['measure']} of the preferences: {value}, on {pairs}")
 
 
 JOBS = {"make": make, "aggregate": aggregate}

@@ -3,7 +3,7 @@
 import pytest
 
 from vdm_jax.errors import InputError
-from vdm_jax.files import alone_in, whole_file, write_text
+from vdm_jax.files import alone_in, read_json_lines, whole_file, write_text
 
 
 def test_a_file_appears_at_the_end_and_missing_folders_are_made(tmp_path):
@@ -36,6 +36,13 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/page.html cannot be written: File exists"):
         write_text(tmp_path / "file" / "page.html", "")
+
+
+def test_lines_that_were_cut_off_are_left_out(tmp_path):
+    path = tmp_path / "a.jsonl"
+    assert read_json_lines(path) == []
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n{"step"')
+    assert read_json_lines(path) == [{"step": 1}, {"step": 3}]
 
 
 def test_a_folder_has_one_process_at_a_time_and_keeps_no_trace(tmp_path):

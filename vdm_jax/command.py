@@ -25,8 +25,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         # --image-at means --image_at.
         words = [re.sub(r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in sys.argv]
-        rest = flags.FLAGS(words)[1:]
-        if rest:
+        if rest := flags.FLAGS(words)[1:]:
             raise InputError(f"{rest[0]!r} is not a flag; see --help")
     except Exception as error:  # a config file is a program, so a bad value may raise anything
         _fail(_unknown_key(error) or _in_config_file(error) or error)

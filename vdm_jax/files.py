@@ -42,11 +42,12 @@ def write_text(path: FilePath, text: str) -> None:
 
 
 def read_json_lines(path: FilePath) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file, up to the first incomplete line: a running job may be writing the last line."""
+    """The whole lines of a .jsonl file: a job may be writing the last line, or have been ended in a line before."""
     lines = []
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError):
         for line in Path(path).read_text().splitlines():
-            lines.append(json.loads(line))
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
     return lines
 
 

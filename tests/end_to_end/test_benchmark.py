@@ -15,10 +15,15 @@ from ml_collections import config_flags
 
 from vdm_jax.config import default_config
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation import speed
 from vdm_jax.parallel.machine import about_machine
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    """Puts the folder of the scripts on the path, as Python does for a script."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
 
 
 @pytest.fixture
@@ -40,6 +45,9 @@ def _load(name: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+speed = _load("benchmark_measures")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from vdm_jax.config import default_config
 from vdm_jax.data import moving_digits as digits
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation import digit_metrics, features, metrics, temporal
+from vdm_jax.evaluation import features, metrics, temporal
 from vdm_jax.evaluation import judge as ev
 from vdm_jax.evaluation.confidence import bootstrap, bootstrap_mean, wilson
 from vdm_jax.evaluation.frechet import frechet_distance, unbiased_frechet_distance
@@ -167,8 +167,8 @@ def test_figures_are_those_of_the_functions_that_they_are_named_for(data, source
         assert found[name].value == pytest.approx(frechet_distance(a, b), rel=1e-3)
     infinite = unbiased_frechet_distance(expected.features, seen.features)
     assert found["digits_fvd_infinite"].value == pytest.approx(infinite, rel=1e-2)
-    distances = digit_metrics.nearest(real, every)[0]
-    assert found["novelty"].value == pytest.approx(digit_metrics.rank(distances, distances).mean())
+    distances = ev.nearest(real, every)[0]
+    assert found["novelty"].value == pytest.approx(ev.rank(distances, distances).mean())
     assert found["jerk"].value == pytest.approx(float(ev.jerk(real).mean()), abs=1e-5)
     for name, metric in {"flicker": temporal.flicker, "warping": temporal.warping_error}.items():
         assert found[name] == bootstrap_mean(metric(real))

@@ -26,11 +26,13 @@ def test_a_video_of_small_pixels_is_embedded_with_its_colours_and_nothing_else(t
 
 
 def test_text_cannot_become_markup():
-    island = page.json_island("data", {"prompt": "</script><b>"})
-    assert island.count("<") == 2
+    text = page.render("study.html", title="<b>", question="<b>", study={"prompt": "</script><b>"})
+    assert text.count("</script>") == 2
+    assert '"\\u003c/script\\u003e\\u003cb\\u003e"' in text
+    assert "&lt;b&gt;</title>" in text
     assert "&lt;b&gt;" in page.table([{"<b>": "<b>"}])
     assert "<b>" not in page.table([{"<b>": "<b>"}])
-    assert page.document("<b>", "", ()).count("<b>") == 0
+    assert text.count("<b>") == 0
 
 
 def test_a_table_has_the_columns_of_all_rows_and_error_bars_on_one_scale():

@@ -10,10 +10,11 @@ from runpy import run_path
 
 import numpy as np
 import pytest
+from absl import flags
 
 from vdm_jax.config import write_config
 from vdm_jax.errors import InputError
-from vdm_jax.studies.jobs import Place, adopt, carry_out, hours, places, progress_line
+from vdm_jax.studies.jobs import Place, adopt, carry_out, places
 from vdm_jax.studies.results import Result, write_result
 from vdm_jax.studies.study import Study, make_plan
 
@@ -161,8 +162,16 @@ def test_what_cannot_be_adopted(tmp_path):
         adopt(ours, plan)
 
 
-def test_the_progress_says_what_is_done_what_is_left_and_what_goes_on(tmp_path):
-    plan = plan_in(tmp_path)
+@pytest.fixture
+def ablate(monkeypatch):
+    """The functions of the command, without its flags, whose names other commands have, too."""
+    for name in filter(lambda name: name.startswith("DEFINE"), dir(flags)):
+        monkeypatch.setattr(flags, name, lambda *args, **kwargs: None)
+    return run_path(str(Path(__file__).parents[2] / "experiments" / "ablate.py"))
+
+
+def test_the_progress_says_what_is_done_what_is_left_and_what_goes_on(tmp_path, ablate):
+    plan, progress_line, hours = plan_in(tmp_path), ablate["progress_line"], ablate["hours"]
     v, eps, *_ = plan.runs.values()
     jobs, timed = ["floors", v.name, eps.name], tmp_path / "timed"
     assert progress_line(plan, jobs, ["floors"], timed, 1) == "0/2 results  time left unknown  measuring real clips"

@@ -15,6 +15,8 @@ from threadpoolctl import threadpool_limits
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Bool, Float, Int
 
+TAILS = (0.025, 0.975)  # all intervals hold 95 %
+
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
@@ -35,7 +37,6 @@ def bootstrap_mean(
     *,
     seed: int = 0,
     resamples: int = 2000,
-    level: float = 0.95,
 ) -> Interval:
     """Percentile interval of the mean of one number per video. For a difference, pass paired differences.
 
@@ -49,7 +50,7 @@ def bootstrap_mean(
     total, size = np.bincount(groups, values), np.bincount(groups)
     # A mean depends only on the number of times that each group is drawn.
     times = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), size=resamples)
-    return Interval(float(values.mean()), *map(float, np.quantile(times @ total / (times @ size), _tails(level))))
+    return Interval(float(values.mean()), *map(float, np.quantile(times @ total / (times @ size), TAILS)))
 
 
 def bootstrap(
@@ -57,7 +58,6 @@ def bootstrap(
     *rows: Float[Array | np.ndarray, "_ ..."],
     seed: int = 0,
     resamples: int = 500,
-    level: float = 0.95,
 ) -> Interval:
     """Interval of `statistic(*rows)`, such as a Fréchet distance; the rows of each array are resampled independently.
 
@@ -75,13 +75,11 @@ def bootstrap(
         values = list(pool.map(lambda picks: statistic(*(x[i] for x, i in zip(rows, picks, strict=True))), resampled))
     values = _finite(np.array(values, np.float64))
     bias = float(values.mean()) - value
-    low, high = np.quantile(values, _tails(level)) - bias
+    low, high = np.quantile(values, TAILS) - bias
     return Interval(value, float(low), float(high), bias)
 
 
-def wilson(
-    successes: Bool[Array | np.ndarray, "B"] | Float[Array | np.ndarray, "B"], *, level: float = 0.95
-) -> Interval:
+def wilson(successes: Bool[Array | np.ndarray, "B"] | Float[Array | np.ndarray, "B"]) -> Interval:
     """Interval of a share (Wilson 1927). It stays within 0 and 1, and has a width even for a share of 0 or 1.
 
     A tie counts ½; the interval is then too wide, not too narrow. Raises InputError for no trials.
@@ -89,7 +87,7 @@ def wilson(
     count = len(successes)
     if not count:
         raise InputError("successes=[] must hold at least one trial")
-    share, z = float(np.mean(successes)), statistics.NormalDist().inv_cdf(_tails(level)[1])
+    share, z = float(np.mean(successes)), statistics.NormalDist().inv_cdf(TAILS[1])
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     return Interval(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)))
@@ -101,9 +99,3 @@ def _finite(values: np.ndarray, fewest: int = 2) -> np.ndarray:
     if bad := int((~np.isfinite(values)).sum()):
         raise InputError(f"{bad} of {values.size} values are infinite or NaN; all must be finite")
     return values
-
-
-def _tails(level: float) -> tuple[float, float]:
-    if not 0 < level < 1:
-        raise InputError(f"level={level:g} must be between 0 and 1, such as 0.95")
-    return (1 - level) / 2, (1 + level) / 2

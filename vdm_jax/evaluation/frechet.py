@@ -15,6 +15,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Float
 
 log = logging.getLogger(__name__)
+_warn_once = functools.cache(log.warning)  # not for every resample of a bootstrap
 
 Features = Float[Array | np.ndarray, "_ ... _"]  # B F or B T F; sizes may differ between sets
 
@@ -101,8 +102,3 @@ def _factor(covariance: Float[np.ndarray, "F F"]) -> Float[np.ndarray, "F F"]:
     if values[0] < -1e-6 * abs(values[-1]):  # more than rounding, even for moments that were stored as float32
         raise InputError(f"eigenvalues from {values[0]:g} to {values[-1]:g}: a covariance must have none below 0")
     return vectors * np.sqrt(np.where(values > len(values) * np.finfo(float).eps * values[-1], values, 0))
-
-
-@functools.cache  # not for every resample of a bootstrap
-def _warn_once(text: str) -> None:
-    log.warning(text)

@@ -9,7 +9,7 @@ from einops import reduce, repeat
 
 from vdm_jax.diffusion.known import Known
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation.digit_metrics import position_error
+from vdm_jax.evaluation.judge import position_error
 from vdm_jax.typing import Bool, Float, Int
 
 Videos = Float[np.ndarray, "B T H W C"]

@@ -19,11 +19,10 @@ from jax.sharding import Mesh
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import features, temporal
 from vdm_jax.evaluation.confidence import Interval, bootstrap, bootstrap_mean, wilson
-from vdm_jax.evaluation.digit_metrics import identity_consistency, nearest, rank
 from vdm_jax.evaluation.frechet import frechet_distance, unbiased_frechet_distance
-from vdm_jax.evaluation.judge import jerk
+from vdm_jax.evaluation.judge import identity_consistency, jerk, nearest, rank
 from vdm_jax.evaluation.known import MODES, digit_kept, place_kept
-from vdm_jax.evaluation.reference import Clips, RealData, read_all
+from vdm_jax.evaluation.reference import Clips, RealData, read
 from vdm_jax.pretrained.parts import clip_pair, i3d, lpips, videomae
 from vdm_jax.typing import Float
 
@@ -83,9 +82,7 @@ class Extractor(NamedTuple):
 EXTRACTORS = {
     "judge": Extractor(_judged, "judge"),
     "jerk": Extractor(lambda clips: {"jerk": np.asarray(jerk(clips.videos))}),
-    "nearest": Extractor(
-        lambda clips, training: {"novelty": nearest(in_range(clips.videos), in_range(training))[0]}, "training"
-    ),
+    "nearest": Extractor(lambda clips, real: {"novelty": nearest(*map(in_range, (clips.videos, real)))[0]}, "training"),
     "flicker": Extractor(_of_videos("flicker", temporal.flicker)),
     "smoothness": Extractor(_of_videos("smoothness", temporal.motion_smoothness)),
     "warping": Extractor(_of_videos("warping", temporal.warping_error)),
@@ -225,10 +222,10 @@ WEIGHTS = {
 
 def check_weights(metrics: Sequence[str], weights: Mapping[str, str | Path]) -> None:
     """Raises InputError for a metric without its weights, and for weights that no metric needs."""
-    for unused in weights.keys() - {EXTRACTORS[METRICS[name].extractor].needs for name in metrics}:
+    needs = {name: EXTRACTORS[METRICS[name].extractor].needs for name in metrics}
+    for unused in weights.keys() - needs.values():
         raise InputError(f"--{unused}={weights[unused]}: none of the metrics {', '.join(metrics)} needs it")
-    for name in metrics:
-        need = EXTRACTORS[METRICS[name].extractor].needs
+    for name, need in needs.items():
         if need in WEIGHTS and need not in weights:
             raise InputError(f"{name} needs weights, --{need}=<path>: {WEIGHTS[need][1]}")
 
@@ -250,12 +247,12 @@ def load_networks(
             networks[need] = Network(WEIGHTS[need][0](weights[need], mesh=mesh), hash_of(Path(weights[need])))
         elif data.judge is None:
             raise InputError(f"{name} needs moving digits, one in a clip; the data is {data.name}")
-        elif need == "training":
-            videos = read_all(data).videos
-            networks[need] = Network(videos, hashlib.sha256(videos).hexdigest()[:12])
+        elif need in data.memory:
+            networks[need] = data.memory[need]
         else:
-            data.memory[need] = judge = data.memory.get(need) or data.judge()
-            networks[need] = Network(judge, judge.digest)
+            model = data.judge() if need == "judge" else read(data.reference, np.arange(len(data.reference))).videos
+            digest = model.digest if need == "judge" else hashlib.sha256(model).hexdigest()[:12]
+            networks[need] = data.memory[need] = Network(model, digest)
     return networks
 
 

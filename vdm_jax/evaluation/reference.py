@@ -42,9 +42,7 @@ class RealData:
     held_out: Sequence[dict[str, Any]]
     reference: Sequence[dict[str, Any]]  # if it is `held_out` itself, the clips are divided between the two
     judge: Callable[[], Any] | None = None  # loads the classifier of moving digits; None for other data
-    memory: dict[Any, Any] = dataclasses.field(
-        default_factory=dict, repr=False
-    )  # clips read, and their rows of metrics
+    memory: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)  # clips, and their rows of metrics
 
 
 def real_data(config: Any) -> RealData:
@@ -98,21 +96,14 @@ def read_clips(
             half = "" if needed == num else ", half of them as the reference"
             raise InputError(f"num={num} needs {needed} real clips{half}; {data.name} has {len(source)}")
         order = np.random.default_rng(seed).permutation(len(source))
-        data.memory[key] = _read(source, order[first : first + num], progress)
+        data.memory[key] = read(source, order[first : first + num], progress)
     return data.memory[key]
 
 
-def read_all(data: RealData) -> Clips:
-    """All clips of the reference."""
-    if "all" not in data.memory:
-        data.memory["all"] = _read(data.reference, np.arange(len(data.reference)))
-    return data.memory["all"]
-
-
-def _read(source: Sequence[dict[str, Any]], rows: np.ndarray, progress: Progress = silent) -> Clips:
+def read(source: Sequence[dict[str, Any]], rows: np.ndarray, progress: Progress = silent) -> Clips:
+    """The clips of some rows of a source."""
     items = []
     with ThreadPoolExecutor(8) as pool:
         for first in progress(range(0, len(rows), 64), "reading real clips"):
             items += pool.map(lambda row: source[int(row)], rows[first : first + 64])
-    captions = (item["caption"] for item in items)
-    return Clips(np.stack([item["video"] for item in items]), tuple(captions))
+    return Clips(np.stack([item["video"] for item in items]), tuple(item["caption"] for item in items))

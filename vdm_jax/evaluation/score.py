@@ -65,8 +65,7 @@ def score(
         known: a mode of `known.MODES`: a part of each held-out clip is given, and its caption in captioned modes.
         settings: fields of `Settings`, such as guidance and steps.
 
-    Raises:
-        InputError: an unknown metric or setting, a metric that does not fit the data, or too few real clips.
+    Raises InputError for an unknown metric or setting, a metric that does not fit the data, and too few real clips.
     """
     job = _job(data, metrics, num, seed, batch_size, folder, networks, progress, known)
     real = job.real

@@ -37,13 +37,12 @@ def motion_smoothness(videos: Clips) -> PerVideo:
     In VBench a network (AMT-S) interpolates. Here both neighbours are warped by half of the flow between them, which is
     assumed to be the same at the same pixel of the middle frame (Jiang et al. 2018, before their networks).
     """
-    flow = _estimator(videos)
+    flow, videos = _estimator(videos), _checked(videos, frames=3)
 
     def error(before: Image, middle: Image, after: Image) -> float:
         half = (flow(before, after) - flow(after, before)) / 4
         return float(np.abs((_warp(before, -half) + _warp(after, half)) / 2 - middle).mean() / 2)
 
-    videos = _checked(videos, frames=3)
     return np.array([1 - np.mean([error(*v[t - 1 : t + 2]) for t in range(1, len(v) - 1, 2)]) for v in videos])
 
 

@@ -1,24 +1,27 @@
-"""Line charts as inline SVG, in the colours of the page."""
+"""Charts as inline SVG, in the colours of the pages: curves by step, and estimates with error bars."""
 
-import json
 import math
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Num
+from markupsafe import Markup
 
-from vdm_jax.pages.page import number
+from vdm_jax.evaluation.confidence import Interval
+from vdm_jax.pages.page import Spread, number, render
 from vdm_jax.typing import Float
 
 WIDTH, HEIGHT = 480, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 8, 26  # margins
 MOST = 400  # points of a line; a longer line is drawn as means of neighbours, with a band from minimum to maximum
+TITLE, TALL = 26, 240  # height of a title; height of a chart with a title
+SIZES = dict(width=WIDTH, left=LEFT, right=WIDTH - RIGHT, top=TITLE, colours=6)  # .line0 … .line5 of page.css
 
 Values = Sequence[float | int] | Num[np.ndarray, "N"]
+Estimate = tuple[Interval | Spread, Sequence[float]]  # a mean with its error, and the single values behind it
 
 
-def line_chart(name: str, steps: Values, values: Values, *, log: bool = False) -> str:
+def line_chart(name: str, steps: Values, values: Values, *, log: bool = False) -> Markup:
     """A figure of values by step. Values that are not finite are left out; with a logarithmic axis, so are values ≤ 0.
 
     The caption shows the value nearest to the pointer; the arrow keys move through the values.
@@ -26,37 +29,50 @@ def line_chart(name: str, steps: Values, values: Values, *, log: bool = False) -
     points = np.array([steps, values, values, values], float)  # the last two are the edges of the band
     points = points[:, np.isfinite(points[1]) & ((points[1] > 0) | (not log))]
     if not points.size:
-        return f"<figure><figcaption>{escape(name)}: nothing to draw</figcaption></figure>"
+        return Markup("<figure><figcaption>{}: nothing to draw</figcaption></figure>").format(name)
     if points.shape[1] > MOST:
         parts = np.array_split(points, MOST, axis=1)
         points = np.array([(p[0, -1], p[1].mean(), p[1].min(), p[1].max()) for p in parts]).T
-    x, y, low, high = points
-    x_of, x_ticks = axis(x, LEFT, WIDTH - RIGHT)
+    x_of, x_ticks = axis(points[0], LEFT, WIDTH - RIGHT)
     y_of, y_ticks = axis(points[1:], HEIGHT - BOTTOM, TOP, log)
-    drawn = levels(y_of, y_ticks, WIDTH - RIGHT)
-    for v in x_ticks:
-        anchor = "end" if x_of(v) > WIDTH - 40 else "middle"
-        drawn.append(f'<text x="{x_of(v):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{v:,.12g}</text>')
-    if (low < high).any():
-        top, bottom = path(x_of(x), y_of(high)), path(x_of(x[::-1]), y_of(low[::-1]))
-        drawn.append(f'<path class="band0" d="M{top}L{bottom}Z"/>')
-    drawn.append(f'<path class="line0" d="M{path(x_of(x), y_of(y))}h0"/>')  # h0 makes a single point a dot
-    drawn.append('<circle class="dot0"/>')
-    texts = [f"{number(b)} at step {number(a)}" for a, b in zip(x.tolist(), y.tolist(), strict=True)]
-    hover = list(zip(x_of(x).round(1).tolist(), y_of(y).round(1).tolist(), texts, strict=True))
-    description = escape(f"{name} by step; last: {texts[-1]}", quote=True)
-    return (
-        f'<figure class="chart" data-points="{escape(json.dumps(hover), quote=True)}">'
-        f"<figcaption><b>{escape(name)}</b> <output>{escape(texts[-1])}</output></figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" tabindex="0" role="img" aria-label="{description}">{"".join(drawn)}</svg>'
-        "</figure>"
-    )
+    texts = [f"{number(y)} at step {number(x)}" for x, y, *_ in points.T.tolist()]
+    x, (y, low, high) = x_of(points[0]), y_of(points[1:])
+    edges = _path([*x, *x[::-1]], [*high, *low[::-1]]) if (low != high).any() else ""
+    hover = list(zip(x.round(1).tolist(), y.round(1).tolist(), texts, strict=True))
+    axes = dict(x_of=x_of, y_of=y_of, x_ticks=x_ticks, y_ticks=y_ticks)
+    line = dict(name=name, line=_path(x, y), band=edges, hover=hover, last=texts[-1])
+    return render("line_chart.html", **SIZES, height=HEIGHT, **axes, **line)
 
 
-def levels(y_of: Callable, ticks: Sequence[float], right: int) -> list[str]:
-    """Horizontal lines at the ticks of a vertical axis, with their labels."""
-    lines = [f'<path class="grid" d="M{LEFT} {y_of(v):.1f}H{right}"/>' for v in ticks]
-    return lines + [f'<text x="{LEFT - 7}" y="{y_of(v) + 4:.1f}" text-anchor="end">{v:g}</text>' for v in ticks]
+def side_by_side(title: str, estimates: Mapping[str, Estimate], real: float = math.nan) -> Markup:
+    """A row for each name: the mean, its error bar, and the single values as small dots. A dashed line is `real`."""
+    labels = max(190, 10 + 6 * max(map(len, estimates), default=0))  # their width: 6 for a letter
+    x_of, ticks = axis(_numbers(estimates.values(), real), labels + 8, WIDTH - RIGHT)
+    texts = [f"{name} {error}" for name, (error, _) in estimates.items()]
+    drawn = dict(title=title, estimates=estimates, real=[real] if math.isfinite(real) else [], texts=texts)
+    return render("side_by_side.svg", **SIZES, row=22, labels=labels, x_of=x_of, ticks=ticks, **drawn)
+
+
+def along(title: str, lines: Mapping[str, Mapping[float, Estimate]], x_label: str, real: float = math.nan) -> Markup:
+    """A curve for each name, with an error bar at each point. A dashed line is `real`."""
+    x_ticks = np.array(sorted({float(x) for line in lines.values() for x in line}))
+    x_of, _ = axis(x_ticks, LEFT + 6, WIDTH - RIGHT - 6, bool(x_ticks[0] > 0 and x_ticks[-1] >= 8 * x_ticks[0]))
+    estimates = [estimate for line in lines.values() for estimate in line.values()]
+    y_of, y_ticks = axis(_numbers(estimates, real), TALL - BOTTOM, TITLE + 20)
+    texts = [f"{name} {e} at {number(x)}".strip() for name, line in lines.items() for x, (e, _) in sorted(line.items())]
+    axes = dict(x_of=x_of, y_of=y_of, x_ticks=x_ticks, y_ticks=y_ticks)
+    drawn = dict(title=title, x_label=x_label, lines=lines, real=[real] if math.isfinite(real) else [], texts=texts)
+    return render("along.svg", **SIZES, height=TALL, **axes, **drawn)
+
+
+def stacked(charts: Sequence[str]) -> Markup:
+    """Stacks charts in one SVG file, in the colours of the pages, light and dark."""
+    y, parts = 0, []
+    for chart in charts:
+        height = int(chart.split('viewBox="0 0 ')[1].split('"')[0].split()[1])
+        parts.append(Markup(str(chart).replace("<svg ", f'<svg y="{y}" width="{WIDTH}" height="{height}" ', 1)))
+        y += height + 10
+    return render("stacked.svg", charts=parts, width=WIDTH, height=y)
 
 
 def axis(values: Float[np.ndarray, "..."], start: int, end: int, log: bool = False) -> tuple[Callable, Sequence[float]]:
@@ -77,6 +93,12 @@ def axis(values: Float[np.ndarray, "..."], start: int, end: int, log: bool = Fal
     return lambda v: start + (end - start) * (scale(v) - first) / (last - first), ticks
 
 
-def path(x: Values, y: Values) -> str:
+def _path(x: Values, y: Values) -> str:
     """The points of a polygonal line, for an SVG path."""
     return "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
+
+
+def _numbers(estimates: Collection[Estimate], real: float) -> np.ndarray:
+    """All numbers that an axis must fit."""
+    numbers = [v for error, values in estimates for v in (error.low, error.value, error.high, *values)]
+    return np.array([v for v in (*numbers, real) if np.isfinite(v)] or [0.0])

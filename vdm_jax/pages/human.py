@@ -9,8 +9,6 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +16,7 @@ import numpy as np
 
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import bootstrap_mean, wilson
-from vdm_jax.pages.page import document, embed_video, json_island
+from vdm_jax.pages.page import embed_video, render
 from vdm_jax.pages.samples import Sample, find_samples
 from vdm_jax.typing import Int
 from vdm_jax.video import FilePath
@@ -78,9 +76,7 @@ def make_study(
     digest.update(json.dumps(key).encode())  # answers belong to these videos, not to later videos in the same folders
     key = {"study": digest.hexdigest()[:12], **key}
     study = {"id": key["study"], "scales": key["scales"], "pairs": shown}
-    body = (resources.files(__package__) / "web" / "study.html").read_text()
-    body = body.replace("{question}", escape(question)) + json_island("study", study)
-    return document(question, body, ("page.css", "study.css", "study.js")), key
+    return render("study.html", title=question, question=question, study=study), key
 
 
 def _choose_pairs(
@@ -239,27 +235,3 @@ def _agreement(judgements: Sequence[Judgement], raters: Sequence[str]) -> dict[s
     value = kappa(np.array([[choices[rater, pair] for pair in shared] for rater in raters])) if shared else np.nan
     name = "Cohen's kappa" if len(raters) == 2 else "Fleiss' kappa"
     return {"measure": name, "value": value if np.isfinite(value) else None, "pairs": len(shared)}
-
-
-def print_results(results: Mapping[str, Any]) -> None:
-    """Prints the tables of `aggregate`."""
-    print(
-        f"study {results['study']}: raters {results['raters']}, judgements {results['judgements']}, "
-        f"pairs {results['pairs']} of {results['pairs_in_study']}\n\n"
-        "| A | B | A wins | B wins | no difference | win rate of A (a tie is half a win) | 95 % interval by |\n"
-        "|---|---|---|---|---|---|---|"
-    )
-    for c in results["comparisons"]:
-        row = [c["a"], c["b"], c["a_wins"], c["b_wins"], c["ties"], c["win_rate"], c["win_rate_interval"]]
-        print(f"| {' | '.join(map(str, row))} |")
-    if any(c["scales"] for c in results["comparisons"]):
-        print("\n| 1 to 5 | A | B | mean of A | mean of B | difference |\n|---|---|---|---|---|---|")
-    for c in results["comparisons"]:
-        for question, means in c["scales"].items():
-            print(f"| {' | '.join(map(str, [question, c['a'], c['b'], *means.values()]))} |")
-    if any(c["pairs"] < 20 for c in results["comparisons"]):
-        print("\nA comparison has fewer than 20 pairs: its resampled intervals are too narrow.")
-    if agreement := results["agreement"]:
-        value = "undefined" if agreement["value"] is None else f"{agreement['value']:.2f}"
-        pairs = f"{agreement['pairs']} pairs that all raters judged"
-        print(f"\n{agreement['measure']} of the preferences: {value}, on {pairs}")

@@ -5,28 +5,24 @@ The content security policy of a page forbids the browser to load anything else.
 
 import base64
 import dataclasses
+import functools
 import io
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 from jaxtyping import Float, UInt8
+from markupsafe import Markup
 from PIL import Image
 
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.files import FilePath
 from vdm_jax.video import write_video
-
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; media-src data: blob:"
-)
-STOP = '<p><button id="stop" aria-pressed="false">Pause all videos</button></p>'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +32,8 @@ class Spread:
     value: float
     deviation: float
 
-    @property
-    def low(self) -> float:
-        return self.value - self.deviation
-
-    @property
-    def high(self) -> float:
-        return self.value + self.deviation
+    low = property(lambda self: self.value - self.deviation)
+    high = property(lambda self: self.value + self.deviation)
 
     def __str__(self) -> str:
         return f"{self.value:.3g} ± {self.deviation:.2g}"
@@ -51,36 +42,31 @@ class Spread:
 Cell = str | int | float | None | Interval | Spread
 
 
-def document(title: str, body: str, parts: Sequence[str] = ("page.css", "page.js")) -> str:
-    """A page with the given body, and with style sheets and scripts from the folder web/."""
-    sources = {name: (resources.files(__package__) / "web" / name).read_text() for name in parts}
-    styles = "".join(f"<style>\n{text}</style>\n" for name, text in sources.items() if name.endswith(".css"))
-    scripts = "".join(f"<script>\n{text}</script>\n" for name, text in sources.items() if name.endswith(".js"))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{escape(title)}</title>
-{styles}</head>
-<body>
-{body}
-{scripts}</body>
-</html>
-"""
+def number(value: Any) -> str:
+    """Formats a number: 2,400 or 0.05312; a dash for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
 
 
-def sections(parts: Mapping[str, str]) -> str:
-    """Sections of a page: a heading and its content."""
-    return "".join(f"<section>\n<h2>{name}</h2>\n{content}\n</section>\n" for name, content in parts.items())
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("vdm_jax.pages", "web"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+TEMPLATES.filters |= {"number": number, "json": functools.partial(json.dumps, ensure_ascii=False)}
+TEMPLATES.filters |= {"px": "{:.1f}".format, "tick": "{:g}".format, "step": "{:,.12g}".format}
+TEMPLATES.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
 
 
-def missing(text: str) -> str:
-    """A note, in HTML, that something does not exist yet."""
-    return f'<p class="missing">{text}</p>'
+def render(template: str, **values: Any) -> Markup:
+    """A page, from a template in the folder web/. Text in the values cannot become markup, unless it is `Markup`."""
+    return Markup(TEMPLATES.get_template(template).render(values))
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -100,12 +86,12 @@ def embed_video(video: UInt8[np.ndarray, "T H W C"] | Float[np.ndarray, "T H W C
         return data_uri(path.read_bytes(), "video/webm")
 
 
-def video(uri: str, caption: str) -> str:
+def video(uri: str, caption: str) -> Markup:
     """A silent video in a loop; the caption is for screen readers."""
-    return f'<video src="{uri}" aria-label="{escape(caption, quote=True)}" autoplay loop muted playsinline></video>'
+    return Markup('<video src="{}" aria-label="{}" autoplay loop muted playsinline></video>').format(uri, caption)
 
 
-def image_figure(path: FilePath, caption: str, least: int = 0) -> str:
+def image_figure(path: FilePath, caption: str, least: int = 0) -> Markup:
     """A picture file with sharp pixels, enlarged to a width of at least `least` pixels."""
     try:
         content = Path(path).read_bytes()
@@ -113,60 +99,26 @@ def image_figure(path: FilePath, caption: str, least: int = 0) -> str:
             width = image.width * max(1, -(-least // image.width))
     except OSError as error:
         raise InputError(f"{path} cannot be read as a picture ({error.strerror or error})") from error
-    label = escape(caption, quote=True)
-    picture = f'<img src="{data_uri(content, "image/png")}" alt="{label}" style="width: {width}px">'
-    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+    return Markup('<figure><img src="{}" alt="{}" style="width: {}px"><figcaption>{}</figcaption></figure>').format(
+        data_uri(content, "image/png"), caption, width, caption
+    )
 
 
-def table(rows: Sequence[Mapping[str, Cell]], *, across: bool = False) -> str:
+def table(rows: Sequence[Mapping[str, Cell]], *, across: bool = False) -> Markup:
     """A table from rows of named cells; columns are in the order of their first appearance.
 
     Intervals and spreads are drawn as error bars, on one scale for each column, or for each row if `across`.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
+    words = {name for row in rows for name, cell in row.items() if isinstance(cell, str)}
 
-    def ends(row: Mapping[str, Cell], name: str) -> tuple[float, float]:
+    def places(row: Mapping[str, Cell], name: str) -> list[float]:
+        """The places of the ends and the middle of an error bar, from 4 to 56; empty for a cell without an error."""
+        if not isinstance(cell := row.get(name), Interval | Spread):
+            return []
         cells = row.values() if across else (other.get(name) for other in rows)
         bars = [cell for cell in cells if isinstance(cell, Interval | Spread)]
-        return min((b.low for b in bars), default=0.0), max((b.high for b in bars), default=0.0)
+        low, high = min(bar.low for bar in bars), max(bar.high for bar in bars)
+        return [4 + 52 * (v - low) / ((high - low) or 1) for v in (cell.low, cell.value, cell.high)]
 
-    kinds = {name: "words" if any(isinstance(row.get(name), str) for row in rows) else "numbers" for name in columns}
-    head = "".join(f'<th scope="col" class="{kinds[name]}">{escape(name)}</th>' for name in columns)
-    body = "".join(f"<tr>{''.join(_cell(row.get(name), ends(row, name)) for name in columns)}</tr>\n" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
-
-
-def _cell(cell: Cell, ends: tuple[float, float]) -> str:
-    if isinstance(cell, str):
-        return f'<th scope="row">{escape(cell)}</th>'
-    if isinstance(cell, Interval | Spread):
-        return f"<td>{escape(str(cell))} {_error_bar(cell, *ends)}</td>"
-    return f"<td>{number(cell)}</td>"
-
-
-def _error_bar(estimate: Interval | Spread, low: float, high: float) -> str:
-    x = [4 + 52 * (v - low) / ((high - low) or 1) for v in (estimate.low, estimate.value, estimate.high)]
-    return (
-        '<svg class="bar" viewBox="0 0 60 12" aria-hidden="true"><path d="M0 6H60" class="grid"/>'
-        f'{whisker(x[0], x[2], 6)}<circle cx="{x[1]:.1f}" cy="6" r="3" class="dot0"/></svg>'
-    )
-
-
-def whisker(low: float, high: float, y: float | int) -> str:
-    """A horizontal error bar."""
-    return f'<path class="line0" d="M{low:.1f} {y - 4:.1f}v8M{low:.1f} {y}H{high:.1f}M{high:.1f} {y - 4:.1f}v8"/>'
-
-
-def number(value: Any) -> str:
-    """Formats a number: 2,400 or 0.05312; a dash for None."""
-    if value is None:
-        return "–"
-    if isinstance(value, float) and not value.is_integer():
-        return f"{value:.4g}"
-    return f"{value:,.0f}" if isinstance(value, int | float) else escape(str(value))
-
-
-def json_island(name: str, value: Any) -> str:
-    """A script element with data for the script of a page, under an id; no text in it can end the element."""
-    text = json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
-    return f'<script type="application/json" id="{name}">{text}</script>'
+    return render("table.html", rows=rows, columns=columns, words=words, places=places)

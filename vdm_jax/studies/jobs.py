@@ -1,7 +1,6 @@
 """Runs the jobs of a study, each in its own process, as many at a time as the devices allow; adopts finished runs."""
 
 import contextlib
-import datetime
 import logging
 import os
 import signal
@@ -10,13 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 from vdm_jax.config import read_config
 from vdm_jax.errors import InputError
-from vdm_jax.studies.duration import seconds_left, step_of
-from vdm_jax.studies.run import FLOORS
 from vdm_jax.studies.run_hash import run_hash, training_of
 from vdm_jax.studies.study import Plan, Run
 
@@ -26,7 +22,7 @@ log = logging.getLogger(__name__)
 class Place(NamedTuple):
     """The resources of a process."""
 
-    environment: Mapping[str, str] = MappingProxyType({})  # variables that select devices
+    environment: Mapping[str, str] = {}  # variables that select devices
     cores: frozenset[int] | None = None  # None: all cores
 
 
@@ -104,8 +100,7 @@ def carry_out(
 
 def _start(command: Sequence[str], place: Place, path: Path) -> subprocess.Popen:
     with path.open("a") as file:
-        file.write(f"$ {' '.join(command)}\n")
-        file.flush()
+        print(f"$ {' '.join(command)}", file=file, flush=True)
         kwargs = {"env": os.environ | place.environment, "stdout": file, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(command, **kwargs)
     if place.cores:
@@ -120,28 +115,6 @@ def _error_of(path: Path, status: int) -> str:
         return f"ended by {signal.Signals(-status).name}: by hand, or for lack of memory ({path})"
     lines = [line for line in path.read_text().splitlines() if line.strip()]
     return f"{lines[-1].removeprefix('error: ')} ({path})"
-
-
-def progress_line(plan: Plan, jobs: Sequence[str], running: Sequence[str], timed: Path, at_a_time: int) -> str:
-    """The number of results, the time left, and the state of the running jobs."""
-    runs = [plan.runs[job] for job in jobs if job != FLOORS]
-    cells = [cell for cell in plan.cells if cell.run.name in jobs]
-    done = sum(cell.file.exists() for cell in cells)
-    left = seconds_left(plan, runs, timed)
-    time_left = "time left unknown" if left is None else f"{hours(sum(left.values()) / at_a_time)} left"
-    parts = [f"{done}/{len(cells)} results", time_left] + ["measuring real clips"] * (FLOORS in running)
-    for run in (plan.runs[job] for job in running if job != FLOORS):
-        begins = run.begins_with is not None and not run.begins_with.finished
-        now, what = (run.begins_with, " of its init_from") if begins else (run, "")
-        state = "drawing" if run.finished else f"step {step_of(now)}/{now.config.steps}{what}"
-        cell = next((c for c in plan.cells if c.run is run and not c.file.exists()), None)
-        parts += [f"{cell.arm}, seed {cell.seed}: {state}"] if cell else []
-    return "  ".join(parts)
-
-
-def hours(seconds: float) -> str:
-    """Formats seconds as hours, minutes and seconds: 1:02:03; from a day on, also the days."""
-    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def adopt(folder: Path, plan: Plan) -> Run:

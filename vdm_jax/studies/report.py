@@ -4,8 +4,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +13,8 @@ import numpy as np
 from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.evaluation.metrics import METRICS
 from vdm_jax.files import write_text
-from vdm_jax.pages.error_bars import Estimate, along, side_by_side, stacked
-from vdm_jax.pages.page import STOP, Spread, document, embed_video, missing, number, sections, table, video
+from vdm_jax.pages.chart import Estimate, along, side_by_side, stacked
+from vdm_jax.pages.page import Spread, embed_video, number, render, table, video
 from vdm_jax.studies.results import Result, read_result
 from vdm_jax.studies.study import SAMPLE, Plan, Study, changed, value_at
 
@@ -87,8 +86,7 @@ def write_report(
     """Writes table.md, table.csv and plot.svg. With `progress`, which wraps the videos to encode, also report.html."""
     write_text(out / "table.md", markdown(findings, command))
     write_text(out / "table.csv", comma_separated(findings))
-    charts = charts_of(findings)
-    if charts:
+    if charts := charts_of(findings):
         write_text(out / "plot.svg", stacked(charts))
     if progress is not None:
         write_text(out / "report.html", page(findings, charts, command, progress))
@@ -98,14 +96,10 @@ def markdown(findings: Findings, command: str) -> str:
     """The claim, the table, and notes on its figures."""
     study, rows = findings.plan.study, rows_of(findings)
     lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
-    lines += [f"| {' | '.join(_cell(row.get(column, '')) for column in rows[0])} |" for row in rows]
-    body = "\n".join(lines)
-    claim = f"{study.claim} ({study.source})"
-    return "\n\n".join([f"# {study.name}", claim, body, " ".join(_notes(findings)), f"```\n{command}\n```"]) + "\n"
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|") if isinstance(value, str | Interval | Spread) else number(value)
+    cells = [[number(row.get(column, "")).replace("|", "\\|") for column in rows[0]] for row in rows]
+    body = "\n".join(lines + [f"| {' | '.join(row)} |" for row in cells])
+    claim, notes = f"{study.claim} ({study.source})", " ".join(_notes(findings))
+    return f"# {study.name}\n\n{claim}\n\n{body}\n\n{notes}\n\n```\n{command}\n```\n"
 
 
 def _notes(findings: Findings) -> list[str]:
@@ -150,23 +144,20 @@ def comma_separated(findings: Findings) -> str:
 
 def charts_of(findings: Findings) -> list[str]:
     """A chart for each metric with results."""
-    charts = []
+    charts, study, real = [], findings.plan.study, _real(findings)
     for metric in findings.metrics:
         estimates = {}
         for arm, results in findings.cells.items():
             scores = [result.scores[""][metric] for result in results.values()]
             if (error := summarise(scores)) is not None:
-                single = [s.value for s in scores if math.isfinite(s.value)] if len(scores) > 1 else []
-                estimates[arm] = Estimate(error, single)
-        if not estimates:
-            continue
+                estimates[arm] = error, [s.value for s in scores if math.isfinite(s.value)] * (len(scores) > 1)
         # The 100 dB of a real clip would press all arms into a corner of the chart.
-        real = _real(findings)[metric].value if _real(findings) and metric != "psnr" else None
-        if findings.plan.study.along:
-            lines = _lines(findings.plan.study, estimates)
-            charts.append(along(_titled(metric), lines, findings.plan.study.along.removeprefix(SAMPLE), real))
-        else:
-            charts.append(side_by_side(_titled(metric), estimates, real))
+        level = real[metric].value if real and metric != "psnr" else math.nan
+        if estimates and study.along:
+            axis = study.along.removeprefix(SAMPLE)
+            charts.append(along(_titled(metric), _lines(study, estimates), axis, level))
+        elif estimates:
+            charts.append(side_by_side(_titled(metric), estimates, level))
     return charts
 
 
@@ -198,19 +189,20 @@ def _lines(study: Study, estimates: Mapping[str, Estimate]) -> dict[str, dict[fl
 def page(findings: Findings, charts: Sequence[str], command: str, progress: Callable[[Iterable], Iterable]) -> str:
     """The page: claim, table, charts, videos of all arms side by side, and the changes of each arm."""
     study = findings.plan.study
-    notes = "".join(f"<p>{escape(note)}</p>\n" for note in _notes(findings))
-    figures = "".join(f'<figure class="chart">{chart}</figure>' for chart in charts)
     arms = [{"arm": arm} | {k: _value_text(study, k, v) for k, v in x.items()} for arm, x in study.arms.items()]
-    parts = {
-        "Scores": f"{table(rows_of(findings))}\n{notes}",
-        "Plots": f'<div class="grid charts">{figures}</div>\n<p class="muted">{_legend(findings)}</p>',
-        "Videos": _videos(findings, progress),
-        "Arms": f"{table(arms)}\n<details><summary>The base config</summary>"
-        f"<pre>{escape(study.base.to_yaml(default_flow_style=None))}</pre></details>",
-        "Command": f"<pre>{escape(command)}</pre>",
-    }
-    head = f'<h1>{escape(study.name)}</h1>\n<p>{escape(study.claim)}</p>\n<p class="muted">{escape(study.source)}</p>\n'
-    return document(f"{study.name}: study", f"<main>\n{head}{sections(parts)}</main>")
+    return render(
+        "ablation.html",
+        title=f"{study.name}: study",
+        study=study,
+        scores=table(rows_of(findings)),
+        notes=_notes(findings),
+        charts=charts,
+        several_seeds=any(len(cells) > 1 for cells in findings.cells.values()),
+        real=_real(findings),
+        rows=list(_videos(findings, progress)),
+        arms=table(arms),
+        command=command,
+    )
 
 
 def _value_text(study: Study, key: str, value: Any) -> str:
@@ -220,36 +212,22 @@ def _value_text(study: Study, key: str, value: Any) -> str:
     return str(value_at(changed(study.base, {key: value}), key) if callable(value) else value)
 
 
-def _legend(findings: Findings) -> str:
-    several = any(len(cells) > 1 for cells in findings.cells.values())
-    over_seeds = "Large dots are means, bars a standard deviation over seeds, small dots single seeds"
-    real = "; the dashed line shows real clips" if _real(findings) else ""
-    return f"{over_seeds if several else 'Bars are 95 % intervals of a single seed'}{real}."
+def _videos(
+    findings: Findings, progress: Callable[[Iterable], Iterable]
+) -> Iterator[tuple[str, Sequence[str], list[str]]]:
+    """Yields for each arm its name, its prompts, and the videos of the first seed; none if their file is missing.
 
-
-def _videos(findings: Findings, progress: Callable[[Iterable], Iterable]) -> str:
-    """A row of videos for each arm, from the first seed. A column has the same caption and noise in all rows."""
+    A column has the same caption and noise in all rows.
+    """
     first = findings.plan.study.seeds[0]
     shown = [("real clips", findings.plan.floors, findings.floors)] if findings.floors else []
     arms = [cell for cell in findings.plan.cells if cell.seed == first and first in findings.cells[cell.arm]]
     shown += [(cell.arm, cell, findings.cells[cell.arm][first]) for cell in arms]
-    if not shown:
-        return missing("No videos yet.")
-    rows, fps = "", findings.plan.study.base.sample.fps
+    fps = findings.plan.study.base.sample.fps
     for name, cell, result in progress(shown):
         try:
             videos = np.load(cell.file.with_suffix(".npy"), allow_pickle=False)
         except FileNotFoundError:  # a result that was copied without its videos
-            cells = f'<td colspan="{len(result.prompts)}" class="missing">Its videos are missing.</td>'
-        else:
-            labels = [f"{name}: {prompt}" for prompt in result.prompts]
-            cells = "".join(
-                f"<td>{video(embed_video(v, fps), label)}</td>" for v, label in zip(videos, labels, strict=False)
-            )
-        rows += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>\n'
-    head = "".join(f'<th scope="col">{escape(prompt)}</th>' for prompt in shown[0][2].prompts)
-    return (
-        f'<p class="muted">The first videos of each arm, seed {first}, not selected.</p>\n'
-        f'{STOP}\n<div class="scroll"><table class="videos"><thead><tr><th></th>{head}</tr></thead>\n'
-        f"<tbody>\n{rows}</tbody></table></div>"
-    )
+            videos = ()
+        labels = [f"{name}: {prompt}" for prompt in result.prompts]
+        yield name, result.prompts, [video(embed_video(v, fps), x) for v, x in zip(videos, labels, strict=False)]

@@ -5,6 +5,7 @@ The process holds a lock on the run, so that two studies never train the same ru
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import shutil
 import time
@@ -98,13 +99,10 @@ def _measure(plan: Plan, cell: Cell, pipeline: Pipeline, data: RealData, network
         "training_seconds": training_seconds(cell.run),
         "drawing_seconds": before + time.perf_counter() - start,
     }
-    videos: list[np.ndarray] = []
-    for path in sorted(cache.glob("videos-*.npz")):  # the name has the number of the first video
-        if len(videos) < SHOWN:
-            with np.load(path) as file:
-                videos += [*file["videos"]]
+    # The name of a file has the number of its first video.
+    videos = (video for path in sorted(cache.glob("videos-*.npz")) for video in np.load(path)["videos"])
     captions = read_clips(data, study.num, cell.seed).captions
-    write_result(cell, _result({"": scores}, cost, networks, captions), np.stack(videos[:SHOWN]))
+    write_result(cell, _result({"": scores}, cost, networks, captions), np.stack([*itertools.islice(videos, SHOWN)]))
     shutil.rmtree(cache, ignore_errors=True)
 
 

@@ -176,7 +176,6 @@ class Plan:
 
     @functools.cached_property
     def runs(self) -> dict[str, Run]:
-        """All runs by name."""
         return {cell.run.name: cell.run for cell in self.cells}
 
     @functools.cached_property

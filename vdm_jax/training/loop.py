@@ -26,7 +26,7 @@ from vdm_jax.config import check_numbers, check_run, source_arguments, write_con
 from vdm_jax.data.pipeline import BatchIterator, make_iterator
 from vdm_jax.data.source import make_source
 from vdm_jax.errors import InputError
-from vdm_jax.files import alone_in, write_text
+from vdm_jax.files import alone_in, read_json_lines, write_text
 from vdm_jax.frozen import restore_frozen, save_frozen
 from vdm_jax.model import Model
 from vdm_jax.parallel.machine import about_machine
@@ -38,7 +38,6 @@ from vdm_jax.training.metrics_log import MetricsLog
 from vdm_jax.training.optimizer import optimizer_of
 from vdm_jax.training.state import TrainState, plan_state, restore_state, to_parts
 from vdm_jax.training.step import make_train_step
-from vdm_jax.typing import PyTree
 
 # Draws samples during training, from the model with its averaged parameters.
 DrawSamples = Callable[[Model, Mesh], None]
@@ -54,25 +53,14 @@ def train(
 
     SIGTERM and a closed terminal (SIGHUP) save a checkpoint and exit with status 0. Ctrl-C saves a checkpoint and
     raises KeyboardInterrupt. With several processes, SIGTERM to one of them stops all at the same step, and Ctrl-C ends
-    without saving.
-
-    Args:
-        model: the config's model, if it is built already.
-
-    Raises:
-        InputError: a config that cannot be trained.
+    without saving. `model` is the config's model, if it is built already. Raises InputError for a config that cannot be
+    trained.
     """
     with contextlib.ExitStack() as exit_stack:
         return _train(config, Path(workdir), draw_samples, model, exit_stack)
 
 
-def _train(
-    config: ml_collections.ConfigDict,
-    workdir: Path,
-    draw_samples: DrawSamples | None,
-    model: Model | None,
-    exit_stack: contextlib.ExitStack,
-) -> TrainState:
+def _train(config, workdir: Path, draw_samples, model, exit_stack: contextlib.ExitStack) -> TrainState:
     check_numbers(config)
     check_run(workdir, config)
 
@@ -86,6 +74,7 @@ def _train(
 
     # ----------------------------------------------------------------------------------------------- data
     source, iterator = _open_data(config, model, mesh)
+    exit_stack.callback(iterator.close)
     _on_first_process(lambda: write_config(workdir, config))
     _on_first_process(lambda: exit_stack.enter_context(alone_in(workdir)))
 
@@ -97,15 +86,15 @@ def _train(
         start = int(state.step)
         iterator.set_state(position)
     else:
-        _write_overview(workdir / "parameters.txt", planned.params)
+        if jax.process_index() == 0:
+            overview = parameter_overview.get_parameter_overview(planned.params, include_stats=False, max_lines=60)
+            write_text(workdir / "parameters.txt", overview + "\n")
         save_frozen(workdir, {name: tree for name, tree in split.frozen.items() if name not in model.loaded})
     sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
     _log_plan(config, workdir, planned, f"{mesh.devices.flat[0].device_kind} ({sizes})", len(source), start)
     if start >= config.steps:
-        iterator.close()
         return state
-    if jax.process_index() == 0:
-        _note_beginning(workdir / "environment.jsonl", start, len(source), sizes)
+    _note_beginning(workdir / "environment.jsonl", start, len(source), sizes)
 
     # ----------------------------------------------------------------------------------------------- step
     loss = denoising(model, objective_of(config), stills=config.data.joint_images, layout=ActivationLayout(mesh))
@@ -115,51 +104,51 @@ def _train(
     def placed(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every or None
-    )
-    log = MetricsLog(workdir, config, start)
-    stop, trace = _StopSignal(), _Trace(workdir / "profile", **config.profile.to_dict())
+    log = exit_stack.enter_context(contextlib.closing(MetricsLog(workdir, config, start)))
+    stop = _StopSignal(exit_stack)  # before the checkpoints: it holds until the last of them is whole
+    keep, keep_every = config.checkpoint.keep, config.checkpoint.keep_every or None
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=keep, keep_every=keep_every)
+    exit_stack.callback(checkpoints.close)
+    trace = _Trace(workdir / "profile", **config.profile.to_dict())
+    exit_stack.callback(trace.switch, False)
 
     # ----------------------------------------------------------------------------------------------- loop
-    try:
-        first = placed(next(iterator))
-        with concurrent.futures.ThreadPoolExecutor() as background:  # all programs are compiled at the same time
-            initial = background.submit(initialise) if restored is None else None
-            compiled = train_step.compile(background, planned, first, split.frozen)
-            if initial is not None:
-                state = initial.result()
-                del initial  # it would keep the first state in memory
-            train_step = compiled()
-        for array in jax.tree.leaves(split.arrays):
-            array.delete()  # the state has copies
-        batches = itertools.chain([first], map(placed, iterator))
-        for step in range(start + 1, config.steps + 1):
-            trace.before(step, state)
-            state, metrics = train_step(state, next(batches), split.frozen)
-            trace.after(step, state)
+    first = placed(next(iterator))
+    with concurrent.futures.ThreadPoolExecutor() as background:  # all programs are compiled at the same time
+        initial = background.submit(initialise) if restored is None else None
+        compiled = train_step.compile(background, planned, first, split.frozen)
+        if initial is not None:
+            state = initial.result()
+            del initial  # it would keep the first state in memory
+        train_step = compiled()
+    for array in jax.tree.leaves(split.arrays):
+        array.delete()  # the state has copies
+    batches = itertools.chain([first], map(placed, iterator))
+    for step in range(start + 1, config.steps + 1):
+        trace.switch(step in trace.steps, state)
+        state, metrics = train_step(state, next(batches), split.frozen)
+        trace.switch(step in trace.steps[:-1], state)
 
-            log.add(metrics)
-            last = step == config.steps
-            stopping = stop.requested(step)
-            if step % config.log_every == 0 or last or stopping:
-                _check_skipped(log.write(step, schedule), config, step)
-            # Saved before the next batch is drawn, so that data and state are of the same step.
-            if step % config.checkpoint.every == 0 or last or stopping:
-                checkpoints.save(step, to_parts(state) | {"data": iterator.get_state()})
-            every = config.sample.every
-            if draw_samples and every and (step % every == 0 or last) and not stopping:
-                averaged = dataclasses.replace(model, params=join(state.ema, split.frozen), step=step)
-                _try_samples(lambda averaged=averaged: draw_samples(averaged, mesh), step)
-            if stopping:
-                logging.info("\nstopped at step %d; the same command goes on from there", step)
-                break
-    finally:
-        trace.stop()
-        checkpoints.close()
-        iterator.close()
-        log.close()
-        stop.restore()
+        log.add(metrics)
+        last = step == config.steps
+        stopping = stop.requested(step)
+        if step % config.log_every == 0 or last or stopping:
+            values = log.write(step, schedule)
+            if values["skipped_in_a_row"] >= config.max_skipped:
+                raise InputError(
+                    f"step {step}: {values['skipped_in_a_row']:.0f} losses or gradients in a row were not finite, and "
+                    "were skipped; earlier checkpoints stay as they are (lower optimizer.learning_rate?)"
+                )
+        # Saved before the next batch is drawn, so that data and state are of the same step.
+        if step % config.checkpoint.every == 0 or last or stopping:
+            checkpoints.save(step, to_parts(state) | {"data": iterator.get_state()})
+        every = config.sample.every
+        if draw_samples and every and (step % every == 0 or last) and not stopping:
+            averaged = dataclasses.replace(model, params=join(state.ema, split.frozen), step=step)
+            _try_samples(lambda averaged=averaged: draw_samples(averaged, mesh), step)
+        if stopping:
+            logging.info("\nstopped at step %d; the same command goes on from there", step)
+            break
     stop.end()
     return state
 
@@ -174,23 +163,12 @@ def _initialised(config: ml_collections.ConfigDict, workdir: Path, model: Model,
 
 def _open_data(config: ml_collections.ConfigDict, model: Model, mesh: Mesh) -> tuple[Any, BatchIterator]:
     """Opens the data source, and this process's share of its batches."""
-    data = config.data
-    source = make_source(**source_arguments(config))
-    share, shares = share_of_batch(mesh)
-    iterator = make_iterator(
-        source,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        tokenize=model.tokenize,
-        flip=data.flip,
-        joint_images=data.joint_images,
-        num_workers=data.num_workers,
-        prefetch=data.prefetch,
-        process_index=share,
-        process_count=shares,
-    )
+    source, (share, shares) = make_source(**source_arguments(config)), share_of_batch(mesh)
+    kwargs = {name: config.data[name] for name in ("flip", "joint_images", "num_workers", "prefetch")}
+    kwargs |= {"batch_size": config.batch_size, "seed": config.seed, "tokenize": model.tokenize}
+    iterator = make_iterator(source, process_index=share, process_count=shares, **kwargs)
     if (clip := source[0]["video"].shape) != model.shape:
-        raise InputError(f"clips of {data.name} are {clip} (frames, height, width, channels), not {model.shape}")
+        raise InputError(f"clips of {config.data.name} are {clip} (frames, height, width, channels), not {model.shape}")
     return source, iterator
 
 
@@ -205,15 +183,6 @@ def _log_plan(
     logging.info("%s: %.2f M parameters on %s, %d videos, %s", workdir, count / 1e6, devices, videos, plan)
 
 
-def _check_skipped(values: dict[str, float], config: ml_collections.ConfigDict, step: int) -> None:
-    """Raises InputError after too many steps in a row that were not finite."""
-    if values["skipped_in_a_row"] >= config.max_skipped:
-        raise InputError(
-            f"step {step}: {values['skipped_in_a_row']:.0f} losses or gradients in a row were not finite, and were "
-            "skipped; earlier checkpoints stay as they are (lower optimizer.learning_rate?)"
-        )
-
-
 def _try_samples(draw: Callable[[], None], step: int) -> None:
     """Draws samples; where that fails, warns and lets the training go on."""
     try:
@@ -222,26 +191,22 @@ def _try_samples(draw: Callable[[], None], step: int) -> None:
         logging.warning("\nno samples of step %d: %s", step, str(error).splitlines()[0])
 
 
-def _write_overview(path: Path, params: PyTree) -> None:
-    """Writes a table of the trained parameters."""
-    if jax.process_index() == 0:
-        overview = parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=60)
-        write_text(path, overview + "\n")
-
-
 class _StopSignal:
-    """Records SIGTERM, SIGHUP and the first Ctrl-C, so that the loop can save. A second Ctrl-C interrupts at once."""
+    """Records SIGTERM, SIGHUP and the first Ctrl-C, so that the loop can save. A second Ctrl-C interrupts at once.
 
-    def __init__(self):
+    The exit stack puts the signal handlers back that were there before.
+    """
+
+    def __init__(self, exit_stack: contextlib.ExitStack):
         self.signal: int | None = None
-        self._before = {}
         # With several processes JAX catches SIGTERM, and all processes agree on the step to stop at.
         self._single = jax.process_count() == 1
         if self._single and threading.current_thread() is threading.main_thread():
             signals = [signal.SIGTERM, signal.SIGINT]
             if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
                 signals.append(signal.SIGHUP)
-            self._before = {number: signal.signal(number, self._record) for number in signals}
+            for number in signals:
+                exit_stack.callback(signal.signal, number, signal.signal(number, self._record))
 
     def _record(self, number, frame):
         if self.signal == signal.SIGINT == number:
@@ -249,7 +214,6 @@ class _StopSignal:
         self.signal = number
 
     def requested(self, step: int) -> bool:
-        """Returns whether to stop after this step."""
         if not self._single:
             from jax.experimental import multihost_utils
 
@@ -264,47 +228,29 @@ class _StopSignal:
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
 
-    def restore(self) -> None:
-        """Puts the signal handlers back that were there before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
 
 class _Trace:
     """Traces `steps` steps with the profiler, from step `start` on, or from the first step if training starts later."""
 
     def __init__(self, folder: Path, start: int, steps: int):
-        self._folder, self._first, self._last = folder, max(start, 1), max(start, 1) + steps - 1
-        self._on = False
+        self._folder, self._on = str(folder), False
+        self.steps = range(max(start, 1), max(start, 1) + steps)
 
-    def before(self, step: int, state: TrainState) -> None:
-        """Starts the trace if it is due."""
-        if not self._on and self._first <= step <= self._last:
-            jax.block_until_ready(state)  # else the trace would show earlier steps
-            jax.profiler.start_trace(str(self._folder))
-            self._on = True
-
-    def after(self, step: int, state: TrainState) -> None:
-        """Ends the trace if it is due."""
-        if self._on and step == self._last:
+    def switch(self, on: bool, state: TrainState | tuple = ()) -> None:
+        """Starts or stops the trace, once the state is there: else it would show other steps."""
+        if on != self._on:
             jax.block_until_ready(state)
-            self.stop()
-
-    def stop(self) -> None:
-        """Ends the trace, if there is one."""
-        if self._on:
-            jax.profiler.stop_trace()
-        self._on = False
+            jax.profiler.start_trace(self._folder) if on else jax.profiler.stop_trace()
+            self._on = on
 
 
 def _note_beginning(path: Path, step: int, videos: int, mesh: str) -> None:
-    """Appends a line about the start of this training. Warns if the number of videos differs from the line before."""
-    before = None
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):  # a line that was cut off
-            before = json.loads(line).get("videos", before)
-    if before not in (None, videos):
-        logging.warning("there are %d videos, and were %d before: they come in another order", videos, before)
+    """On the first process, appends a line about this start. Warns if the number of videos was another before."""
+    if jax.process_index() != 0:
+        return
+    before = [line["videos"] for line in read_json_lines(path) if "videos" in line]
+    if before and before[-1] != videos:
+        logging.warning("there are %d videos, and were %d before: they come in another order", videos, before[-1])
     line = {"step": step, "time": datetime.now().isoformat(timespec="seconds"), "videos": videos}
     with path.open("a") as file:
         file.write(json.dumps(line | {"mesh": mesh, "machine": about_machine()}) + "\n")

@@ -45,11 +45,9 @@ def denoising(model: Model, objective: Objective, *, stills: int = 0, layout: La
     """Returns the denoising loss of a model.
 
     A batch holds "video" (uint8, B T H W C), "tokens" (int32, B L), and with K `stills` at the end of each video
-    "image_tokens" (B K L). Where the objective drops the condition, the text is the empty text.
-
-    Args:
-        model: its parameters are not used: `value` joins trained and frozen ones.
-        objective: with `time_per_frame`, or known frames at t = 0, a video has a time for each frame.
+    "image_tokens" (B K L). Where the objective drops the condition, the text is the empty text. With `time_per_frame`,
+    or known frames at t = 0, a video has a time for each frame. The model's parameters are not used: `value` joins
+    trained and frozen ones.
     """
     masks, model = model.masks, model.static
     objective = dataclasses.replace(objective, prediction=model.prediction)  # a loaded network brings its own

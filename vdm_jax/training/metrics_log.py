@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from vdm_jax.files import write_text
+from vdm_jax.files import read_json_lines, write_text
 
 
 class MetricsLog:
@@ -26,7 +26,9 @@ class MetricsLog:
         self._file = self._board = None
         if jax.process_index() == 0:
             path = workdir / "metrics.jsonl"
-            _drop_after(path, start)
+            # Lines of steps that will be repeated are dropped, and a last line that was cut off.
+            kept = [json.dumps(line) + "\n" for line in read_json_lines(path) if line["step"] <= start]
+            write_text(path, "".join(kept))
             self._file = path.open("a")
             if config.tensorboard and importlib.util.find_spec("tensorflow"):
                 from clu import metric_writers  # imports TensorFlow
@@ -49,12 +51,8 @@ class MetricsLog:
             values[name] = float(series.max() if counter else finite.mean() if finite.size else np.nan)
         # A skipped step does not change the optimizer's count of steps.
         updates = step - 1 - int(steps[-1]["skipped"]) + (int(steps[-1]["skipped_in_a_row"]) > 0)
-        per_second = (step - self._last_step) / (now - self._since)
-        values |= {
-            "learning_rate": float(schedule(updates)),
-            "videos_per_second": per_second * self._config.batch_size,
-            "seconds": now - self._since,
-        }
+        values |= {"learning_rate": float(schedule(updates)), "seconds": now - self._since}
+        values["videos_per_second"] = (step - self._last_step) / values["seconds"] * self._config.batch_size
         self._pending, self._since, self._last_step = [], now, step
         if self._file is None:
             return values
@@ -80,11 +78,8 @@ class MetricsLog:
         return values
 
     def close(self) -> None:
-        """Closes the files."""
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for file in filter(None, (self._file, self._board)):
+            file.close()
 
 
 def _print(line: str, last: bool) -> None:
@@ -93,17 +88,3 @@ def _print(line: str, last: bool) -> None:
         print(line, end="\n" if last or not sys.stderr.isatty() else "", file=sys.stderr, flush=True)
     except (OSError, ValueError, AttributeError):
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Removes lines of steps that will be repeated, and a last line that was cut off."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            break
-    write_text(path, "".join(line + "\n" for line in kept))

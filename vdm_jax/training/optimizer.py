@@ -26,17 +26,14 @@ def learning_rate(
         raise InputError(f"optimizer.warmup={warmup} must be at least 0 and below steps={steps}")
     if decay == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, final * peak)
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, peak, max(warmup, 1)), optax.constant_schedule(peak)], [warmup]
-    )
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), lambda _: peak], [warmup])
 
 
 def optimizer_of(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns the gradient transformation and the learning-rate schedule of a config."""
-    group = config.optimizer
-    schedule = learning_rate(
-        peak=group.learning_rate, warmup=group.warmup, steps=config.steps, decay=group.decay, final=group.final
-    )
+    group, steps = config.optimizer, config.steps
+    kwargs = {"warmup": group.warmup, "steps": steps, "decay": group.decay, "final": group.final}
+    schedule = learning_rate(peak=group.learning_rate, **kwargs)
     return make_optimizer(group.name, schedule, clip=group.clip, **group.options.to_dict()), schedule
 
 
@@ -45,10 +42,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns global-norm clipping (None: off), then the Optax optimizer called `name`, with its own options.
 
-    With clipping, its update also takes `norm`, the global norm of the gradients.
-
-    Raises:
-        InputError: Optax has no such optimizer, or it has no such option.
+    With clipping, its update also takes `norm`, the global norm of the gradients. Raises InputError if Optax has no
+    such optimizer, or it has no such option.
     """
     make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
     parameters = inspect.signature(make).parameters if inspect.isfunction(make) else ()
@@ -90,14 +85,10 @@ def _clip_by_norm(most: float | int) -> optax.GradientTransformationExtraArgs:
 
 def _matrices(params: PyTree) -> PyTree:
     """Returns which axes of each parameter are rows and columns of a matrix to Muon; None leaves vectors to Adam."""
-
-    def axes(x):
-        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None
-
-    return jax.tree.map(axes, params)
+    numbers = optax.contrib.MuonDimensionNumbers
+    return jax.tree.map(lambda x: numbers(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None, params)
 
 
 def ema_decay(step: Array, decay: float | int) -> Scalar:
     """Returns the decay after `step` updates, min(decay, (1 + step) / (10 + step)): the warm-up of TensorFlow's EMA."""
-    step = jnp.asarray(step, jnp.float32)
     return jnp.minimum(decay, (1 + step) / (10 + step))

@@ -31,11 +31,7 @@ class TrainState:
 
 
 def plan_state(
-    params: PyTree,
-    make_params: Callable[..., Params],
-    tx: optax.GradientTransformation,
-    mesh: Mesh,
-    *arrays: PyTree,
+    params: PyTree, make_params: Callable[..., Params], tx: optax.GradientTransformation, mesh: Mesh, *arrays: PyTree
 ) -> tuple[TrainState, Callable[[], TrainState]]:
     """Returns the state as shapes with their shardings, and the function that computes it.
 
@@ -45,19 +41,15 @@ def plan_state(
     """
 
     def begin(params: PyTree) -> TrainState:
-        zero = jnp.zeros((), jnp.int32)
-        # A copy, so that a step may donate params and EMA both.
-        ema = jax.tree.map(jnp.copy, params)
+        zero, ema = jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params)  # a step may donate params and EMA both
         return TrainState(zero, params, ema, tx.init(params), zero, zero)
-
-    def initialise(*arrays: PyTree) -> TrainState:
-        return begin(make_params(*arrays))
 
     shapes = jax.eval_shape(begin, params)
     sharding = state_shardings(shapes, mesh)
     planned = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)
     # It runs once: optimisation would cost more than it saves.
-    jitted = jax.jit(initialise, out_shardings=sharding, compiler_options=on_cpu(mesh, optimization=0))
+    options = on_cpu(mesh, optimization=0)
+    jitted = jax.jit(lambda *arrays: begin(make_params(*arrays)), out_shardings=sharding, compiler_options=options)
     return planned, functools.partial(jitted, *arrays)
 
 
@@ -70,10 +62,7 @@ def to_parts(state: TrainState) -> dict[str, PyTree]:
 def restore_state(folder: str | Path, state: TrainState) -> tuple[TrainState, dict[str, int]] | None:
     """Returns the newest readable checkpoint as (state, data iterator's state); None where there is none.
 
-    `state` gives shapes, dtypes and shardings.
-
-    Raises:
-        InputError: there are checkpoints, but none fits `state`.
+    `state` gives shapes, dtypes and shardings. Raises InputError if there are checkpoints, but none fits it.
     """
     loaded = restore_latest(folder, to_parts(state) | {"data": {"next_batch": 0}})
     if loaded is None:
@@ -84,12 +73,6 @@ def restore_state(folder: str | Path, state: TrainState) -> tuple[TrainState, di
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
     """Returns the shardings of a state: EMA and moments are sharded like their parameters, counters replicated."""
     of_params = shardings(mesh, state.params)
-    replicated = NamedSharding(mesh, P())
-    return TrainState(
-        step=replicated,
-        params=of_params,
-        ema=of_params,
-        opt_state=like_params(mesh, state.opt_state, state.params, of_params),
-        skipped=replicated,
-        skipped_in_a_row=replicated,
-    )
+    of_moments = like_params(mesh, state.opt_state, state.params, of_params)
+    counter = NamedSharding(mesh, P())
+    return TrainState(counter, of_params, of_params, of_moments, counter, counter)

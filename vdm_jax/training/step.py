@@ -39,24 +39,18 @@ class TrainStep:
 
     def lower(self, state: TrainState, batch: Batch, frozen: PyTree) -> Iterator[jax.stages.Lowered]:
         """Traces the programs for arrays, or shapes with shardings, like these; yields each when it is traced."""
-
-        def like(x, sharding):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
         if len(self.programs) == 1:
             yield self.programs[0].lower(state, batch, frozen)
             return
         gradients = self.programs[0].lower(state.params, state.step, batch, frozen)
         yield gradients
-        grads = jax.tree.map(lambda x: like(x, x.sharding), state.params)
-        metrics = jax.tree.map(lambda x: like(x, state.step.sharding), gradients.out_info[1])
-        yield self.programs[1].lower(state, grads, metrics)
+        place = state.step.sharding
+        metrics = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), gradients.out_info[1])
+        yield self.programs[1].lower(state, state.params, metrics)  # gradients are like their parameters
 
-    def compile(
-        self, background: Executor, state: TrainState, batch: Batch, frozen: PyTree
-    ) -> Callable[[], "TrainStep"]:
-        """Traces here and compiles in the background; the returned function waits for the compiled step."""
-        programs = [background.submit(lowered.compile) for lowered in self.lower(state, batch, frozen)]
+    def compile(self, background: Executor, *arguments: TrainState | Batch | PyTree) -> Callable[[], "TrainStep"]:
+        """Traces here as `lower`, compiles in the background; the returned function waits for the compiled step."""
+        programs = [background.submit(lowered.compile) for lowered in self.lower(*arguments)]
         return lambda: TrainStep(tuple(program.result() for program in programs))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from vdm_jax.data import moving_digits as data
 from vdm_jax.errors import InputError
-from vdm_jax.evaluation import digit_metrics as metrics
+from vdm_jax.evaluation import judge as metrics
 from vdm_jax.evaluation.frechet import frechet_distance
 from vdm_jax.evaluation.judge import Recipe, Verdict, frozen, shuffle_frames, train_judge
 
