@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, some
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +71,6 @@ def _add_metadata(path: Path, by_name: dict[str, Path], several: str, captions: 
             texts.append(text)
     if absent:
         raise InputError(f"{path} has captions for {len(absent)} files that are no videos here: {some(absent)}")
-
-
-def some(names: Sequence[str]) -> str:
-    """Returns the first three names, and dots for the others."""
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
 def _name(path: Path) -> str:

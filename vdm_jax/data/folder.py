@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vdm_jax.data.captions import read_captions, some
-from vdm_jax.errors import InputError
+from vdm_jax.data.captions import read_captions
+from vdm_jax.errors import InputError, some
 from vdm_jax.video import READABLE, iter_frames, probe, to_rgb
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,8 @@ from grain.sources import RandomAccessDataSource
 from jaxtyping import UInt8
 from PIL import Image
 
-from vdm_jax.data.captions import some
 from vdm_jax.data.folder import Clips, ClipShape, Crop, Item, VideoFolder, fit
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, some
 from vdm_jax.video import READABLE
 
 log = logging.getLogger(__name__)
