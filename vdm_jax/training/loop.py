@@ -3,9 +3,11 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -40,6 +42,8 @@ from vdm_jax.training.state import TrainState, plan_state, restore_state, to_par
 from vdm_jax.training.step import make_train_step
 from vdm_jax.typing import PyTree
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit of a file
+
 # Draws samples during training, from the model with its averaged parameters.
 DrawSamples = Callable[[Model, Mesh], None]
 
@@ -60,10 +64,19 @@ def train(
         model: the config's model, if it is built already.
 
     Raises:
-        InputError: a config that cannot be trained.
+        InputError: a config that cannot be trained, or a full disk.
     """
-    with contextlib.ExitStack() as exit_stack:
-        return _train(config, Path(workdir), draw_samples, model, exit_stack)
+    try:
+        with contextlib.ExitStack() as exit_stack:
+            return _train(config, Path(workdir), draw_samples, model, exit_stack)
+    except (OSError, ValueError) as error:  # ValueError: as TensorStore tells of the same
+        full = next((words for words in map(os.strerror, _FULL) if words in str(error)), None)
+        if full is None or isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{workdir} cannot be written: {full}; saved checkpoints stay good, and the same command goes on from the "
+            "last of them once there is room"
+        ) from error
 
 
 def _train(
@@ -122,7 +135,9 @@ def _train(
     stop, trace = _StopSignal(), _Trace(workdir / "profile", **config.profile.to_dict())
 
     # ----------------------------------------------------------------------------------------------- loop
-    try:
+    with contextlib.ExitStack() as closing:  # in reverse; each is closed, also where another one fails
+        for close in (stop.restore, log.close, iterator.close, checkpoints.close, trace.stop):
+            closing.callback(close)
         first = placed(next(iterator))
         with concurrent.futures.ThreadPoolExecutor() as background:  # all programs are compiled at the same time
             initial = background.submit(initialise) if restored is None else None
@@ -154,12 +169,6 @@ def _train(
             if stopping:
                 logging.info("\nstopped at step %d; the same command goes on from there", step)
                 break
-    finally:
-        trace.stop()
-        checkpoints.close()
-        iterator.close()
-        log.close()
-        stop.restore()
     stop.end()
     return state
 
