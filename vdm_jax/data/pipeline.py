@@ -158,8 +158,9 @@ def _check_shared_memory(example: Batch, batch_size: int, num_workers: int, pref
     free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else needed
     if needed > free:
         raise InputError(
-            f"/dev/shm has {free / 2**20:.0f} MiB free, and data.num_workers={num_workers} with data.prefetch={prefetch} "
-            f"may fill {needed / 2**20:.0f}: enlarge it (docker run --shm-size), or lower one of the two"
+            f"/dev/shm has {free / 2**20:.0f} MiB free, and data.num_workers={num_workers} with "
+            f"data.prefetch={prefetch} may fill {needed / 2**20:.0f}: "
+            "enlarge it (docker run --shm-size), or lower one of the two"
         )
 
 
