@@ -42,6 +42,7 @@ setup(
         "pillow>=11",
         "tqdm>=4.66",
         "safetensors>=0.5",
+        "pyarrow>=18",
         "tokenizers>=0.21",
     ],
     extras_require={

@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 from vdm_jax.errors import InputError
 from vdm_jax.files import FilePath, whole_file, write_text
 
-READABLE = (".mp4", ".webm", ".gif", ".avi", ".mov")
+READABLE = (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".gif")
 WRITABLE = (".mp4", ".webm", ".gif", ".png", ".npy")
 Metadata = Mapping[str, Any]
 
