@@ -15,6 +15,7 @@ from PIL import Image
 
 from vdm_jax.data.folder import Clips, ClipShape, Crop, Item, VideoFolder, fit
 from vdm_jax.errors import InputError
+from vdm_jax.pictures import open_rgb
 
 _VIDEO_KEYS = ("video", "image_sequence", "image_aux1", "frames")  # ucf101 …, moving_mnist, bair
 _CAPTION_KEYS = ("caption", "text", "label")
@@ -134,7 +135,7 @@ class _Clips(Clips):
 def _decode(frame: bytes | np.ndarray) -> UInt8[np.ndarray, "H W C"]:
     if isinstance(frame, bytes):
         with Image.open(io.BytesIO(frame)) as image:
-            frame = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+            frame = np.asarray(image if image.mode in ("L", "RGB") else open_rgb(image))
     return frame[..., None] if frame.ndim == 2 else frame
 
 
