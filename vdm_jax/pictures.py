@@ -8,8 +8,9 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import av
+import av.filter
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageOps
 
 from vdm_jax.errors import InputError
@@ -18,7 +19,6 @@ from vdm_jax.files import FilePath
 PQ, HLG = 16, 18  # transfer characteristics of HDR (ITU-T H.273, table 3)
 WHITE, BLACK = 255, 0  # backgrounds
 _HDR_WHITE = 203  # candelas a square metre: the white of graphics (ITU-R BT.2408)
-_BICUBIC, _FULL_CHR_H_INT = 4, 0x2000  # flags of swscale
 _BT2020_TO_BT709 = np.float32(  # linear light (ITU-R BT.2087)
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]]
 )
@@ -37,18 +37,21 @@ def to_rgb(
     frame: Frame, fit: Callable[[np.ndarray], np.ndarray] = lambda image: image, background: int = WHITE
 ) -> UInt8[np.ndarray, "Y X 3"]:
     """Returns the picture of a frame, cut and resized by `fit`. Transparent parts show `background`."""
-    decoded, hdr, options = frame.decoded, frame.transfer in (PQ, HLG), {}
-    if frame.aspect != 1:
+    decoded, options = frame.decoded, {}
+    if frame.aspect != 1 or decoded.interlaced_frame:
         options = {"width": max(round(decoded.width * frame.aspect), 1), "height": decoded.height}
-    if hdr:  # swscale's fast way from 10 to 8 bits cuts off fractions
-        options["interpolation"] = _BICUBIC | _FULL_CHR_H_INT
+    if decoded.interlaced_frame:
+        decoded = _upper_field(decoded)
+    if frame.transfer in (PQ, HLG):
+        image = _upright(decoded.to_ndarray(format="rgb48le", interpolation="BICUBIC", **options), frame.decoded)
+        channels = [fit(image[..., [channel]]) for channel in range(3)]  # Pillow knows no RGB of 16 bits
+        return _to_sdr(np.concatenate(channels, axis=-1), frame.transfer)
     if any(component.is_alpha for component in decoded.format.components):
         rgba = Image.fromarray(decoded.to_ndarray(format="rgba", **options))
         image = np.asarray(_opaque(rgba, background))
     else:
         image = decoded.to_ndarray(format="rgb24", **options)
-    image = fit(_upright(image, decoded))
-    return _to_sdr(image, frame.transfer) if hdr else image
+    return fit(_upright(image, frame.decoded))
 
 
 def read_picture(path: FilePath, background: int = WHITE) -> UInt8[np.ndarray, "H W 3"]:
@@ -73,6 +76,15 @@ def _opaque(image: Image.Image, background: int) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, (*[background] * 3, 255)), image).convert("RGB")
 
 
+def _upper_field(decoded: av.VideoFrame) -> av.VideoFrame:
+    """Returns every second row: the rows between were recorded at another time."""
+    kind = dict(width=decoded.width, height=decoded.height, format=decoded.format, time_base=decoded.time_base)
+    graph = av.filter.Graph()
+    graph.link_nodes(graph.add_buffer(**kind), graph.add("field", "top"), graph.add("buffersink")).configure()
+    graph.push(decoded)
+    return graph.pull()
+
+
 def _upright(image: np.ndarray, decoded: av.VideoFrame) -> np.ndarray:
     """Turns and mirrors a picture by the display matrix of its file: x' = a·x + c·y, y' = b·x + d·y."""
     matrix = decoded.side_data.get("DISPLAYMATRIX")
@@ -84,9 +96,9 @@ def _upright(image: np.ndarray, decoded: av.VideoFrame) -> np.ndarray:
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def _to_sdr(image: UInt8[np.ndarray, "Y X 3"], transfer: int) -> UInt8[np.ndarray, "Y X 3"]:
+def _to_sdr(image: UInt16[np.ndarray, "Y X 3"], transfer: int) -> UInt8[np.ndarray, "Y X 3"]:
     """Returns HDR of BT.2020 as sRGB. A light of 203 cd/m² is white, and brighter lights are white, too."""
-    code = np.linspace(0, 1, 256)
+    code = (np.arange(65536) / 65280).clip(max=1)  # swscale's white
     if transfer == PQ:  # SMPTE ST 2084
         power = code ** (32 / 2523)
         light = 10_000 * ((power - 107 / 128).clip(0) / (2413 / 128 - 2392 / 128 * power)) ** (8192 / 1305)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
-import av.filter
 import numpy as np
 from einops import rearrange
 from jaxtyping import Float, UInt8
@@ -52,8 +51,8 @@ def _opened(path: FilePath) -> Iterator[tuple[av.container.InputContainer, av.Vi
 def iter_frames(path: FilePath, start: float | int = 0) -> Iterator[tuple[float, Frame]]:
     """Decodes a video and yields (seconds since its beginning, frame); `to_rgb` turns a frame into an array.
 
-    Starts at or before `start` seconds: at a key frame if the format can seek, else at the beginning. Interlaced frames
-    are deinterlaced. Raises InputError if the file cannot be read.
+    Starts at or before `start` seconds: at a key frame if the format can seek, else at the beginning. Raises InputError
+    if the file cannot be read.
     """
     with _opened(path) as (container, stream):
         first = (stream.start_time or 0) * stream.time_base
@@ -63,10 +62,10 @@ def iter_frames(path: FilePath, start: float | int = 0) -> Iterator[tuple[float,
         if seeking:
             container.seek(int((first + Fraction(start)) / stream.time_base), stream=stream)
         clock = Fraction(0)
-        for decoded in _progressive(_stamped(container, stream)):
+        for decoded in _stamped(container, stream):
             if decoded.pts is None:
                 continue
-            seconds = float(clock if gif else decoded.pts * decoded.time_base - first)
+            seconds = float(clock if gif else decoded.pts * stream.time_base - first)
             if seeking and seconds > start:
                 break
             seeking, duration = False, _duration(decoded, gif)
@@ -101,33 +100,6 @@ def _stamped(container: av.container.InputContainer, stream: av.VideoStream) -> 
         yield frame
 
 
-def _progressive(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """Passes frames through the filter bwdif from the first interlaced frame on; it leaves progressive frames alone."""
-    # A filter takes frames of one size.
-    for _, run in itertools.groupby(frames, lambda frame: (frame.width, frame.height, frame.format.name)):
-        graph = None
-        for frame in run:
-            if graph is None and frame.interlaced_frame:
-                graph = av.filter.Graph()
-                kind = dict(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
-                bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
-                graph.link_nodes(graph.add_buffer(**kind), bwdif, graph.add("buffersink")).configure()
-            if graph is None:
-                yield frame
-            else:
-                graph.push(frame)
-                yield from _filtered(graph)
-        if graph is not None:
-            graph.push(None)
-            yield from _filtered(graph)
-
-
-def _filtered(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
-    with contextlib.suppress(BlockingIOError, EOFError):  # it waits for the next frame, or had the last
-        while True:
-            yield graph.pull()
-
-
 def read_video(
     path: FilePath, fit: Callable[[np.ndarray], np.ndarray] = lambda image: image, background: int = WHITE
 ) -> tuple[UInt8[np.ndarray, "T Y X 3"], float]:
@@ -146,7 +118,9 @@ def read_video(
         raise InputError(f"{path} has no frames")
     if sizes := {frame.shape[:2] for frame in frames[1:]} - {frames[0].shape[:2]}:
         raise InputError(f"{path} has frames of {frames[0].shape[:2]} and of {sizes.pop()} pixels")
-    rate = probe(path).rate
+    rate, _, hdr = probe(path)
+    if hdr:
+        log.info("%s is HDR and is mapped to SDR (203 cd/m² is white)", path)
     shown = np.diff([*times, times[-1] + (duration or 1 / rate)])
     # The shortest tenth may be accidents of a recorder.
     slots = np.rint(shown / np.quantile(shown[shown > 0], 0.1, method="lower")).sum()
