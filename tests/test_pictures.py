@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vdm_jax.data.folder import fit
 from vdm_jax.errors import InputError
 from vdm_jax.pictures import BLACK, WHITE, read_picture
 from vdm_jax.video import probe, read_video
@@ -53,6 +54,8 @@ def test_hdr_is_mapped_to_sdr(tmp_path, transfer):
     encode(path, "libx264", "yuv422p10le", frame, options={"crf": "4"}, **tags)
     read, _ = read_video(path)
     np.testing.assert_allclose(read[0, 16, 8::16].astype(int), COLOURS, atol=6)
+    half, _ = read_video(path, lambda image: fit(image, (16, 48), (0.5, 0.5)))
+    np.testing.assert_allclose(half[0, 8, 4::8].astype(int), COLOURS, atol=6)
     assert probe(path).hdr
 
 

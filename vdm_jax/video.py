@@ -48,19 +48,19 @@ def _opened(path: FilePath) -> Iterator[tuple[av.container.InputContainer, av.Vi
         raise InputError(f"{path} cannot be read as a video ({_reason(error)})") from error
 
 
-def iter_frames(path: FilePath, start: float | int = 0) -> Iterator[tuple[float, Frame]]:
+def iter_frames(path: FilePath, start: float | int = 0, back: int = 0) -> Iterator[tuple[float, Frame]]:
     """Decodes a video and yields (seconds since its beginning, frame); `to_rgb` turns a frame into an array.
 
-    Starts at or before `start` seconds: at a key frame if the format can seek, else at the beginning. Raises InputError
-    if the file cannot be read.
+    Starts at or before `start` seconds: at a key frame if the format can seek, else at the beginning. `back` is by
+    how many seconds it looks for the key frame further back. Raises InputError if the file cannot be read.
     """
     with _opened(path) as (container, stream):
         first = (stream.start_time or 0) * stream.time_base
         of_file = stream.sample_aspect_ratio or 1, stream.codec_context.color_trc
         gif = container.format.name == "gif"
-        seeking = start > 0 and not gif  # the frames of a gif depend on all frames before
+        seeking = start > back and not gif  # the frames of a gif depend on all frames before
         if seeking:
-            container.seek(int((first + Fraction(start)) / stream.time_base), stream=stream)
+            container.seek(int((first + Fraction(start) - back) / stream.time_base), stream=stream)
         clock = Fraction(0)
         for decoded in _stamped(container, stream):
             if decoded.pts is None:
@@ -73,7 +73,8 @@ def iter_frames(path: FilePath, start: float | int = 0) -> Iterator[tuple[float,
             yield seconds, Frame(decoded, float(duration), *of_file)
         if not seeking:
             return
-    yield from iter_frames(path)  # the index of the file is wrong, or seeking led behind the last key frame
+    # The index of the file is wrong, or seeking led behind the last key frame.
+    yield from iter_frames(path, start, 2 * back or 1)
 
 
 def _duration(timed: av.Packet | av.VideoFrame, gif: bool) -> Fraction:

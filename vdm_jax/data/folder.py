@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 from PIL import Image
 
 from vdm_jax.errors import InputError
@@ -51,8 +51,8 @@ class ClipShape:
 
 
 def fit(
-    frame: UInt8[np.ndarray, "H W C"], size: tuple[int, int], place: tuple[float, float]
-) -> UInt8[np.ndarray, "Y X C"]:
+    frame: UInt[np.ndarray, "H W C"], size: tuple[int, int], place: tuple[float, float]
+) -> UInt[np.ndarray, "Y X C"]:
     """Returns the largest part of a picture with the proportions of `size`, at `place`, resized to `size`.
 
     Pillow's bicubic filter widens with the reduction, so fine detail is averaged and not aliased.
