@@ -225,13 +225,13 @@ def test_a_stream_whose_size_changes(tmp_path):
 
 
 def test_frames_are_fitted_as_they_are_decoded(tmp_path):
-    """40 frames of 1080p are 249 MB."""
+    """60 frames of 1080p are 373 MB, or 187 MB as they are decoded."""
     with av.open(str(tmp_path / "large.avi"), "w") as file:
         stream = file.add_stream("mjpeg", rate=10)
         stream.height, stream.width, stream.pix_fmt = 1080, 1920, "yuvj420p"
         picture = av.VideoFrame.from_ndarray(np.full((1080, 1920, 3), 128, np.uint8))
         encoded = b"".join(bytes(packet) for frame in (picture, None) for packet in stream.encode(frame))
-        for k in range(40):
+        for k in range(60):
             packet = av.Packet(encoded)
             packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, k, k, True
             file.mux(packet)
@@ -244,8 +244,8 @@ def test_frames_are_fitted_as_they_are_decoded(tmp_path):
         [sys.executable, "-c", program, str(tmp_path / "large.avi")], capture_output=True, text=True, check=True
     )
     shape, megabytes = done.stdout.rsplit(maxsplit=1)
-    assert shape == "(40, 16, 16, 3)"
-    assert float(megabytes) < 120
+    assert shape == "(60, 16, 16, 3)"
+    assert float(megabytes) < 100
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])

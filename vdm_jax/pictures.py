@@ -10,6 +10,7 @@ from typing import NamedTuple
 import av
 import av.filter
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageOps
 
@@ -87,7 +88,8 @@ def _upper_field(decoded: av.VideoFrame) -> av.VideoFrame:
 
 def _upright(image: np.ndarray, decoded: av.VideoFrame) -> np.ndarray:
     """Turns and mirrors a picture by the display matrix of its file: x' = a·x + c·y, y' = b·x + d·y."""
-    matrix = decoded.side_data.get("DISPLAYMATRIX")
+    # `decoded.side_data` would be a cycle of references, which keeps a frame in memory.
+    matrix = SideDataContainer(decoded).get("DISPLAYMATRIX")
     if matrix is None:
         return image
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist()
