@@ -3,6 +3,7 @@
 A picture is upright, its pixels are square, transparent parts show a background, and HDR is mapped to SDR.
 """
 
+import functools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import av
 import av.filter
 import numpy as np
 from av.sidedata.sidedata import SideDataContainer
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Float, UInt8, UInt16
 from PIL import Image, ImageOps
 
 from vdm_jax.errors import InputError
@@ -100,6 +101,14 @@ def _upright(image: np.ndarray, decoded: av.VideoFrame) -> np.ndarray:
 
 def _to_sdr(image: UInt16[np.ndarray, "Y X 3"], transfer: int) -> UInt8[np.ndarray, "Y X 3"]:
     """Returns HDR of BT.2020 as sRGB. A light of 203 cd/m² is white, and brighter lights are white, too."""
+    linear = (_light(transfer)[image] / _HDR_WHITE @ _BT2020_TO_BT709.T).clip(0, 1)
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.rint(255 * srgb).astype(np.uint8)
+
+
+@functools.cache
+def _light(transfer: int) -> Float[np.ndarray, "65536"]:
+    """Returns the light (cd/m²) of every code value of 16 bits."""
     code = (np.arange(65536) / 65280).clip(max=1)  # swscale's white
     if transfer == PQ:  # SMPTE ST 2084
         power = code ** (32 / 2523)
@@ -107,6 +116,4 @@ def _to_sdr(image: UInt16[np.ndarray, "Y X 3"], transfer: int) -> UInt8[np.ndarr
     else:  # BT.2100, at 1000 cd/m²; its gamma of 1.2 is put on each channel, not on luminance, as zimg (ffmpeg) does
         scene = np.where(code <= 0.5, code**2 / 3, (np.exp((code - 0.55991073) / 0.17883277) + 0.28466892) / 12)
         light = 1000 * scene**1.2
-    linear = ((light / _HDR_WHITE).astype(np.float32)[image] @ _BT2020_TO_BT709.T).clip(0, 1)
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.rint(255 * srgb).astype(np.uint8)
+    return light.astype(np.float32)
