@@ -48,30 +48,32 @@ def read_mask(path: FilePath, size: tuple[int, int], pixels: tuple[int, int]) ->
     Raises:
         InputError: another file, or of other rows and columns than the video.
     """
-    mask, _, found = _read(path, size, 1, BLACK)
-    if found != tuple(pixels):
-        raise InputError(f"mask {path} has {found[0]}×{found[1]} pixels, its video {pixels[0]}×{pixels[1]}")
-    return mask > 0
+    return _read(path, size, 1, BLACK, tuple(pixels))[0] > 0
 
 
 def _read(
-    path: FilePath, size: tuple[int, int], channels: int, background: int = WHITE
+    path: FilePath,
+    size: tuple[int, int],
+    channels: int,
+    background: int = WHITE,
+    of_video: tuple[int, int] | None = None,
 ) -> tuple[Float[np.ndarray, "L H W C"], float, tuple[int, int]]:
     """Reads a picture or a video like `read_clip`. Frames are fitted as they are decoded, which saves memory."""
     pixels = None
 
     def fitted(image: np.ndarray) -> np.ndarray:
         nonlocal pixels
-        if pixels is None:
-            pixels = image.shape[:2]
-            if pixels != size:
-                text = "%s: %d×%d pixels; the middle part is cut to the proportions of %d×%d and resized"
-                log.info(text, path, *pixels, *size)
+        pixels = pixels or image.shape[:2]
         return fit(image, size, (0.5, 0.5))
 
     if Path(path).suffix.lower() in READABLE:
         frames, fps = read_video(path, fitted, background)
     else:
         frames, fps = fitted(read_picture(path, background))[None], 0.0
+    if of_video not in (None, pixels):
+        raise InputError(f"mask {path} has {pixels[0]}×{pixels[1]} pixels, its video {of_video[0]}×{of_video[1]}")
+    if pixels != size:
+        text = "%s: %d×%d pixels; the middle part is cut to the proportions of %d×%d and resized"
+        log.info(text, path, *pixels, *size)
     video = frames.astype(np.float32) / 127.5 - 1
     return video @ LUMA[:, None] if channels == 1 else video, fps, pixels
