@@ -38,7 +38,7 @@ setup(
         "numpy>=2",
         "scikit-learn>=1.5",  # the digits
         "threadpoolctl>=3.5",
-        "av>=14",
+        "av>=15.1",
         "pillow>=11",
         "tqdm>=4.66",
         "safetensors>=0.5",

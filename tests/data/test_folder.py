@@ -3,6 +3,7 @@
 import json
 import logging
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -48,8 +49,6 @@ def test_lists_nested_videos_in_order_and_cuts_clips(folder):
 
 
 def test_uncommon_containers(tmp_path):
-    import av
-
     codecs = {".avi": "mpeg4", ".mov": "libx264", ".m4v": "libx264", ".3gp": "libx264", ".mkv": "libx264"}
     for suffix, codec in codecs.items():
         with av.open(str(tmp_path / f"clip{suffix}"), "w") as container:
@@ -204,6 +203,30 @@ def test_frame_rate_is_resampled_to_the_nearest_frames(tmp_path, suffix):
     )
     with pytest.raises(InputError, match="too short"):
         VideoFolder(tmp_path, frames=17, fps=10, **middle)
+
+
+def test_videos_that_are_slower_than_the_clip_are_counted(tmp_path, caplog):
+    write_clock(tmp_path / "slow.mp4", frames=10, fps=5)
+    write_clock(tmp_path / "film.mp4", frames=40, fps=23.976)
+    VideoFolder(tmp_path, frames=4, size=16, fps=24)
+    assert "1 of 2 videos have fewer than 24 frames a second: frames repeat" in caplog.text
+    caplog.clear()
+    VideoFolder(tmp_path, frames=4, size=16, fps=10, stride=2)
+    assert "repeat" not in caplog.text
+
+
+def test_hdr_videos_are_counted(tmp_path, caplog):
+    write_clock(tmp_path / "sdr.mp4")
+    with av.open(str(tmp_path / "hdr.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = 16
+        stream.pix_fmt, stream.codec_context.color_trc = "yuv420p", 18  # HLG
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8))))
+        container.mux(stream.encode())
+    with caplog.at_level(logging.INFO):
+        VideoFolder(tmp_path, frames=2, size=8)
+    assert "1 of 2 videos are HDR" in caplog.text
 
 
 def test_random_starts_reach_every_frame(tmp_path):

@@ -5,18 +5,19 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 from PIL import Image
 
 from vdm_jax.data.captions import read_captions
 from vdm_jax.errors import InputError, some
-from vdm_jax.video import READABLE, iter_frames, probe, to_rgb
+from vdm_jax.pictures import to_rgb
+from vdm_jax.video import READABLE, iter_frames, probe
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ class ClipShape:
 
 
 def fit(
-    frame: UInt8[np.ndarray, "H W C"], size: tuple[int, int], place: tuple[float, float]
-) -> UInt8[np.ndarray, "Y X C"]:
+    frame: UInt[np.ndarray, "H W C"], size: tuple[int, int], place: tuple[float, float]
+) -> UInt[np.ndarray, "Y X C"]:
     """Returns the largest part of a picture with the proportions of `size`, at `place`, resized to `size`.
 
     Pillow's bicubic filter widens with the reduction, so fine detail is averaged and not aliased.
@@ -89,6 +90,7 @@ class VideoFile(NamedTuple):
     captions: tuple[str, ...]
     rate: float  # frames per second
     count: int  # frames
+    hdr: bool
 
 
 class VideoFolder(Clips):
@@ -155,7 +157,7 @@ class VideoFolder(Clips):
         frames = 1 if single_frame else self.shape.frames
         first, place = self.shape.draw(self._last_start(file, frames), rng)
         times = first / file.rate + np.arange(frames) * self.shape.stride / (self.fps or file.rate)
-        return np.stack([fit(f, self.shape.size, place) for f in _frames_at(file, times)])
+        return np.stack(list(_frames_at(file, times, lambda image: fit(image, self.shape.size, place))))
 
     def _last_start(self, file: VideoFile, frames: int) -> int:
         """Returns the last frame from which a clip can start; negative if the file is too short."""
@@ -168,10 +170,10 @@ class VideoFolder(Clips):
 
         def usable(path: Path) -> VideoFile | str:
             try:
-                rate, seconds = probe(path)
+                rate, seconds, hdr = probe(path)
             except InputError as error:
                 return str(error)
-            file = VideoFile(path, captions.get(path, ("",)), rate, round(rate * seconds))
+            file = VideoFile(path, captions.get(path, ("",)), rate, round(rate * seconds), hdr)
             fits = self._last_start(file, self.shape.frames) >= 0
             return file if fits else f"{path} is too short ({seconds:.2f} s, {file.count} frames)"
 
@@ -186,27 +188,31 @@ class VideoFolder(Clips):
         if not files:
             clip = f"{self.shape.frames} frames, stride {self.shape.stride}, fps {self.fps or 'of the file'}"
             raise InputError(f"{self.root}: none of its {len(paths)} videos gives a clip ({clip}): {skipped[0]}")
+        if hdr := sum(file.hdr for file in files):
+            log.info("%d of %d videos are HDR and are mapped to SDR (203 cd/m² is white)", hdr, len(files))
+        fps = (self.fps or 0) / self.shape.stride
+        if slow := sum(file.rate < 0.99 * fps for file in files):  # 23.976 is meant as 24
+            log.warning("%d of %d videos have fewer than %g frames a second: frames repeat", slow, len(files), fps)
         return files
 
 
-def _frames_at(file: VideoFile, times: np.ndarray) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Yields the frames nearest to `times` (seconds, ascending), the earlier of two; decodes in one pass."""
+def _frames_at(
+    file: VideoFile, times: np.ndarray, fit: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
+    """Yields the frames nearest to `times` (seconds, ascending), the earlier of two, fitted; decodes in one pass."""
     wanted, before = list(times), None
     for now, frame in iter_frames(file.path, times[0] - 1 / file.rate):
         while wanted and wanted[0] <= now:
             earlier = before is not None and wanted[0] - before[0] <= now - wanted[0] + 1e-6
-            yield to_rgb(before[1] if earlier else frame)
+            yield to_rgb(before[1] if earlier else frame, fit)
             wanted.pop(0)
         if not wanted:
             return
         before = now, frame
-    shown = 1 / file.rate  # the duration of the last frame; the file may hold it longer
-    if before is not None and before[1].duration:
-        shown = max(shown, float(before[1].duration * before[1].time_base))
-    for moment in wanted:
-        if before is None or moment > before[0] + shown:
+    for moment in wanted:  # the last frame lasts 1/rate, or longer
+        if before is None or moment > before[0] + max(1 / file.rate, before[1].duration):
             raise InputError(f"{file.path} ends before {moment:.2f} s, though its header says otherwise")
-        yield to_rgb(before[1])
+        yield to_rgb(before[1], fit)
 
 
 def _list_files(root: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vdm_jax.data.folder import Clips, ClipShape, Crop, Item, VideoFolder, fit
 from vdm_jax.errors import InputError, some
+from vdm_jax.pictures import open_rgb
 from vdm_jax.video import READABLE
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class _Clips(Clips):
 def _decode(frame: bytes | np.ndarray) -> UInt8[np.ndarray, "H W C"]:
     if isinstance(frame, bytes):
         with Image.open(io.BytesIO(frame)) as image:
-            frame = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+            frame = np.asarray(image if image.mode in ("L", "RGB") else open_rgb(image))
     return frame[..., None] if frame.ndim == 2 else frame
 
 
