@@ -38,10 +38,11 @@ setup(
         "numpy>=2",
         "scikit-learn>=1.5",  # the digits
         "threadpoolctl>=3.5",
-        "av>=14",
+        "av>=15.1",
         "pillow>=11",
         "tqdm>=4.66",
         "safetensors>=0.5",
+        "pyarrow>=18",
         "tokenizers>=0.21",
     ],
     extras_require={

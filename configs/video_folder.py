@@ -3,9 +3,9 @@
     python experiments/train.py --config=configs/video_folder.py --workdir=runs/mine --config.data.data_dir=my/videos
     python experiments/sample.py --run=runs/mine --prompt="a dog runs along a beach"
 
-Data: mp4, webm, gif, avi and mov files, in any mix, in subfolders too. Captions come from `metadata.jsonl` or
-    `metadata.csv` (file_name, text), else from a .txt next to each video. Clips are 16 frames at 8 frames a second,
-    cropped and resized to 64×64.
+Data: mp4, m4v, mov, 3gp, mkv, webm, avi and gif files, in any mix, in subfolders too. Captions come from
+    `metadata.jsonl`, .csv or .parquet (file_name, text), else from a .txt next to each video. Clips are 16 frames at 8
+    frames a second, cropped and resized to 64×64.
 Network: 66.9 M parameters, in pixels, with layers over time as in Video Diffusion Models (Ho et al. 2022) and
     convolutions over time.
 Hardware and time: meant for one GPU. It has not been trained; no time and no score is claimed (November 2026).

@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from vdm_jax import command
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, some
 
 RUN = flags.DEFINE_string("run", None, "Run folder to sample from.")
 CASCADE = flags.DEFINE_list("cascade", None, "Several runs, instead of --run: each refines the videos before it.")
@@ -89,7 +89,6 @@ MODES = (EXTEND, INTERPOLATE, MASK, OUTPAINT, ENLARGE)
 def main() -> None:
     """Checks the input, loads, draws with a progress bar, and writes."""
     check_flags()
-    prompts = read_prompts()
 
     from tqdm import tqdm
 
@@ -97,7 +96,9 @@ def main() -> None:
     from vdm_jax.files import alone_in
     from vdm_jax.generation import cascade
     from vdm_jax.generation.pipeline import Pipeline
+    from vdm_jax.generation.prompts import read_prompts
 
+    prompts = [*PROMPT.value, *(read_prompts(PROMPTS.value) if PROMPTS.value else [])] or [""]
     models = [load_pretrained()] if PRETRAINED.value else [load(run) for run in CASCADE.value or [RUN.value]]
     task, known = read_task(models[0])
     kwargs = {"seed": SEED.value, "negative": NEGATIVE.value or "", "context": CONTEXT.value}
@@ -109,7 +110,10 @@ def main() -> None:
     repeated = [prompt for prompt in prompts for _ in range(NUM.value)]
     with alone_in(out):  # two commands would take each other's windows for their own
         videos, fps = cascade.draw(stages, repeated, out, tqdm, batch_size=BATCH.value, **kwargs)
-        write(videos, fps, repeated, stages, known, out)
+        written = write(videos, fps, repeated, stages, known, out)
+    others = sorted(path.name for path in out.glob("[0-9]*") if path.suffix != ".json" and path not in written)
+    if others:
+        print(f"{out} also holds {len(others)} files of earlier commands: {some(others)}")
     print(f"{len(videos)} videos in {out} ({', '.join(FORMAT.value)}); side by side in {out / 'sheet.png'}")
 
 
@@ -144,19 +148,6 @@ def integers(flag: flags.FlagHolder, names: str = "") -> list[int]:
     if names and len(numbers) != len(names.split(",")):
         raise InputError(f"--{flag.name}={text} must be {names}")
     return numbers
-
-
-def read_prompts() -> list[str]:
-    """Returns the prompts of --prompt and --prompts, or the empty prompt."""
-    prompts = list(PROMPT.value)
-    if PROMPTS.value:
-        try:
-            lines = Path(PROMPTS.value).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-            raise InputError(f"--prompts={PROMPTS.value} cannot be read: {reason}") from error
-        prompts += [line.strip() for line in lines if line.strip()]
-    return prompts or [""]
 
 
 def load_pretrained():
@@ -303,8 +294,8 @@ def make_out() -> Path:
     return out
 
 
-def write(videos: list, fps: float, prompts: list[str], stages: list, known: dict[str, Any], out: Path) -> None:
-    """Writes the videos and a sheet of them, with the metadata to draw them again."""
+def write(videos: list, fps: float, prompts: list[str], stages: list, known: dict[str, Any], out: Path) -> set[Path]:
+    """Writes the videos and a sheet of them, with the metadata to draw them again. Returns the videos' paths."""
     from vdm_jax.generation.resume import remove_partial
     from vdm_jax.video import write_video
 
@@ -314,14 +305,17 @@ def write(videos: list, fps: float, prompts: list[str], stages: list, known: dic
     if NEGATIVE.value is not None:
         metadata["negative"] = NEGATIVE.value
     scale = SCALE.value or max(1, 128 // min(stages[-1].pipeline.model.shape[1:3]))
+    written = set()
     for number, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
         words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:40] if prompt else "unconditional"
         name = f"{number:03}-{words}".rstrip("-")
-        for suffix in FORMAT.value:
-            write_video(out / f"{name}.{suffix}", video, fps, metadata | {"prompt": prompt, "number": number}, scale)
+        for file in (out / f"{name}.{suffix}" for suffix in FORMAT.value):
+            write_video(file, video, fps, metadata | {"prompt": prompt, "number": number}, scale)
+            written.add(file)
     write_sheets(videos, fps, prompts, metadata, max(1, scale // 2), out)
     for partial in out.glob(".stage*.npy"):
         remove_partial(partial)
+    return written
 
 
 def write_sheets(videos: list, fps: float, prompts: list[str], metadata: dict[str, Any], scale: int, out: Path) -> None:

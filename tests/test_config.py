@@ -98,6 +98,23 @@ def test_a_written_config_is_read_again(tmp_path):
     assert json.loads(read_config(tmp_path).to_json()) == json.loads(config.to_json())
 
 
+def test_a_key_that_is_newer_than_a_run_has_its_default(tmp_path):
+    config = default_config()
+    config.model.network = dict(kind="toy")
+    write_config(tmp_path, config)
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["data"]["captions"], values["data"]["joint_images"], values["optimizer"]["options"], values["known"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="it lacks known"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(values | {"known": {}}))
+    assert json.loads(read_config(tmp_path).to_json()) == json.loads(config.to_json())
+    check_run(tmp_path, config)
+    config.data.joint_images = 2
+    with pytest.raises(InputError, match=r"was started with config\.data\.joint_images=0, not 2"):
+        check_run(tmp_path, config)
+
+
 def test_what_is_no_config_of_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"is no run folder: it holds no config\.json \(train with --workdir="):
         read_config(tmp_path)

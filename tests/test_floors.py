@@ -21,7 +21,8 @@ FLOORS = (
     ("diffusion", "data", "parallel"),
     ("models",),
     ("video", "command"),
-    ("files", "released"),
+    ("pictures", "released"),
+    ("files",),
     ("errors", "typing"),
 )
 FLOOR = {room: len(FLOORS) - height for height, rooms in enumerate(FLOORS) for room in rooms}

@@ -252,9 +252,17 @@ def load(path: str | Path, *, mesh: Mesh | None = None, **options: Any) -> Model
         InputError: no such folder, no checkpoint, a checkpoint that does not fit the config, or an unknown option.
     """
     if (Path(path) / "model_index.json").exists():
-        return published.load_published(path, mesh=mesh, **options)
+        try:
+            return published.load_published(path, mesh=mesh, **options)
+        except TypeError as error:
+            raise InputError(f"{path}: {error}") from error
+    if not (Path(path) / "config.json").exists():
+        raise InputError(
+            f"{path} is no run folder: it holds no config.json; nor a published model: it holds no model_index.json "
+            "(hf download <name> --local-dir <folder> makes one)"
+        )
     if options:
-        raise InputError(f"{path} is a run, which has no option {min(options)}")
+        raise InputError(f"{path} is a run, which has no option {min(options)}: its config decides")
     model, trained, split = load_trained(path, mesh)
     return dataclasses.replace(model, params=join(trained, split.frozen))
 

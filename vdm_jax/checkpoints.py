@@ -4,9 +4,11 @@ A run's checkpoint is the folder `checkpoints/<step>` with one part each for par
 state, and the data iterator. Orbax writes it under a temporary name and renames it when it is complete.
 """
 
+import contextlib
 import gc
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ class Checkpoints:
         keeping = [policies.LatestN(keep), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
         context = ocp.Context()
         context.array.saving.min_slice_bytes_for_replica_parallel = SMALLEST_SLICE
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_unlogged())
         self._orbax = ocp.training.Checkpointer(
             epath.Path(folder).resolve(),
             preservation_policy=policies.AnyPreservationPolicy(keeping),
@@ -47,7 +51,23 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on disk, then ends the background threads."""
-        self._orbax.close()
+        with self._quiet:
+            self._orbax.close()
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keeps Orbax from logging, once for each of its threads, the errors that it also raises."""
+    absl = logging.getLogger("absl")
+
+    def by_others(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    absl.addFilter(by_others)
+    try:
+        yield
+    finally:
+        absl.removeFilter(by_others)
 
 
 def restore_ema(folder: str | Path, ema: PyTree) -> tuple[int, Params]:
@@ -95,10 +115,7 @@ def restore_latest(folder: str | Path, parts: dict[str, PyTree]) -> dict[str, An
 
 def _read(checkpoint: epath.Path, parts: dict[str, PyTree]) -> dict[str, Any] | str:
     """Returns parts of one checkpoint, or the reason in one line why they cannot be read."""
-    absl = logging.getLogger("absl")
-    level = absl.level
-    with warnings.catch_warnings(action="ignore"):
-        absl.setLevel(logging.CRITICAL)  # Orbax logs what it then raises
+    with warnings.catch_warnings(action="ignore"), _unlogged():
         try:
             if difference := _difference(checkpoint, parts):
                 return difference
@@ -107,8 +124,6 @@ def _read(checkpoint: epath.Path, parts: dict[str, PyTree]) -> dict[str, Any] | 
             while error.__cause__:
                 error = error.__cause__
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        finally:
-            absl.setLevel(level)
         gc.collect()  # the reader leaves coroutines that were never awaited, which warn when they are collected
         return reason
 

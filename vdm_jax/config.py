@@ -44,6 +44,7 @@ def default_config() -> ml_collections.ConfigDict:
         channels=1,
         stride=1,
         fps=0.0,  # 0: frames as they come
+        captions="one",  # of a file in a folder: "first" of several, or "all": a sample draws one; "one": an error
         crop="random",
         flip=False,
         joint_images=0,  # stills that follow each clip (Ho et al. 2022, section 4.3.1)
@@ -143,7 +144,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
 def source_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the keyword arguments of `data.source.make_source`."""
     data = config.data
-    arguments = {key: data[key] for key in ("name", "split", "data_dir", "frames", "stride", "crop")}
+    arguments = {key: data[key] for key in ("name", "split", "data_dir", "frames", "stride", "crop", "captions")}
     arguments |= {key: data[key] or None for key in ("builder_config", "video_key", "caption_key", "fps")}
     return arguments | dict(size=(data.height, data.width), seed=config.seed)
 
@@ -189,6 +190,8 @@ def write_config(run: Path, config: ml_collections.ConfigDict) -> None:
 def read_config(run: str | Path) -> ml_collections.ConfigDict:
     """Reads the config of a run folder; a folder of version 0.1.0 is translated.
 
+    A key that a group lacks, because it is newer than the run, has its default.
+
     Raises:
         InputError: the config is missing, or cannot be read.
     """
@@ -201,10 +204,19 @@ def read_config(run: str | Path) -> ml_collections.ConfigDict:
         raise InputError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is not the config of a run")
-    values = translate_config(values)
-    if missing := [key for key in default_config() if key not in values]:
+    default, values = default_config(), translate_config(values)
+    if missing := [key for key in default if key not in values]:
         raise InputError(f"{path} is not the config of a run: it lacks {', '.join(missing)}")
-    return ml_collections.ConfigDict(values)
+    return ml_collections.ConfigDict(_with_defaults(values, default))
+
+
+def _with_defaults(values: dict[str, Any], default: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns a group with the default of each missing key; groups that take any key stay as they are."""
+    filled = default.to_dict() | values
+    for key, value in default.items():
+        if isinstance(value, ml_collections.ConfigDict) and value.is_locked and isinstance(filled[key], dict):
+            filled[key] = _with_defaults(filled[key], value)
+    return filled
 
 
 def read_file(file: str | Path) -> ml_collections.ConfigDict:

@@ -7,11 +7,12 @@ or not at all. PyAV decodes and encodes; Pillow writes gif and png.
 import contextlib
 import itertools
 import json
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -21,8 +22,11 @@ from PIL import Image, PngImagePlugin
 
 from vdm_jax.errors import InputError
 from vdm_jax.files import FilePath, whole_file, write_text
+from vdm_jax.pictures import HLG, PQ, WHITE, Frame, to_rgb
 
-READABLE = (".mp4", ".webm", ".gif", ".avi", ".mov")
+log = logging.getLogger(__name__)
+
+READABLE = (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".gif")
 WRITABLE = (".mp4", ".webm", ".gif", ".png", ".npy")
 Metadata = Mapping[str, Any]
 
@@ -44,68 +48,122 @@ def _opened(path: FilePath) -> Iterator[tuple[av.container.InputContainer, av.Vi
         raise InputError(f"{path} cannot be read as a video ({_reason(error)})") from error
 
 
-def iter_frames(path: FilePath, start: float | int = 0) -> Iterator[tuple[float, av.VideoFrame]]:
+def iter_frames(path: FilePath, start: float | int = 0, back: int = 0) -> Iterator[tuple[float, Frame]]:
     """Decodes a video and yields (seconds since its beginning, frame); `to_rgb` turns a frame into an array.
 
-    Starts at or before `start` seconds: at a key frame if the format can seek, else at the beginning. Raises InputError
-    if the file cannot be read.
+    Starts at or before `start` seconds: at a key frame if the format can seek, else at the beginning. `back` is by
+    how many seconds it looks for the key frame further back. Raises InputError if the file cannot be read.
     """
     with _opened(path) as (container, stream):
         first = (stream.start_time or 0) * stream.time_base
-        # The frames of a gif depend on all frames before.
-        seeking = start > 0 and container.format.name != "gif"
+        of_file = stream.sample_aspect_ratio or 1, stream.codec_context.color_trc
+        gif = container.format.name == "gif"
+        seeking = start > back and not gif  # the frames of a gif depend on all frames before
         if seeking:
-            container.seek(int((first + Fraction(start)) / stream.time_base), stream=stream)
-        for frame in container.decode(stream):
-            stamp = frame.dts if frame.pts is None else frame.pts
-            if stamp is None:
+            container.seek(int((first + Fraction(start) - back) / stream.time_base), stream=stream)
+        clock = Fraction(0)
+        for decoded in _stamped(container, stream):
+            if decoded.pts is None:
                 continue
-            seconds = float(stamp * stream.time_base - first)
-            if seeking and seconds > start:  # the index of the file is wrong
-                yield from iter_frames(path)
-                return
-            seeking = False
-            yield seconds, frame
+            seconds = float(clock if gif else decoded.pts * stream.time_base - first)
+            if seeking and seconds > start:
+                break
+            seeking, duration = False, _duration(decoded, gif)
+            clock += duration
+            yield seconds, Frame(decoded, float(duration), *of_file)
+        if not seeking:
+            return
+    # The index of the file is wrong, or seeking led behind the last key frame.
+    yield from iter_frames(path, start, 2 * back or 1)
 
 
-def to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the picture in RGB, turned upright if the camera was held sideways."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+def _duration(timed: av.Packet | av.VideoFrame, gif: bool) -> Fraction:
+    """Returns seconds, 0 if the file does not say. Browsers show the frames of a gif of up to 10 ms for 100 ms."""
+    seconds = (timed.duration or 0) * timed.time_base
+    return Fraction(1, 10) if gif and seconds <= Fraction(1, 100) else seconds
 
 
-def read_video(path: FilePath) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
-    """Returns all frames of a video file, and its frames per second.
+def _stamped(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Decodes frames in the order in which they are shown. `pts` is None if the file has no times."""
+    frames, context = container.decode(stream), stream.codec_context
+    if stream.metadata.get("alpha_mode") == "1":  # FFmpeg's own decoders of VP8 and VP9 leave transparency out
+        decoder = av.CodecContext.create({"vp8": "libvpx"}.get(context.name, "libvpx-vp9"), "r")
+        packets = container.demux(stream)
+        frames = (frame for packet in packets for frame in decoder.decode(packet if packet.size else None))
+    # An avi has no times but the order of its packets, which a decoder holds back to put them in the order of showing.
+    held = getattr(context, "reorder_depth", int(context.has_b_frames)) if container.format.name == "avi" else 0
+    pts = 0
+    for frame in frames:
+        if container.format.name == "avi":
+            frame.pts = pts = pts + 1 if frame.dts is None else frame.dts - held
+        elif frame.pts is None:
+            frame.pts = frame.dts
+        yield frame
 
-    The frames of a gif have durations of their own: a frame that lasts n times as long as the shortest counts n times.
-    Raises InputError if the file cannot be read.
+
+def read_video(
+    path: FilePath, fit: Callable[[np.ndarray], np.ndarray] = lambda image: image, background: int = WHITE
+) -> tuple[UInt8[np.ndarray, "T Y X 3"], float]:
+    """Returns all frames of a video file, each cut and resized by `fit` as it is decoded, and its frames per second.
+
+    Variable frame rates are sampled by time: a frame that lasts n times as long as the shortest counts n times.
+    Transparent parts show `background`. Raises InputError if the file cannot be read, or its size changes and `fit`
+    does not make one size of it.
     """
-    decoded = [(time, to_rgb(frame)) for time, frame in iter_frames(path)]
-    if not decoded:
+    times, frames, duration = [], [], 0.0
+    for seconds, frame in iter_frames(path):
+        times.append(seconds)
+        frames.append(to_rgb(frame, fit, background))
+        duration = frame.duration
+    if not frames:
         raise InputError(f"{path} has no frames")
-    times, frames = zip(*decoded, strict=True)
-    rate, duration = probe(path)
-    if Path(path).suffix.lower() != ".gif":
+    if sizes := {frame.shape[:2] for frame in frames[1:]} - {frames[0].shape[:2]}:
+        raise InputError(f"{path} has frames of {frames[0].shape[:2]} and of {sizes.pop()} pixels")
+    rate, _, hdr = probe(path)
+    if hdr:
+        log.info("%s is HDR and is mapped to SDR (203 cd/m² is white)", path)
+    shown = np.diff([*times, times[-1] + (duration or 1 / rate)])
+    # The shortest tenth may be accidents of a recorder, and hundredths of a second alternate: 20 ms, 30 ms, 20 ms, …
+    positive = shown[shown > 0]
+    short = positive[positive < 1.6 * np.quantile(positive, 0.1, method="lower")].mean()
+    slots = np.rint(shown / short).sum()
+    measured = float(slots / shown.sum())
+    ends = np.rint(np.cumsum(shown) * measured)
+    repeats = np.diff(np.maximum.accumulate(ends), prepend=0).astype(int)
+    if (repeats == 1).all() and abs(measured / rate - 1) < 0.05:  # the header is exact, and times may be rounded
         return np.stack(frames), rate
-    shown = np.diff([*times, duration])
-    repeats = np.rint(shown / shown.min()).astype(int)
-    return np.repeat(np.stack(frames), repeats, axis=0), float(repeats.sum() / duration)
+    if slots > 2 * len(frames):
+        log.warning("%s: %d frames become %d, as one lasts %.3g s", path, len(frames), slots, shown.max())
+    return np.repeat(np.stack(frames), repeats, axis=0), measured
 
 
-def probe(path: FilePath) -> tuple[float, float]:
-    """Returns the frames per second and the seconds of a video, from its header or its packets; decodes nothing."""
+class Header(NamedTuple):
+    """Frames per second, seconds, and whether the video is HDR."""
+
+    rate: float
+    seconds: float
+    hdr: bool
+
+
+def probe(path: FilePath) -> Header:
+    """Reads what a video shows, from its header or its packets; decodes nothing."""
     with _opened(path) as (container, stream):
+        gif, hdr = container.format.name == "gif", stream.codec_context.color_trc in (PQ, HLG)
         rate = float(stream.average_rate or 0)
-        if container.format.name != "gif" and rate:
-            if stream.frames:
-                return rate, stream.frames / rate
-            if stream.duration:
-                return rate, float(stream.duration * stream.time_base)
-        packets = [p for p in container.demux(stream) if p.pts is not None]
+        lengths = [stream.frames / rate] if stream.frames and rate else []
+        if stream.duration:
+            lengths.append(float(stream.duration * stream.time_base))
+        if lengths and rate and not gif:
+            return Header(rate, min(lengths), hdr)  # a file that was cut without encoding stores more than it shows
+        packets = [p for p in container.demux(stream) if p.pts is not None and not p.is_discard]
         if not packets:
             raise InputError(f"{path} has no frames")
-        begin, end = min(p.pts for p in packets), max(p.pts + (p.duration or 0) for p in packets)
-        seconds = float((end - begin) * stream.time_base) or len(packets) / (rate or 25.0)
-        return len(packets) / seconds, seconds
+        if gif:
+            seconds = float(sum(_duration(packet, gif) for packet in packets))
+        else:
+            begin, end = min(p.pts for p in packets), max(p.pts + (p.duration or 0) for p in packets)
+            seconds = float((end - begin) * stream.time_base) or len(packets) / (rate or 25.0)
+        return Header(len(packets) / seconds, seconds, hdr)
 
 
 def read_metadata(path: FilePath) -> dict[str, Any]:
@@ -122,7 +180,11 @@ def read_metadata(path: FilePath) -> dict[str, Any]:
                 text = {key.lower(): value for key, value in container.metadata.items()}.get("comment", "{}")
         metadata = json.loads(text)
         return metadata if isinstance(metadata, dict) else {}
-    except (av.FFmpegError, OSError) as error:  # before ValueError, which some of them are
+    except (
+        av.FFmpegError,
+        OSError,
+        Image.DecompressionBombError,
+    ) as error:  # some are ValueErrors
         raise InputError(f"{path} cannot be read ({_reason(error)})") from error
     except ValueError:
         return {}  # a comment of other software
@@ -141,8 +203,8 @@ def write_video(
     """Writes a video in the format of the suffix, with `metadata` (prompt, seed, settings …) as JSON in the file.
 
     - .mp4 (H.264) and .webm (VP9) need even sizes: an odd size grows by repeating the last row or column.
-    - .gif loops. Its frame times are whole hundredths of a second that add up to the right length: above a hundred
-      frames a second some frames are left out, and equal frames in a row become one longer frame.
+    - .gif loops. Its frame times are whole hundredths of a second that add up to the right length. Browsers slow down
+      frames of less than 20 ms: above 50 frames a second some are left out. Equal frames become one longer frame.
     - .png shows all frames in a row.
     - .npy holds exact float32 values in [-1, 1], not scaled; its metadata lie in a .json file next to it.
 
@@ -227,6 +289,9 @@ def _write_encoded(path: Path, frames: Iterator[UInt8[np.ndarray, "H W C"]], fps
         rate = Fraction(fps).limit_denominator(10_000)
         stream = container.add_stream("libx264" if mp4 else "libvpx-vp9", rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = h + h % 2, w + w % 2, "yuv420p"
+        # RGB is converted by BT.601 (6). Browsers take an mp4 of 720 rows for BT.709, unless every tag is there.
+        context = stream.codec_context
+        context.colorspace, context.color_range, context.color_primaries, context.color_trc = 6, 1, 1, 1
         for picture in itertools.chain([first], frames):
             even = np.pad(picture, [(0, h % 2), (0, w % 2), (0, 0)], mode="edge")
             rgb = np.ascontiguousarray(np.broadcast_to(even, (*even.shape[:2], 3)))
@@ -236,11 +301,11 @@ def _write_encoded(path: Path, frames: Iterator[UInt8[np.ndarray, "H W C"]], fps
 
 def _write_gif(path: Path, frames: Iterator[UInt8[np.ndarray, "H W C"]], fps: float | int, comment: str) -> None:
     pictures = list(map(_picture, frames))
-    ends = np.rint(np.arange(len(pictures) + 1) * 100 / fps).astype(int)
-    ends[-1] = max(ends[-1], 1)
-    shown = np.flatnonzero(np.diff(ends))
-    durations = (np.diff(ends)[shown] * 10).tolist()  # milliseconds
-    first, *others = (pictures[i] for i in shown)
+    seconds = len(pictures) / fps
+    count = max(1, min(len(pictures), int(seconds * 50)))
+    ends = np.rint(np.linspace(0, seconds * 100, count + 1)).astype(int)
+    durations = (np.diff(ends).clip(2) * 10).tolist()  # milliseconds
+    first, *others = (pictures[int(k)] for k in np.linspace(0, len(pictures), count, endpoint=False))
     options = {"append_images": others, "duration": durations, "loop": 0, "comment": comment.encode()}
     first.save(path, format="gif", save_all=True, **options)
 

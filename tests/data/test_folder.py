@@ -3,6 +3,7 @@
 import json
 import logging
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -48,9 +49,8 @@ def test_lists_nested_videos_in_order_and_cuts_clips(folder):
 
 
 def test_uncommon_containers(tmp_path):
-    import av
-
-    for suffix, codec in ((".avi", "mpeg4"), (".mov", "libx264")):
+    codecs = {".avi": "mpeg4", ".mov": "libx264", ".m4v": "libx264", ".3gp": "libx264", ".mkv": "libx264"}
+    for suffix, codec in codecs.items():
         with av.open(str(tmp_path / f"clip{suffix}"), "w") as container:
             stream = container.add_stream(codec, rate=10)
             stream.width = stream.height = 16
@@ -60,7 +60,62 @@ def test_uncommon_containers(tmp_path):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
             container.mux(stream.encode())
     source = VideoFolder(tmp_path, frames=5, stride=2, size=16, crop="center")
-    assert [frame_numbers(item["video"]) for item in source] == [[5, 7, 9, 11, 13]] * 2
+    assert [frame_numbers(item["video"]) for item in source] == [[5, 7, 9, 11, 13]] * 5
+
+
+def test_files_of_formats_that_are_not_read_are_counted(folder, caplog):
+    for name in ("x.wmv", "y.WMV", "nested/z.ts"):
+        (folder / name).touch()
+    assert len(VideoFolder(folder, frames=2, size=8)) == 4
+    assert "files of these formats are not read (convert them to mp4): 1 .ts, 2 .wmv" in caplog.text
+
+
+def test_hidden_folders_and_trash_are_left_out_and_counted(folder, caplog):
+    outside = [".cache/e.mp4", "nested/.ipynb_checkpoints/d-checkpoint.mp4", ".Trash-1000/files/f.mp4"]
+    outside += ["$RECYCLE.BIN/g.mp4", "nested/__MACOSX/h.mp4"]
+    for name in outside:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / ".git").mkdir()
+    source = VideoFolder(folder, frames=2, size=8)
+    assert names(source) == ["a.webm", "b.mp4", "nested/d.mp4", "nested/deep/c.gif"]
+    assert "run folders are left out: 1 in $RECYCLE.BIN, 1 in .Trash-1000, 1 in .cache …" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["videos/.hidden/root", "$RECYCLE.BIN", "run"])
+def test_the_folder_itself_may_have_any_name(tmp_path, name):
+    write_clock(tmp_path / name / "a.mp4")
+    (tmp_path / name / "checkpoints").mkdir()
+    (tmp_path / name / "config.json").touch()
+    assert names(VideoFolder(tmp_path / name, frames=2, size=8)) == ["a.mp4"]
+
+
+@pytest.mark.parametrize("begun", ["checkpoints/5", "metrics.jsonl"])
+def test_the_samples_of_a_run_below_the_folder_are_not_trained_on(folder, caplog, begun):
+    run = folder / "runs" / "x"
+    (run / "samples" / "seed0").mkdir(parents=True)
+    (run / begun).mkdir(parents=True) if begun == "checkpoints/5" else (run / begun).touch()
+    (run / "config.json").touch()
+    write_clock(run / "samples" / "seed0" / "000.mp4")
+    (folder / "config.json").touch()  # of something else
+    assert names(VideoFolder(folder, frames=2, size=8)) == ["a.webm", "b.mp4", "nested/d.mp4", "nested/deep/c.gif"]
+    assert "run folders are left out: 1 in runs/x" in caplog.text
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_read_once(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    write_clock(other / "inner" / "e.mp4")
+    (other / "inner" / "loop").symlink_to(other)
+    (folder / "a link").symlink_to(folder / "nested")
+    (folder / "linked").symlink_to(other)
+    (folder / "nested" / "again").symlink_to(other / "inner")
+    (folder / "nested" / "up").symlink_to(folder)
+    (folder / "gone").symlink_to(folder / "nowhere")
+    (folder / "nested" / "metadata.csv").write_text("file_name,text\nd.mp4,d\n")
+    (other / "metadata.csv").write_text("file_name,text\ninner/e.mp4,e\n")
+    source = VideoFolder(folder, frames=2, size=8)
+    assert names(source) == ["a.webm", "b.mp4", "linked/inner/e.mp4", "nested/d.mp4", "nested/deep/c.gif"]
+    assert [file.captions[0] for file in source.files] == ["", "", "e", "d", ""]
 
 
 @pytest.mark.parametrize("form", ["metadata.jsonl", "metadata.csv", "txt"])
@@ -88,10 +143,10 @@ def test_videos_without_caption_are_counted_and_get_an_empty_one(folder, caplog)
     (folder / "metadata.jsonl").write_text('{"file_name": "b.mp4", "text": "b"}')
     source = VideoFolder(folder, frames=2, size=8)
     assert [item["caption"] for item in source] == ["", "b", "", ""]
-    assert "no caption for 3 of 4 videos" in caplog.text
+    assert "3 of 4 videos have no caption" in caplog.text
     (folder / "metadata.jsonl").unlink()
     VideoFolder(folder, frames=2, size=8)
-    assert "4 of 4 videos of" in caplog.text
+    assert "4 of 4 videos have no caption" in caplog.text
 
 
 def test_corrupt_and_short_files_are_skipped_and_named_once(folder, caplog):
@@ -148,6 +203,30 @@ def test_frame_rate_is_resampled_to_the_nearest_frames(tmp_path, suffix):
     )
     with pytest.raises(InputError, match="too short"):
         VideoFolder(tmp_path, frames=17, fps=10, **middle)
+
+
+def test_videos_that_are_slower_than_the_clip_are_counted(tmp_path, caplog):
+    write_clock(tmp_path / "slow.mp4", frames=10, fps=5)
+    write_clock(tmp_path / "film.mp4", frames=40, fps=23.976)
+    VideoFolder(tmp_path, frames=4, size=16, fps=24)
+    assert "1 of 2 videos have fewer than 24 frames a second: frames repeat" in caplog.text
+    caplog.clear()
+    VideoFolder(tmp_path, frames=4, size=16, fps=10, stride=2)
+    assert "repeat" not in caplog.text
+
+
+def test_hdr_videos_are_counted(tmp_path, caplog):
+    write_clock(tmp_path / "sdr.mp4")
+    with av.open(str(tmp_path / "hdr.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = 16
+        stream.pix_fmt, stream.codec_context.color_trc = "yuv420p", 18  # HLG
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8))))
+        container.mux(stream.encode())
+    with caplog.at_level(logging.INFO):
+        VideoFolder(tmp_path, frames=2, size=8)
+    assert "1 of 2 videos are HDR" in caplog.text
 
 
 def test_random_starts_reach_every_frame(tmp_path):
@@ -234,9 +313,7 @@ def test_bad_input(folder, tmp_path_factory):
         (metadata(gone), {}, "captions for 5 files that are no videos here: 0.mp4, 1.mp4, 2.mp4 …"),
         (metadata(b'{"file_name": "/etc/a.mp4", "text": ""}'), {}, "no videos here: /etc/a.mp4"),
         (metadata(b'{"file_name": "a.mp4", "text": ""}\n{'), {}, "line 2 is not JSON"),
-        (metadata(b'["a.mp4"]'), {}, "line 1: needs file_name and text"),
         (metadata(rb'{"file_name": "a.mp4", "text": "\ud83d"}'), {}, "line 1: the text contains half of a surrogate"),
-        (metadata(b"file,text\na.mp4,x", "metadata.csv"), {}, "line 2: needs file_name and text"),
         (metadata(b'file_name,text\na.mp4,"' + b"x" * 140_000, "metadata.csv"), {}, "is not CSV .*field larger"),
         (metadata(b"\xff\xfe", "a.txt"), {}, "cannot be read as UTF-8"),
     ]

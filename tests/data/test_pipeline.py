@@ -179,6 +179,17 @@ def test_the_longest_caption_is_tokenised_before_a_video_is_read():
         make_iterator(Folder(4), batch_size=2, seed=0, tokenize=tokenize)
 
 
+def test_workers_whose_batches_do_not_fit_into_shared_memory_are_not_started(monkeypatch):
+    class Huge(Numbered):
+        def __getitem__(self, index):
+            return {"video": np.broadcast_to(np.uint8(0), (2**16, 2**10, 2**10, 3)), "caption": "0"}  # 192 GiB
+
+    message = r"/dev/shm has \d+ MiB free, and data.num_workers=3 with data.prefetch=4 may fill 11796480: .*shm-size"
+    with pytest.raises(InputError, match=message):
+        make_iterator(Huge(8), batch_size=4, process_count=2, num_workers=3, prefetch=4, **OPTIONS)
+    make_iterator(Huge(8), batch_size=2, **OPTIONS).close()  # without workers there is no limit
+
+
 def test_signals_do_not_stop_the_workers():
     iterator = make_iterator(Numbered(11), num_workers=2, prefetch=1, **EVERYTHING)
     for _ in range(2):  # one batch of each worker: both have started

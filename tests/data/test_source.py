@@ -156,6 +156,21 @@ def test_folder_with_and_without_splits(tmp_path):
     assert len(make_source("folder", split="test", fps=4, **(options | {"frames": 2}))) == 1
 
 
+def test_folders_of_splits_may_have_capitals_and_what_lies_beside_them_is_named(tmp_path, caplog):
+    for name in ("Train/a.mp4", "TEST/b.mp4", "beside.mp4"):
+        write_video(tmp_path / name, np.zeros((4, 16, 16, 3), np.uint8), 8)
+    (tmp_path / "metadata.csv").write_text("file_name,text\nTrain/a.mp4,a\n")
+    options = {"data_dir": tmp_path, "frames": 2, "size": 16}
+    train, test = (make_source("folder", split=split, **options) for split in ("train", "test"))
+    assert (train.root.name, test.root.name) == ("Train", "TEST")
+    assert splits_of("folder", data_dir=tmp_path) == ["test", "train"]
+    assert "only Train/ is read; left out beside it: beside.mp4, metadata.csv" in caplog.text
+    (tmp_path / "train").mkdir()  # the exact name comes first
+    write_video(tmp_path / "train" / "c.mp4", np.zeros((4, 16, 16, 3), np.uint8), 8)
+    assert make_source("folder", **options).root.name == "train"
+    assert splits_of("folder", data_dir=tmp_path) == ["test", "train"]
+
+
 def test_splits_are_named(prepared, tmp_path):
     place = {"data_dir": prepared / "array_record", "builder_config": "small"}
     assert splits_of("tfds:stored_videos", **place) == ["train", "test"]
@@ -207,6 +222,7 @@ def test_bad_input(prepared, tmp_path):
         (lambda: open_prepared(prepared, fps=8), "fps=8: stored_videos stores no frame rates"),
         (lambda: open_prepared(prepared, stride=2), "stride=2 needs frames"),
         (lambda: open_prepared(prepared, data_dir=prepared / "tfrecord"), "is stored as tfrecord"),
+        (lambda: open_prepared(prepared, captions="all"), "captions='all' is for a folder of videos"),
         (lambda: make_source("folder", **elsewhere), "needs frames and size"),
         (lambda: make_source("folder", frames=2, size=8, data_dir=tmp_path / "x"), "x is not a folder"),
     ]

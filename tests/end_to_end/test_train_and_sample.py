@@ -182,6 +182,9 @@ def test_samples_are_written_in_every_format_with_their_settings(world, run, out
     frames, fps = read_video(world / "out" / "000-clip-3.mp4")
     assert frames.shape == (4, 128, 128, 3)
     assert fps == 8
+    assert "also holds" not in out
+    out, _ = sampled(outcome, run, "--prompt=clip 3", "--steps=3", "--format=gif", "--out", world / "out")
+    assert "also holds 19 files of earlier commands: 000-clip-3.mp4, 000-clip-3.npy, 000-clip-3.png …" in out
 
 
 def test_a_video_is_extended_at_its_own_rate(world, run, outcome):

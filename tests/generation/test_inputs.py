@@ -55,6 +55,17 @@ def test_masks_are_fitted_as_their_video(files):
     np.testing.assert_array_equal(mask[1], ~mask[0])
 
 
+def test_masks_of_16_bits_and_in_the_alpha_channel(tmp_path):
+    """Half of the range is white; what is transparent is not white."""
+    Image.fromarray(np.uint16([[0, 1000, 32000, 33000, 65535]])).save(tmp_path / "deep.png")
+    assert read_mask(tmp_path / "deep.png", (1, 5), (1, 5)).ravel().tolist() == [False] * 3 + [True] * 2
+    white = np.full((2, 4, 4), 255, np.uint8)
+    white[:, :2, 3] = 0
+    Image.fromarray(white).save(tmp_path / "alpha.png")
+    assert read_mask(tmp_path / "alpha.png", (2, 4), (2, 4))[0, 0, :, 0].tolist() == [False, False, True, True]
+    np.testing.assert_array_equal(read_image(tmp_path / "alpha.png", (2, 4), 3), 1)
+
+
 def test_files_of_another_kind_are_refused(files):
     cases = [
         (lambda: read_clip(files / "picture.png", (4, 4), 3), r"picture.png is not a video \(.mp4"),

@@ -4,7 +4,24 @@ import numpy as np
 import pytest
 
 from vdm_jax.errors import InputError
-from vdm_jax.generation.prompts import check_travel, prompts_at, read_travel, texts_and_shares
+from vdm_jax.generation.prompts import check_travel, prompts_at, read_prompts, read_travel, texts_and_shares
+
+
+def test_only_line_feeds_separate_the_prompts_of_a_file(tmp_path):
+    file = tmp_path / "prompts.txt"
+    text = "\ufeffa dog\u2028running\r\n\n  a\x0bcat\x0cand\x1ca\x85fish  \r\n\t\nlast"
+    file.write_bytes(text.encode())
+    assert read_prompts(file) == ["a dog\u2028running", "a\x0bcat\x0cand\x1ca\x85fish", "last"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "holds no prompt"), (b"\xef\xbb\xbf \r\n\n", "holds no prompt"), (b"\xff\xfea", "it is not text in UTF-8")],
+)
+def test_a_file_without_prompts_is_refused(tmp_path, content, words):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    with pytest.raises(InputError, match=rf"prompts\.txt.*{words}"):
+        read_prompts(tmp_path / "prompts.txt")
 
 
 def test_a_plain_prompt_holds_throughout():

@@ -118,6 +118,29 @@ def test_sets_that_cannot_be_compared_are_one_line(sets, tmp_path):
             human.make_study(given, num=4)
 
 
+def test_a_set_of_several_runs_or_settings_is_refused(tmp_path):
+    def draw(folder, number, **settings):
+        metadata = {"run": "r1", "step": 9, "steps": 8, "prompt": f"prompt {number}", "number": number} | settings
+        write_video(tmp_path / folder / f"{number}.gif", np.zeros((2, 8, 8, 1), np.uint8), 8, metadata)
+
+    for number in range(3):
+        draw("good", number, image=[f"{number}.png"], seed=number)  # a command for each picture
+        for folder in ("runs", "settings", "more"):
+            draw(folder, number)
+    draw("runs", 0, run="r2")
+    draw("settings", 1, steps=16)
+    draw("more", 2, strength=0.5)
+    human.make_study({"a": tmp_path / "good", "b": tmp_path / "good"}, num=3)
+    cases = {
+        "runs mixes videos of several commands: run=r2 in 0.gif, and r1 in 1.gif": "runs",
+        "settings mixes videos of several commands: steps=8 in 0.gif, and 16 in 1.gif": "settings",
+        "more mixes videos of several commands: strength=None in 0.gif, and 0.5 in 2.gif": "more",
+    }
+    for message, folder in cases.items():
+        with pytest.raises(InputError, match=message):
+            human.make_study({"a": tmp_path / "good", "b": tmp_path / folder}, num=3)
+
+
 # ---------------------------------------------------------------------------------------------- aggregation
 
 KEY = {

@@ -215,6 +215,12 @@ def test_options_that_do_not_fit_are_refused(folder, options, message):
         load_published(folder, **options)
 
 
+@pytest.mark.parametrize(("option", "value"), [("dtyp", "bfloat16"), ("dtype", "bf16")])
+def test_an_unknown_option_is_one_line(folder, option, value):
+    with pytest.raises(InputError, match=f"pipeline: .*{value if option == 'dtype' else option}"):
+        load(folder, mesh=ONE, **{option: value})
+
+
 def test_what_is_missing_is_named(folder, pipeline, tmp_path):
     with pytest.raises(InputError, match="enlarging a video by 2 needs a network that draws pixels"):
         pipeline(["the cat"], coarse=2)

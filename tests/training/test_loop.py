@@ -4,9 +4,11 @@ import json
 import logging
 import os
 import re
+import resource
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from runpy import run_path
 from types import SimpleNamespace
@@ -205,6 +207,28 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(config, tmp_path):
     kept = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
     assert kept
     assert max(kept) < lines[-1]["step"]
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "metrics"])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_from_what_was_saved(config, whole, tmp_path, caplog, what):
+    """The limit of a file's size stands for the disk."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        while not (tmp_path / "checkpoints" / "5").is_dir():  # it is written in the background
+            time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
+
+    changes = {"sample.every": 1, "log_every": 9 if what == "checkpoint" else 1}
+    try:
+        with pytest.raises(InputError, match="cannot be written: File too large; saved checkpoints stay good") as error:
+            train(changed(config, **changes), tmp_path, at(6, fill))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert ("/checkpoints/9" in str(error.value.__cause__)) == (what == "checkpoint")
+    assert not caplog.records
+    state = jax.device_get(train(config, tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, state, whole[1])
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(config, tmp_path):

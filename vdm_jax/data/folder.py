@@ -1,27 +1,31 @@
 """Reads a folder of videos as clips of one size, length and frame rate, with captions."""
 
-import csv
 import dataclasses
-import io
-import json
 import logging
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 from PIL import Image
 
-from vdm_jax.errors import InputError
-from vdm_jax.video import READABLE, iter_frames, probe, to_rgb
+from vdm_jax.data.captions import read_captions
+from vdm_jax.errors import InputError, some
+from vdm_jax.pictures import to_rgb
+from vdm_jax.video import READABLE, iter_frames, probe
 
 log = logging.getLogger(__name__)
 
 Crop = Literal["random", "center"]
 Item = dict[str, Any]
+
+_TRASH = ("$recycle.bin", "#recycle", "@eadir", "__macosx")
+_NOT_READ = (".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".f4v", ".ogv", ".mxf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +54,8 @@ class ClipShape:
 
 
 def fit(
-    frame: UInt8[np.ndarray, "H W C"], size: tuple[int, int], place: tuple[float, float]
-) -> UInt8[np.ndarray, "Y X C"]:
+    frame: UInt[np.ndarray, "H W C"], size: tuple[int, int], place: tuple[float, float]
+) -> UInt[np.ndarray, "Y X C"]:
     """Returns the largest part of a picture with the proportions of `size`, at `place`, resized to `size`.
 
     Pillow's bicubic filter widens with the reduction, so fine detail is averaged and not aliased.
@@ -83,17 +87,18 @@ class VideoFile(NamedTuple):
     """Describes a readable video."""
 
     path: Path
-    caption: str
+    captions: tuple[str, ...]
     rate: float  # frames per second
     count: int  # frames
+    hdr: bool
 
 
 class VideoFolder(Clips):
-    """Gives random access to clips of the mp4, webm, gif, avi and mov files below `root`, sorted by name.
+    """Gives random access to clips of the videos below `root` (`video.READABLE`), sorted by name.
 
-    Items are {"video": uint8 [frames, *size, 3], "caption": str}. Captions come from `metadata.jsonl` or
-    `metadata.csv` in `root` (columns `file_name`, relative to `root`, and `text`), else from a .txt next to each
-    video, else they are "".
+    Items are {"video": uint8 [frames, *size, 3], "caption": str}. `read_captions` says where captions come from; a
+    video without one has "". `captions` "one" refuses a second caption of a video, "first" leaves it out, "all" draws
+    one of them for each sample.
 
     A clip is sampled by time: frame k is the frame nearest to `start + k·stride/fps` seconds. `fps=None` means the rate
     of the file. `sample` draws start and crop from its generator; `folder[i]` draws them from (seed, i), the same each
@@ -114,6 +119,7 @@ class VideoFolder(Clips):
         fps: float | int | None = None,
         crop: Crop = "random",
         seed: int = 0,
+        captions: str = "one",
     ):
         self.root = Path(root)
         self.shape = ClipShape(frames, (size, size) if isinstance(size, int) else tuple(size), stride, crop)
@@ -121,24 +127,26 @@ class VideoFolder(Clips):
             raise InputError(f"fps={fps} must be positive, or None for each file's own")
         self.fps, self.seed = fps, seed
         self._failed: set[Path] = set()
-        paths = _list_videos(self.root)
-        self.files = self._usable(paths, _captions(self.root, paths))
+        files = _list_files(self.root)
+        videos = _videos_of(self.root, files)
+        self.files = self._usable(videos, read_captions(files, videos, captions))
 
     @property
     def longest_caption(self) -> tuple[Path, str]:
         """Returns the path of the file with the longest caption, and the caption."""
-        file = max(self.files, key=lambda file: len(file.caption.encode()))
-        return file.path, file.caption
+        captions = ((file.path, caption) for file in self.files for caption in file.captions)
+        return max(captions, key=lambda caption: len(caption[1].encode()))
 
     def __len__(self) -> int:
         return len(self.files)
 
     def sample(self, index: int, rng: np.random.Generator, single_frame: bool = False) -> Item:
-        """Returns item `index` with start and crop drawn from `rng`; with `single_frame`, a clip of one frame."""
+        """Returns item `index` with start, crop and caption drawn from `rng`; `single_frame`: a clip of one frame."""
         for attempt in range(len(self)):
             file = self.files[(index + attempt) % len(self)]
             try:
-                return {"video": self._clip(file, rng, single_frame), "caption": file.caption}
+                video, several = self._clip(file, rng, single_frame), len(file.captions)
+                return {"video": video, "caption": file.captions[rng.integers(several) if several > 1 else 0]}
             except InputError as error:
                 if file.path not in self._failed:
                     self._failed.add(file.path)
@@ -149,23 +157,23 @@ class VideoFolder(Clips):
         frames = 1 if single_frame else self.shape.frames
         first, place = self.shape.draw(self._last_start(file, frames), rng)
         times = first / file.rate + np.arange(frames) * self.shape.stride / (self.fps or file.rate)
-        return np.stack([fit(f, self.shape.size, place) for f in _frames_at(file, times)])
+        return np.stack(list(_frames_at(file, times, lambda image: fit(image, self.shape.size, place))))
 
     def _last_start(self, file: VideoFile, frames: int) -> int:
         """Returns the last frame from which a clip can start; negative if the file is too short."""
         seconds = (frames - 1) * self.shape.stride / (self.fps or file.rate)
         return file.count - 1 - round(seconds * file.rate)
 
-    def _usable(self, paths: list[Path], captions: dict[Path, str]) -> list[VideoFile]:
+    def _usable(self, paths: list[Path], captions: dict[Path, tuple[str, ...]]) -> list[VideoFile]:
         """Probes every file (headers only) and leaves out, with one warning, the files that give no clip."""
         files, skipped, last_report = [], [], time.monotonic()
 
         def usable(path: Path) -> VideoFile | str:
             try:
-                rate, seconds = probe(path)
+                rate, seconds, hdr = probe(path)
             except InputError as error:
                 return str(error)
-            file = VideoFile(path, captions.get(path, ""), rate, round(rate * seconds))
+            file = VideoFile(path, captions.get(path, ("",)), rate, round(rate * seconds), hdr)
             fits = self._last_start(file, self.shape.frames) >= 0
             return file if fits else f"{path} is too short ({seconds:.2f} s, {file.count} frames)"
 
@@ -180,85 +188,76 @@ class VideoFolder(Clips):
         if not files:
             clip = f"{self.shape.frames} frames, stride {self.shape.stride}, fps {self.fps or 'of the file'}"
             raise InputError(f"{self.root}: none of its {len(paths)} videos gives a clip ({clip}): {skipped[0]}")
+        if hdr := sum(file.hdr for file in files):
+            log.info("%d of %d videos are HDR and are mapped to SDR (203 cd/m² is white)", hdr, len(files))
+        fps = (self.fps or 0) / self.shape.stride
+        if slow := sum(file.rate < 0.99 * fps for file in files):  # 23.976 is meant as 24
+            log.warning("%d of %d videos have fewer than %g frames a second: frames repeat", slow, len(files), fps)
         return files
 
 
-def _frames_at(file: VideoFile, times: np.ndarray) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Yields the frames nearest to `times` (seconds, ascending), the earlier of two; decodes in one pass."""
+def _frames_at(
+    file: VideoFile, times: np.ndarray, fit: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
+    """Yields the frames nearest to `times` (seconds, ascending), the earlier of two, fitted; decodes in one pass."""
     wanted, before = list(times), None
     for now, frame in iter_frames(file.path, times[0] - 1 / file.rate):
         while wanted and wanted[0] <= now:
             earlier = before is not None and wanted[0] - before[0] <= now - wanted[0] + 1e-6
-            yield to_rgb(before[1] if earlier else frame)
+            yield to_rgb(before[1] if earlier else frame, fit)
             wanted.pop(0)
         if not wanted:
             return
         before = now, frame
-    shown = 1 / file.rate  # the duration of the last frame; the file may hold it longer
-    if before is not None and before[1].duration:
-        shown = max(shown, float(before[1].duration * before[1].time_base))
-    for moment in wanted:
-        if before is None or moment > before[0] + shown:
+    for moment in wanted:  # the last frame lasts 1/rate, or longer
+        if before is None or moment > before[0] + max(1 / file.rate, before[1].duration):
             raise InputError(f"{file.path} ends before {moment:.2f} s, though its header says otherwise")
-        yield to_rgb(before[1])
+        yield to_rgb(before[1], fit)
 
 
-def _list_videos(root: Path) -> list[Path]:
+def _list_files(root: Path) -> list[Path]:
+    """Returns the files below a folder in order, without hidden ones. Links to folders are followed.
+
+    A folder with several names is read once, under its own name if it lies below `root`. Hidden folders, trash and run
+    folders are left out, and the videos in them are counted in the log.
+    """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder of videos: it does not exist or is a file")
-    videos = (p for p in root.rglob("*") if p.suffix.lower() in READABLE and not p.name.startswith("."))
-    paths = sorted(p for p in videos if p.is_file())
-    if not paths:
+    files, left_out, seen, tops = [], [], set(), [root]
+    for top in tops:  # the links that are found come last
+        for folder, inner, names in os.walk(top):
+            here, real = Path(folder), os.path.realpath(folder)
+            out = here != root and _is_left_out(here, inner, names)
+            if out and (count := _count_videos(here)):
+                left_out.append(f"{count} in {here.relative_to(root)}")
+            if out or real in seen:
+                inner.clear()
+                continue
+            seen.add(real)
+            inner.sort()
+            tops += [here / name for name in inner if (here / name).is_symlink()]
+            files += [here / name for name in names if not name.startswith(".")]
+    if left_out:
+        log.warning("%s: videos in hidden folders, trash and run folders are left out: %s", root, some(left_out))
+    return sorted(files)
+
+
+def _is_left_out(folder: Path, inner: list[str], names: list[str]) -> bool:
+    """Returns whether a folder is hidden, has deleted files or thumbnails, or is the folder of a run."""
+    is_run = "config.json" in names and ("checkpoints" in inner or "metrics.jsonl" in names)
+    return is_run or folder.name.startswith(".") or folder.name.lower() in _TRASH
+
+
+def _count_videos(folder: Path) -> int:
+    return sum(Path(name).suffix.lower() in READABLE for _, _, names in os.walk(folder) for name in names)
+
+
+def _videos_of(root: Path, files: list[Path]) -> list[Path]:
+    """Returns the videos among files, and logs how many files are of formats that are not read."""
+    if others := Counter(suffix for path in files if (suffix := path.suffix.lower()) in _NOT_READ):
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in others.items())
+        log.warning("%s: files of these formats are not read (convert them to mp4): %s", root, counts)
+    videos = [path for path in files if path.suffix.lower() in READABLE and path.is_file()]
+    if not videos:
         raise InputError(f"{root} holds no videos ({', '.join(READABLE)})")
-    return paths
-
-
-def _captions(root: Path, paths: list[Path]) -> dict[Path, str]:
-    """Returns captions by path, from a metadata file in `root`, else from the .txt next to each video."""
-    for name, read in (("metadata.jsonl", _read_jsonl), ("metadata.csv", _read_csv)):
-        if not (root / name).exists():
-            continue
-        texts, known = {}, set(paths)
-        for number, row in read(root / name):
-            if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("file_name", "text")):
-                raise InputError(f"{root / name}, line {number}: needs file_name and text")
-            if any("\ud800" <= letter <= "\udfff" for letter in row["text"]):  # possible in JSON, not in UTF-8
-                raise InputError(f"{root / name}, line {number}: the text contains half of a surrogate pair")
-            texts[row["file_name"]] = row["text"]
-        if absent := [file for file in texts if root / file not in known]:
-            some = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
-            raise InputError(f"{root / name} has captions for {len(absent)} files that are no videos here: {some}")
-        captions = {root / file: text for file, text in texts.items()}
-        if without := len(known - captions.keys()):
-            log.warning("%s has no caption for %d of %d videos (now empty)", root / name, without, len(paths))
-        return captions
-    texts = ((path, path.with_suffix(".txt")) for path in paths)
-    captions = {path: _read_text(text).strip() for path, text in texts if text.is_file()}
-    if without := len(paths) - len(captions):
-        log.warning("%d of %d videos of %s have no caption (now empty)", without, len(paths), root)
-    return captions
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text ({error})") from error
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
-        try:
-            if line.strip():
-                yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number} is not JSON ({error})") from error
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
-    rows = csv.DictReader(io.StringIO(_read_text(path), newline=""))
-    try:
-        for row in rows:
-            yield rows.line_num, row
-    except csv.Error as error:
-        raise InputError(f"{path}, line {rows.line_num} is not CSV ({error})") from error
+    return videos

@@ -9,6 +9,7 @@ whatever the number of workers, and the parts of all processes make up the batch
 import dataclasses
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -61,8 +62,8 @@ def make_iterator(
         process_index, process_count: number of this process among the processes that read different videos.
 
     Raises:
-        InputError: the batch does not divide, the source has too few videos, or its `longest_caption` (place and text,
-            if the source knows it) is too long.
+        InputError: the batch does not divide, the source has too few videos, its `longest_caption` (place and text,
+            if the source knows it) is too long, or the batches of the workers do not fit into shared memory.
     """
     count = len(source)
     if batch_size < 1 or batch_size % process_count:
@@ -85,6 +86,8 @@ def make_iterator(
     else:  # cut before the processes take their shares, so that all have the same number of batches
         positions = positions[: count // batch_size * batch_size]
     examples = positions.random_map(_Example(source, tokenize, flip, joint_images))
+    if num_workers:
+        _check_shared_memory(examples[0], batch_size // process_count, num_workers, prefetch)
     # Processes take shares in turn: side by side, their shares are the batch of a single process.
     shares = examples.batch(batch_size // process_count, drop_remainder=True, batch_fn=_stack)
     return BatchIterator(shares[process_index::process_count], num_workers, prefetch)
@@ -143,6 +146,22 @@ class BatchIterator(grain.DatasetIterator):
         if self._inner is not None:
             self._inner.close()
             self._inner = None
+
+
+def _check_shared_memory(example: Batch, batch_size: int, num_workers: int, prefetch: int) -> None:
+    """Raises InputError where the batches that workers hold do not fit into /dev/shm, which would kill the workers.
+
+    Grain has a buffer of `prefetch` batches at both ends of a worker's queue, each with one more that waits for room.
+    """
+    batches = num_workers * 2 * (max(prefetch, 1) + 1)
+    needed = sum(array.nbytes for array in example.values()) * batch_size * batches
+    free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else needed
+    if needed > free:
+        raise InputError(
+            f"/dev/shm has {free / 2**20:.0f} MiB free, and data.num_workers={num_workers} with "
+            f"data.prefetch={prefetch} may fill {needed / 2**20:.0f}: "
+            "enlarge it (docker run --shm-size), or lower one of the two"
+        )
 
 
 def _leave_signals_to_the_parent(worker: int, workers: int) -> None:

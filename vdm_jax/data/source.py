@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vdm_jax.data.folder import Clips, ClipShape, Crop, Item, VideoFolder, fit
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, some
+from vdm_jax.pictures import open_rgb
+from vdm_jax.video import READABLE
+
+log = logging.getLogger(__name__)
 
 _VIDEO_KEYS = ("video", "image_sequence", "image_aux1", "frames")  # ucf101 …, moving_mnist, bair
 _CAPTION_KEYS = ("caption", "text", "label")
@@ -34,13 +39,14 @@ def make_source(
     seed: int = 0,
     video_key: str | None = None,
     caption_key: str | None = None,
+    captions: str = "one",
 ) -> RandomAccessDataSource:
     """Returns random access to {"video": uint8 [T, H, W, C], "caption": str}, for `pipeline.make_iterator`.
 
     Args:
-        name: "moving_digits" (the first call builds it below `data_dir`), "folder" (the videos below `data_dir/split`;
-            the training split may lie in `data_dir` itself), or the name of a TFDS data set prepared below
-            `data_dir`, with or without the prefix "tfds:".
+        name: "moving_digits" (the first call builds it below `data_dir`), "folder" (the videos below `data_dir/split`,
+            in any capitals; the training split may lie in `data_dir` itself), or the name of a TFDS data set prepared
+            below `data_dir`, with or without the prefix "tfds:".
         split: name of the split; TFDS' slices ("train[:90%]") work too.
         builder_config: the variant of moving_digits or of the TFDS data set.
         frames, size, stride, crop: the clip (`ClipShape`); a folder needs frames and size. None: as stored.
@@ -49,17 +55,18 @@ def make_source(
         video_key, caption_key: the TFDS features, "outer/inner" if nested. None: the first existing one of video,
             image_sequence, image_aux1, frames, and of caption, text, label; without the latter, captions are "". A
             class label becomes its name.
+        captions: what becomes of several captions of a file in a folder (`VideoFolder`).
     """
     name = name.removeprefix("tfds:")
     size = (size, size) if isinstance(size, int) else size
     if name == "folder":
         if frames is None or size is None:
             raise InputError(f"a folder of videos needs frames and size, not frames={frames}, size={size}")
-        root = Path(data_dir) / split
-        if not root.is_dir() and split != "train":
-            raise InputError(f"split={split!r} of a folder needs the folder {root}")
-        root = root if root.is_dir() else Path(data_dir)
-        return VideoFolder(root, frames=frames, size=size, stride=stride, fps=fps, crop=crop, seed=seed)
+        root = _folder_of_split(Path(data_dir), split)
+        clip = dict(frames=frames, size=size, stride=stride, fps=fps, crop=crop, seed=seed)
+        return VideoFolder(root, **clip, captions=captions)
+    if captions != "one":
+        raise InputError(f"data.captions={captions!r} is for a folder of videos; {name} has one caption a video")
     if fps is not None:
         raise InputError(f"fps={fps}: {name} stores no frame rates to sample at; use stride, or leave fps None")
     if frames is None and stride != 1:
@@ -88,11 +95,24 @@ def splits_of(name: str, *, data_dir: str | Path, builder_config: str | None = N
     """Returns the splits of a data set, named as for `make_source`; a folder without train/ has "train" only."""
     name, root = name.removeprefix("tfds:"), Path(data_dir)
     if name == "folder":  # without train/, all its videos are the training split
-        inner = sorted(path.name for path in root.glob("*") if path.is_dir())
+        inner = sorted({path.name.lower() for path in root.glob("*") if path.is_dir()})
         return inner if "train" in inner else ["train"]
     if name == "moving_digits":
         return ["train", "test"]
     return list(_tfds().builder_from_directory(_find_tfds(name, builder_config, root)).info.splits)
+
+
+def _folder_of_split(root: Path, split: str) -> Path:
+    """Returns the folder of a split; of "train" `root` itself, if there is none. Logs what lies beside the folder."""
+    inside = sorted(root.glob("*"))
+    same = (path for path in (root / split, *inside) if path.is_dir() and path.name.lower() == split.lower())
+    if (folder := next(same, None)) is None:
+        if split != "train":
+            raise InputError(f"split={split!r} of a folder needs the folder {root / split}")
+        return root
+    if beside := [p.name for p in inside if p.suffix.lower() in READABLE or p.stem == "metadata"]:
+        log.warning("%s: only %s/ is read; left out beside it: %s", root, folder.name, some(beside))
+    return folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +154,7 @@ class _Clips(Clips):
 def _decode(frame: bytes | np.ndarray) -> UInt8[np.ndarray, "H W C"]:
     if isinstance(frame, bytes):
         with Image.open(io.BytesIO(frame)) as image:
-            frame = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+            frame = np.asarray(image if image.mode in ("L", "RGB") else open_rgb(image))
     return frame[..., None] if frame.ndim == 2 else frame
 
 

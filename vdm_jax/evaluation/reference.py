@@ -62,12 +62,13 @@ def other_data(
 ) -> RealData:
     """Clips of a `shape` (T, H, W, C) from a folder of videos, or from a TFDS data set prepared in `data_dir`.
 
-    `fps`: the rate at which the files of a folder are sampled (None: each at its own rate).
+    `fps`: the rate at which the files of a folder are sampled (None: each at its own rate). Of several captions of a
+    file one is drawn.
     """
     frames, *size, _ = shape
     kwargs = {"frames": frames, "size": tuple(size), "stride": stride}
     if Path(real).is_dir():
-        return _real_data("folder", data_dir=real, fps=fps, **kwargs)
+        return _real_data("folder", data_dir=real, fps=fps, captions="all", **kwargs)
     return _real_data(real, data_dir=data_dir, **kwargs)
 
 

@@ -1,12 +1,32 @@
-"""Prompts that change during a video: "0: a seven going up | 8: a seven going left"."""
+"""Files of prompts, and prompts that change during a video: "0: a seven going up | 8: a seven going left"."""
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from vdm_jax.errors import InputError
+from vdm_jax.files import FilePath
 from vdm_jax.typing import Float
+
+
+def read_prompts(path: FilePath) -> list[str]:
+    """Returns the prompts of a text file, one a line, without blank lines.
+
+    Raises:
+        InputError: the file cannot be read as UTF-8, or has no prompt.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise InputError(f"{path} cannot be read: {reason}") from error
+    # A prompt copied from elsewhere may hold U+2028, at which splitlines() would cut it.
+    prompts = [line.strip() for line in text.split("\n") if line.strip()]
+    if not prompts:
+        raise InputError(f"{path} holds no prompt; it needs one a line")
+    return prompts
 
 
 def read_travel(prompt: str) -> dict[int, str]:

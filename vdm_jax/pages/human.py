@@ -17,7 +17,7 @@ import numpy as np
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import bootstrap_mean, wilson
 from vdm_jax.pages.page import embed_video, render
-from vdm_jax.pages.samples import Sample, find_samples
+from vdm_jax.pages.samples import Sample, check_alike, find_samples
 from vdm_jax.typing import Int
 from vdm_jax.video import FilePath
 
@@ -48,7 +48,8 @@ def make_study(
     `sets` are folders of samples, by name. A pair is two videos with the same prompt and number; there are `num` pairs,
     or all that exist. With more than two sets, every two sets are compared, with equal numbers of pairs. In each
     comparison both sets are on the left equally often. `seed` chooses the pairs, their order and their sides. Raises
-    InputError for fewer than two sets, and for sets without common prompts and numbers in a common format.
+    InputError for fewer than two sets, for a set that mixes runs or settings, and for sets without common prompts and
+    numbers in a common format.
     """
     if len(sets) < 2:
         raise InputError(f"a study needs two sets of videos or more, not {len(sets)}")
@@ -57,6 +58,8 @@ def make_study(
     if not common:
         listing = "; ".join(f"{sets[name]}: {', '.join(x)}" for name, x in formats.items())
         raise InputError(f"the sets must have a common format, or the codec reveals the set ({listing})")
+    for name, folder in sets.items():
+        check_alike(folder, formats[name][common[0]])
     samples = {name: {(s.prompt, s.number): s for s in x[common[0]]} for name, x in formats.items()}
 
     rng = np.random.default_rng(seed)

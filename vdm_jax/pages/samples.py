@@ -1,5 +1,6 @@
 """Finds the videos that experiments/sample.py wrote into a folder, by prompt and number."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.video import FilePath, read_metadata, read_video, to_uint8
 
 FORMATS = (".npy", ".mp4", ".webm", ".gif")  # ordered by preference
+OF_ONE_VIDEO = ("seed", "image", "image_at", "video", "mask", "fps")  # metadata that may differ within a set
 
 
 class Sample(NamedTuple):
@@ -27,6 +29,19 @@ class Sample(NamedTuple):
             return to_uint8(np.load(self.path, allow_pickle=False)), float(self.settings["fps"])
         except (OSError, EOFError, ValueError, KeyError) as error:
             raise InputError(f"{self.path} cannot be read as a video ({error})") from error
+
+
+def check_alike(folder: FilePath, samples: Sequence[Sample]) -> None:
+    """Raises InputError if a folder mixes samples of several runs or settings; inputs and seeds may differ."""
+    first, *others = samples
+    for sample in others:
+        for key in sorted(first.settings.keys() | sample.settings.keys()):
+            values = [s.settings.get(key) for s in (first, sample)]
+            if values[0] != values[1] and key not in OF_ONE_VIDEO:
+                raise InputError(
+                    f"{folder} mixes videos of several commands: {key}={values[0]} in {first.path.name}, and "
+                    f"{values[1]} in {sample.path.name}; each set needs a folder of its own (sample.py --out)"
+                )
 
 
 def find_samples(folder: FilePath) -> dict[str, list[Sample]]:

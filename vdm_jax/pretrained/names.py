@@ -173,7 +173,7 @@ class Part:
     """A loaded network: `nnx.merge(graphdef, params)` is the module; `config` is its config.json, or stands for one."""
 
     graphdef: nnx.GraphDef | None  # not needed to save it
-    params: Params
+    params: PyTree  # arrays, or shapes of parameters that are new
     config: Config
 
 

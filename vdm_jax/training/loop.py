@@ -3,9 +3,11 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -39,6 +41,8 @@ from vdm_jax.training.optimizer import optimizer_of
 from vdm_jax.training.state import TrainState, plan_state, restore_state, to_parts
 from vdm_jax.training.step import make_train_step
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit of a file
+
 # Draws samples during training, from the model with its averaged parameters.
 DrawSamples = Callable[[Model, Mesh], None]
 
@@ -54,10 +58,19 @@ def train(
     SIGTERM and a closed terminal (SIGHUP) save a checkpoint and exit with status 0. Ctrl-C saves a checkpoint and
     raises KeyboardInterrupt. With several processes, SIGTERM to one of them stops all at the same step, and Ctrl-C ends
     without saving. `model` is the config's model, if it is built already. Raises InputError for a config that cannot be
-    trained.
+    trained, or a full disk.
     """
-    with contextlib.ExitStack() as exit_stack:
-        return _train(config, Path(workdir), draw_samples, model, exit_stack)
+    try:
+        with contextlib.ExitStack() as exit_stack:
+            return _train(config, Path(workdir), draw_samples, model, exit_stack)
+    except (OSError, ValueError) as error:  # ValueError: as TensorStore tells of the same
+        full = next((words for words in map(os.strerror, _FULL) if words in str(error)), None)
+        if full is None or isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{workdir} cannot be written: {full}; saved checkpoints stay good, and the same command goes on from the "
+            "last of them once there is room"
+        ) from error
 
 
 def _train(config, workdir: Path, draw_samples, model, exit_stack: contextlib.ExitStack) -> TrainState:
