@@ -18,6 +18,17 @@ NAMES = ("diffusion_pytorch_model", "model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
+def read_json(path: Path) -> Config:
+    """Returns the object in a JSON file. Raises InputError for a file that cannot be read, or holds no object."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} must hold an object, not {type(config).__name__}")
+    return config
+
+
 def read_config(folder: str | Path, name: str = "unet") -> dict[str, Any]:
     """Returns the config.json of a folder, or of its subfolder `name` if the folder is a whole pipeline.
 
@@ -25,11 +36,8 @@ def read_config(folder: str | Path, name: str = "unet") -> dict[str, Any]:
         InputError: the file is missing, or is no diffusers config.
     """
     path = component(folder, name) / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict) or "_class_name" not in config:
+    config = read_json(path)
+    if "_class_name" not in config:
         raise InputError(f"{path} is not a diffusers config: it has no _class_name")
     return config
 

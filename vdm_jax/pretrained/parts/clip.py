@@ -4,7 +4,6 @@ A setting that is not implemented is an error, never ignored.
 """
 
 import dataclasses
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from vdm_jax.models.rngs import Keys
 from vdm_jax.models.text.clip import ClipText, ClipVision
 from vdm_jax.models.transformer import ACTIVATIONS
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.pretrained.folder import Config, Weights, component
+from vdm_jax.pretrained.folder import Config, Weights, component, read_json
 from vdm_jax.pretrained.lora import Lora, merge_lora
 from vdm_jax.pretrained.names import Naming, Table, load_params
 from vdm_jax.typing import Params
@@ -158,17 +157,6 @@ def published(
     mesh = make_mesh() if mesh is None else mesh
     params = load_params(weights, abstract, naming, mesh=mesh, where=where, dtype=dtype)
     return PublishedEncoder(nnx.split(abstract)[0], params, config)
-
-
-def read_json(path: Path) -> Config:
-    """Returns the object in a JSON file. Raises InputError for a file that cannot be read, or holds no object."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} must hold an object, not {type(config).__name__}")
-    return config
 
 
 def translate(config: Config) -> tuple[type[ClipText] | type[ClipVision], dict[str, Any], Naming]:
