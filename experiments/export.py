@@ -10,6 +10,8 @@ from vdm_jax import command
 from vdm_jax.errors import InputError
 
 RUN = flags.DEFINE_string("run", None, "Run folder of a config with `model.network.folder`.")
+PRETRAINED = flags.DEFINE_string("pretrained", None, "Folder of the run's published model, where it has moved.")
+ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of its motion adapter, where it has moved.")
 OUT = flags.DEFINE_string("out", None, "Folder for the weights.")
 LORA = flags.DEFINE_bool("lora", False, "Write only the low-rank changes of a run with `train.parts='lora'`.")
 
@@ -31,7 +33,7 @@ def main() -> None:
         raise InputError(f"{RUN.value} trained a network of its own, which diffusers does not know")
     if LORA.value and config.train.parts != "lora":
         raise InputError(f"{RUN.value} has train.parts={config.train.parts!r}, not 'lora': it has no low-rank changes")
-    model, trained, split = load_trained(RUN.value)
+    model, trained, split = load_trained(RUN.value, folder=PRETRAINED.value or "", motion_adapter=ADAPTER.value or "")
     kind = model.unet_config["_class_name"]
     if LORA.value:
         save_lora(trained["network"], translate(model.unet_config)[1], OUT.value)

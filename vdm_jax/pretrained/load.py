@@ -1,10 +1,12 @@
 """Loads published folders (diffusers format) as parts of a model, and as whole models."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -15,7 +17,7 @@ from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import FAMILIES
 from vdm_jax.pretrained.families.stable_video_diffusion import FirstFrame
 from vdm_jax.pretrained.families.unets import Family
-from vdm_jax.pretrained.folder import Config, read_config
+from vdm_jax.pretrained.folder import Config, read_config, snapshot
 from vdm_jax.pretrained.lora import Lora, read_lora
 from vdm_jax.pretrained.parts.autoencoders import load_autoencoder, translate
 from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder
@@ -66,7 +68,7 @@ def load_network(
     """
     unet = load_unet(folder, motion_adapter=motion_adapter, new_motion=new_motion, loras=loras, **options)
     family = FAMILIES[unet.config["_class_name"]]
-    schedule = read_scheduler(folder, family.scheduler)
+    schedule = read_scheduler(snapshot(folder), family.scheduler)
     return Network(unet.graphdef, unet.params, unet.config, family, schedule)
 
 
@@ -106,7 +108,7 @@ def load_published(
     at_most: int | None = None,
     free_noise: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     params_dtype: str | None = None,
     chunk: int | None = None,
     motion: float | int | None = None,
@@ -123,7 +125,8 @@ def load_published(
         at_most: upper bound on the published default number of frames.
         free_noise: (context length, stride) of FreeNoise, with which AnimateDiff draws more frames than its motion
             modules have positions for ((16, 4) as published).
-        dtype, params_dtype: of the computation, and of the parameters (default: the same).
+        dtype: of the computation (default: `default_dtype`).
+        params_dtype: of the parameters (default: the same).
         chunk: frames that Stable Video Diffusion decodes at a time (`load_codec`).
         motion: Stable Video Diffusion's motion bucket (default: 127).
         mesh: default: all devices along data.
@@ -145,7 +148,9 @@ def load_published(
     for lora in changes:
         if family.first_frame and lora.text:
             raise InputError(f"{lora.where} changes a text encoder ({len(lora.text)} modules), and {kind} has none")
-    common = dict(mesh=make_mesh() if mesh is None else mesh, dtype=dtype, params_dtype=params_dtype or dtype)
+    mesh = make_mesh() if mesh is None else mesh
+    dtype = dtype or default_dtype(mesh)
+    common = dict(mesh=mesh, dtype=dtype, params_dtype=params_dtype or dtype)
     network = load_network(folder, motion_adapter=motion_adapter, loras=changes, window=free_noise, **common, **options)
     codec, autoencoder = load_codec(folder, chunk=chunk, **common)
     params = {"network": network.params, "codec": autoencoder}
@@ -173,6 +178,7 @@ def load_published(
         )
     else:
         text, params["text"] = load_text(folder, loras=changes, **common)
+    _log_sizes(params, dtype, min(codec.decoded or frames, frames), frames)
     loading = (dtype, params_dtype, chunk, motion, free_noise, sorted(options.items()))
     return Model(
         network=network.graphdef,
@@ -191,6 +197,19 @@ def load_published(
         loaded=frozenset(params),
         origin=repr((str(folder), str(motion_adapter), [(str(f), s) for f, s in loras], loading)),
     )
+
+
+def default_dtype(mesh: Mesh | None = None) -> str:
+    """Returns the type in which published models compute: float32 on CPUs, bfloat16 on other devices of a mesh."""
+    mesh = make_mesh() if mesh is None else mesh
+    return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+
+
+def _log_sizes(params: Params, dtype: str, decoded: int, frames: int) -> None:
+    leaves = jax.tree.leaves(params)
+    count, size, kind = sum(x.size for x in leaves), sum(x.nbytes for x in leaves) / 2**30, leaves[0].dtype
+    line = "%s parameters, %.2f GiB in %s; computes in %s; decodes at most %d of %d frames at a time"
+    logging.info(line, f"{count:,}", size, kind, dtype, decoded, frames)
 
 
 def _size(network: Network, codec: Codec) -> tuple[int, int]:

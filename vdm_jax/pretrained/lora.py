@@ -20,7 +20,7 @@ import numpy as np
 
 from vdm_jax.errors import InputError
 from vdm_jax.parallel.sharding import path_name
-from vdm_jax.pretrained.folder import Weights, open_safetensors, read_json, refuse_pickles, write_folder
+from vdm_jax.pretrained.folder import Weights, open_safetensors, read_json, refuse_pickles, snapshot, write_folder
 from vdm_jax.pretrained.names import Naming, first_three, torch_name
 from vdm_jax.typing import Params
 
@@ -273,6 +273,7 @@ def _settings(file: Path, metadata: dict[str, str]) -> dict[str, dict[str, Any]]
 def _file(path: Path) -> Path:
     """Returns the safetensors file at a path, or in a folder."""
     refuse_pickles([path])
+    path = snapshot(path)
     if not path.is_dir():
         if not path.exists():
             raise InputError(f"{path} is neither a safetensors file nor a folder of one")

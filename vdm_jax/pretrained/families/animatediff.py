@@ -10,6 +10,7 @@ from vdm_jax.models.positions import interleaved_code
 from vdm_jax.pretrained.families import stable_diffusion
 from vdm_jax.pretrained.families.unets import (
     EVERYWHERE,
+    IMAGE_DEFAULTS,
     Family,
     attention,
     common,
@@ -60,10 +61,9 @@ def unet(
         "temporal_transformer_layers_per_mid_block": (None, same_everywhere(config, time_layers)),
         "mid_block_layers": 1,
     }
-    empty = ("encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type", "addition_time_embed_dim")
-    empty += ("reverse_transformer_layers_per_block", "reverse_temporal_transformer_layers_per_block")
-    empty += ("reverse_motion_num_attention_heads", "projection_class_embeddings_input_dim")
-    check_settings(config, known, EVERYWHERE | dict.fromkeys(empty) | middle)
+    known |= {"attention_head_dim"}  # of the image network: num_attention_heads has replaced it
+    empty = dict.fromkeys(("reverse_temporal_transformer_layers_per_block", "reverse_motion_num_attention_heads"))
+    check_settings(config, known, EVERYWHERE | IMAGE_DEFAULTS | empty | middle)
     longest = config["motion_max_seq_length"]
     if window is not None and not 1 <= window[1] <= window[0] <= longest:
         raise InputError(
@@ -143,6 +143,9 @@ def with_motion(config: Config, adapter: Config) -> Config:
         pair = f"{config['_class_name']} and {adapter['_class_name']}"
         raise InputError(f"a motion adapter goes into an image network (UNet2DConditionModel), not {pair}")
     stable_diffusion.unet(config)
+    if config["in_channels"] != config["out_channels"]:
+        taken, drawn = config["in_channels"], config["out_channels"]
+        raise InputError(f"in_channels={taken} (inpainting) must be {drawn} for a motion adapter, as many as are drawn")
     adapter = _ADAPTER_DEFAULTS | adapter
     layers = adapter["motion_transformer_layers_per_block"]
     known = {"motion_transformer_layers_per_block", "motion_num_attention_heads", "motion_max_seq_length"}
@@ -152,6 +155,9 @@ def with_motion(config: Config, adapter: Config) -> Config:
         "motion_norm_num_groups": config["norm_num_groups"],
         "motion_mid_block_layers_per_block": 1,
         "motion_transformer_layers_per_mid_block": layers,
+        "motion_activation_fn": "geglu",
+        "motion_attention_bias": False,
+        "motion_cross_attention_dim": None,
         "conv_in_channels": None,
     }
     check_settings(adapter, known | {"use_motion_mid_block"}, must)

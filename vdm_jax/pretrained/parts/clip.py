@@ -55,8 +55,32 @@ _VISION_KEYS = _COMMON | {"image_size": "size", "patch_size": "patch", "num_chan
 _VISION_KEYS |= {"projection_dim": "projection"}
 # Settings of training, and of other programs.
 _IGNORED = ("_name_or_path", "model_type", "transformers_version", "torch_dtype", "dtype", "dropout")
-_IGNORED += ("_attn_implementation_autoset",)
-_IGNORED += ("attention_dropout", "initializer_factor", "initializer_range")
+_IGNORED += (
+    "_attn_implementation_autoset",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "attn_implementation",
+)
+_IGNORED += ("attention_dropout", "initializer_factor", "initializer_range", "gradient_checkpointing", "_commit_hash")
+_IGNORED += (
+    "logit_scale_init_value",
+    "problem_type",
+    "id2label",
+    "label2id",
+    "return_dict",
+    "torchscript",
+    "use_cache",
+)
+_IGNORED += (
+    "output_attentions",
+    "output_hidden_states",
+    "tie_word_embeddings",
+    "chunk_size_feed_forward",
+    "use_bfloat16",
+)
+# Settings of other kinds of transformers, which change the computation.
+_MUST = {"use_attention_mask": (False, None), "is_decoder": (False,), "is_encoder_decoder": (False,)}
+_MUST |= {"add_cross_attention": (False,), "pruned_heads": ({}, None), "quantization_config": (None,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +192,7 @@ def translate(config: Config) -> tuple[type[ClipText] | type[ClipVision], dict[s
     kind = _KINDS.get(config.get("model_type"))
     if kind is None:
         raise InputError(f"model_type={config.get('model_type')!r} must be one of {', '.join(_KINDS)}")
-    must = {"architectures": ([kind.architecture], None), "use_attention_mask": (False, None)}
+    must = _MUST | {"architectures": ([kind.architecture], None)}
     arguments = arguments_of(kind.architecture, config, kind.keys, kind.ignored, must)
     if arguments.get("end") == 2:
         arguments["end"] = None  # old configs have 2 by mistake; the end token is the highest one
