@@ -260,5 +260,5 @@ def test_a_coarse_video_has_whole_pixels():
 def test_what_is_no_run_is_one_line(tmp_path, run):
     with pytest.raises(InputError, match="is no run folder"):
         load(tmp_path)
-    with pytest.raises(InputError, match="is a run, which has no option motion_adapter"):
-        load(run("tensor")[0], motion_adapter="x")
+    with pytest.raises(InputError, match="is a run, which has no option chunk"):
+        load(run("tensor")[0], chunk=2)

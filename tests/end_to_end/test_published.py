@@ -1,7 +1,9 @@
 """The sampling commands of README.md and docs/published.md, on folders rebuilt small from the published configs."""
 
+import itertools
 import re
 import shlex
+from fnmatch import fnmatch
 
 import numpy as np
 import pytest
@@ -32,6 +34,18 @@ def folder(tmp_path_factory):
     write_lora(folder / "style.safetensors")
     write_image(folder / "first.png", np.full((16, 16, 3), 200, np.uint8), {})
     return folder
+
+
+def test_what_is_downloaded_is_what_is_read(folder):
+    downloads = [shlex.split(line) for line in BLOCKS.splitlines() if line.startswith("hf download")]
+    for words in downloads:
+        patterns = [word for flag, word in itertools.pairwise(words) if flag == "--include"]
+        where = folder / words[words.index("--local-dir") + 1]
+        files = [str(path.relative_to(where)) for path in where.rglob("*") if path.is_file()]
+        assert files
+        assert not [file for file in files if not any(fnmatch(file, pattern) for pattern in patterns)]
+        for unread in ("unet/diffusion_pytorch_model.bin", "safety_checker/model.safetensors", "v1-5.ckpt"):
+            assert not any(fnmatch(unread, pattern) for pattern in patterns)
 
 
 def test_the_documents_have_a_command_for_each_kind_of_model():
