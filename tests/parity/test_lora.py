@@ -147,7 +147,7 @@ def test_dora_and_loha_as_peft_saves_them(kind, tmp_path):
     module, given = theirs(UNETS["animatediff"][0]), inputs("animatediff")
     module.save_pretrained(tmp_path / "unet")
     plain = call(module, given)
-    common = {"r": 2, "target_modules": ["attn1.to_q", "proj_out", "resnets.0.conv1"]}
+    common = {"r": 2, "target_modules": ["attn1.to_q", "ff.net.2", "resnets.0.conv1"]}
     config = peft.LoraConfig(**common, lora_alpha=3, use_dora=True) if kind == "dora" else None
     tuned = peft.get_peft_model(module, config or peft.LoHaConfig(**common, alpha=3))
     for name, parameter in tuned.named_parameters():
@@ -162,12 +162,11 @@ def test_dora_and_loha_as_peft_saves_them(kind, tmp_path):
 
 
 def test_an_alpha_for_each_module_of_kohyas_is_the_formulas_not_diffusers(pipe, tmp_path):
-    """W + α / rank · B A holds here for every module. diffusers 0.42 hands α to PEFT as patterns of names, of which a
-    part of a longer name finds the pattern of another module, and so scales some modules by another module's α.
+    """W + α / rank · B A holds here for every module. diffusers 0.42 gives all projections of attention one α, the α of
+    another module: it looks up their own by names that its translation of kohya's names does not make.
     """
-    modules = [
-        name for name, module in pipe.unet.named_modules() if name.endswith(("to_q", "to_k", "proj_in", "conv1"))
-    ]
+    ends = ("to_q", "to_k", "proj_in", "conv1")
+    modules = [name for name, _ in pipe.unet.named_modules() if name.endswith(ends) and "motion" not in name]
     before = {name: pipe.unet.get_submodule(name).weight.detach().numpy().copy() for name in modules}
     names, _ = kohya("lora_unet", modules, 1)
     tensors = matrices("alpha", pipe.unet, names)
@@ -186,15 +185,8 @@ def test_an_alpha_for_each_module_of_kohyas_is_the_formulas_not_diffusers(pipe, 
     pipe.load_lora_weights(tmp_path / "x.safetensors")
     pipe.fuse_lora()
     fused = {name: pipe.unet.get_submodule(name).weight.detach().numpy() - before[name] for name in modules}
-    wrong = {name: float(np.vdot(fused[name], delta[name]) / np.vdot(delta[name], delta[name])) for name in modules}
-    print(
-        {
-            name: (float(alphas[name]), ratio * float(alphas[name]))
-            for name, ratio in wrong.items()
-            if abs(ratio - 1) > 1e-3
-        }
-    )
-    assert any(abs(ratio - 1) > 1e-3 for ratio in wrong.values())
+    wrong = {name for name in modules if relative(fused[name], delta[name]) > 1e-3}
+    assert wrong == {name for name in modules if ".attn" in name}
 
 
 def test_convolutions_over_frames_as_peft_has_them(tmp_path):
