@@ -388,7 +388,7 @@ def folders(tmp_path_factory):
     (root / "model" / "unet").mkdir(parents=True)
     (root / "model" / "model_index.json").write_text("{}")
     (root / "model" / "unet" / "config.json").write_text('{"_class_name": "UNet3DConditionModel"}')
-    save_file({"lora_unet_conv_in.hada_w1_a": np.ones((2, 2))}, root / "lora.safetensors")
+    save_file({"lora_unet_conv_in.lokr_w1": np.ones((2, 2))}, root / "lora.safetensors")
     noise = np.random.default_rng(0).integers(256, size=(6, 8, 8, 3)).astype(np.uint8)
     write_video(root / "video.gif", noise, 8)
     write_video(root / "short.gif", noise[:2], 8)
