@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import shutil
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from tests.pretrained.pipelines import write_image_to_video, write_lora, write_pipeline
 from vdm_jax import Pipeline, load
@@ -16,7 +18,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.generation.modes import extend, keyframes
 from vdm_jax.generation.windows import generate
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.pretrained.load import load_network, load_published
+from vdm_jax.pretrained.load import default_dtype, load_network, load_published
 
 ONE = make_mesh(devices=jax.devices()[:1])
 
@@ -41,6 +43,11 @@ def test_defaults_are_the_published_ones(folder, pipeline):
     settings = pipeline.settings
     assert (settings.steps, settings.guidance, settings.solver, settings.clip) == (50, 9.0, "ddim", None)
     assert dict(settings.grid_options) == {"steps_offset": 1, "final": "first"}
+
+
+def test_models_compute_in_bfloat16_where_there_is_an_accelerator():
+    tpu = mock.Mock(spec=Mesh, devices=np.array([mock.Mock(platform="tpu")]))
+    assert (default_dtype(tpu), default_dtype(ONE)) == ("bfloat16", "float32")
 
 
 def test_an_image_model_that_learns_to_move_predicts_what_it_did(tmp_path):

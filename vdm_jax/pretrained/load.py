@@ -1,9 +1,12 @@
 """Loads published folders (diffusers format) as parts of a model, and as whole models."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -13,7 +16,7 @@ from vdm_jax.models.codec import Codec, latent_codec
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import FAMILIES
 from vdm_jax.pretrained.families.stable_video_diffusion import FirstFrame
-from vdm_jax.pretrained.folder import read_config
+from vdm_jax.pretrained.folder import read_config, snapshot
 from vdm_jax.pretrained.lora import Lora, read_lora
 from vdm_jax.pretrained.parts.autoencoders import SCALE, load_autoencoder, translate
 from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder
@@ -35,7 +38,7 @@ def load_network(folder: str | Path, **options: Any) -> tuple[dict[str, Any], Pa
     """
     unet = load_unet(folder, **options)
     family = FAMILIES[unet.config["_class_name"]]
-    schedule = read_scheduler(folder, family.scheduler)
+    schedule = read_scheduler(snapshot(folder), family.scheduler)
     sampling = {name: getattr(family, name) for name in ("steps", "guidance", "known_noise")} | {"clip": None}
     sampling |= {name: getattr(schedule, name) for name in ("solver", "grid", "grid_options")}
     fields = dict(network=unet.graphdef, process=schedule.process, prediction=schedule.prediction, sampling=sampling)
@@ -74,7 +77,7 @@ def load_published(
     at_most: int | None = None,
     free_noise: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     params_dtype: str | None = None,
     chunk: int | None = None,
     motion: float | int | None = None,
@@ -91,7 +94,8 @@ def load_published(
         at_most: upper bound on the published default number of frames.
         free_noise: (context length, stride) of FreeNoise, with which AnimateDiff draws more frames than its motion
             modules have positions for ((16, 4) as published).
-        dtype, params_dtype: of the computation, and of the parameters (default: the same).
+        dtype: of the computation (default: `default_dtype`).
+        params_dtype: of the parameters (default: the same).
         chunk: frames that Stable Video Diffusion decodes at a time (`load_codec`).
         motion: Stable Video Diffusion's motion bucket (default: 127).
         options: of `load_unet`: attention, remat, per_frame_norm.
@@ -113,7 +117,9 @@ def load_published(
     for lora in changes:
         if family.first_frame and lora.text:
             raise InputError(f"{lora.where} changes a text encoder ({len(lora.text)} modules), and {kind} has none")
-    common = dict(mesh=mesh or make_mesh(), dtype=dtype, params_dtype=params_dtype or dtype)
+    mesh = mesh or make_mesh()
+    dtype = dtype or default_dtype(mesh)
+    common = dict(mesh=mesh, dtype=dtype, params_dtype=params_dtype or dtype)
     options |= dict(motion_adapter=motion_adapter, window=free_noise)
     fields, network, (channels, _) = load_network(folder, loras=changes, **common, **options)
     codec, autoencoder = load_codec(folder, chunk=chunk, **common)
@@ -137,6 +143,7 @@ def load_published(
         first_frame = FirstFrame(image.graphdef, image.config["image_size"], codec, family.fps, motion)
     else:
         text, params["text"] = load_text(folder, loras=changes, **common)
+    _log_sizes(params, dtype, min(codec.decoded or frames, frames), frames)
     return Model(
         text=text,
         codec=codec,
@@ -149,3 +156,16 @@ def load_published(
         origin=repr((str(folder), str(motion_adapter), [(str(f), s) for f, s in loras], loading)),
         **fields,
     )
+
+
+def default_dtype(mesh: Mesh | None = None) -> str:
+    """Returns the type in which published models compute: float32 on CPUs, bfloat16 on other devices of a mesh."""
+    mesh = make_mesh() if mesh is None else mesh
+    return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+
+
+def _log_sizes(params: Params, dtype: str, decoded: int, frames: int) -> None:
+    leaves = jax.tree.leaves(params)
+    count, size, kind = sum(x.size for x in leaves), sum(x.nbytes for x in leaves) / 2**30, leaves[0].dtype
+    line = "%s parameters, %.2f GiB in %s; computes in %s; decodes at most %d of %d frames at a time"
+    logging.info(line, f"{count:,}", size, kind, dtype, decoded, frames)
