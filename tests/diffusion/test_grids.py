@@ -93,7 +93,7 @@ def test_can_be_made_while_tracing():
     [
         ("quadratic", 4, "cosine", {}, "'quadratic' is unknown; known are uniform, log_snr"),
         ("uniform", 0, "cosine", {}, "num_steps=0"),
-        ("uniform", 4, "cosine", {"rho": 7}, "no option 'rho'; it has last"),
+        ("uniform", 4, "cosine", {"rho": 7}, "no option 'rho'; it has first, last, beyond"),
         ("uniform", 4, "cosine", {"last": 2.0}, "last=2.0"),
         ("karras", 4, "cosine", {"rho": 0.0}, "rho=0.0"),
         ("karras", 4, "cosine", {"sigma_min": 3.0, "sigma_max": 2.0}, "sigma_min=3, sigma_max=2"),

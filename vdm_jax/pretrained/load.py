@@ -42,10 +42,7 @@ class Network:
             steps=self.family.steps,
             guidance=self.family.guidance,
             known_noise=self.family.known_noise,
-            solver=self.schedule.solver,
-            grid=self.schedule.grid,
-            grid_options=self.schedule.grid_options,
-            clip=None,
+            **self.schedule.sampling,
         )
 
 
@@ -55,9 +52,12 @@ def load_network(
     motion_adapter: str | Path | None = None,
     new_motion: Mapping[str, Any] | None = None,
     loras: Sequence[Lora] = (),
+    scheduler: str | Path | None = None,
     **options: Any,
 ) -> Network:
     """Loads a network from its pipeline's folder; `options` are arguments of `unets.load_unet`.
+
+    `scheduler` replaces the folder's (`schedulers.read_scheduler`).
 
     An image network without a motion adapter gets new motion modules where `new_motion` is given.
 
@@ -66,7 +66,9 @@ def load_network(
     """
     unet = load_unet(folder, motion_adapter=motion_adapter, new_motion=new_motion, loras=loras, **options)
     family = FAMILIES[unet.config["_class_name"]]
-    schedule = read_scheduler(folder, family.scheduler)
+    # A whole pipeline's own scheduler is right; the scheduler of an image model is not made for its motion modules.
+    changes = () if motion_adapter is None and new_motion is None else (family.scheduler,)
+    schedule = read_scheduler(folder, scheduler, *changes)
     return Network(unet.graphdef, unet.params, unet.config, family, schedule)
 
 
@@ -110,6 +112,7 @@ def load_published(
     params_dtype: str | None = None,
     chunk: int | None = None,
     motion: float | int | None = None,
+    scheduler: str | Path | None = None,
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Model:
@@ -126,6 +129,8 @@ def load_published(
         dtype, params_dtype: of the computation, and of the parameters (default: the same).
         chunk: frames that Stable Video Diffusion decodes at a time (`load_codec`).
         motion: Stable Video Diffusion's motion bucket (default: 127).
+        scheduler: replaces the folder's: a name ("dpmpp", "DPMSolverMultistepScheduler"), or a scheduler_config.json
+            (`schedulers.read_scheduler`).
         mesh: default: all devices along data.
         options: of `load_unet`: attention, remat, per_frame_norm.
 
@@ -146,7 +151,15 @@ def load_published(
         if family.first_frame and lora.text:
             raise InputError(f"{lora.where} changes a text encoder ({len(lora.text)} modules), and {kind} has none")
     common = dict(mesh=make_mesh() if mesh is None else mesh, dtype=dtype, params_dtype=params_dtype or dtype)
-    network = load_network(folder, motion_adapter=motion_adapter, loras=changes, window=free_noise, **common, **options)
+    network = load_network(
+        folder,
+        motion_adapter=motion_adapter,
+        loras=changes,
+        scheduler=scheduler,
+        window=free_noise,
+        **common,
+        **options,
+    )
     codec, autoencoder = load_codec(folder, chunk=chunk, **common)
     params = {"network": network.params, "codec": autoencoder}
     published_frames = network.config.get("num_frames") or family.frames
@@ -173,7 +186,7 @@ def load_published(
         )
     else:
         text, params["text"] = load_text(folder, loras=changes, **common)
-    loading = (dtype, params_dtype, chunk, motion, free_noise, sorted(options.items()))
+    loading = (dtype, params_dtype, chunk, motion, free_noise, str(scheduler), sorted(options.items()))
     return Model(
         network=network.graphdef,
         text=text,
