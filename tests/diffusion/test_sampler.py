@@ -204,6 +204,8 @@ def test_noise_becomes_z_at_the_first_time(name):
     z = noise_to_z(noise, process, 0.6)
     np.testing.assert_array_equal(z, initial_noise(keys, (3, 4), process, 0.6))
     np.testing.assert_allclose(z, jnp.hypot(alpha, sigma) * noise, rtol=1e-6)
+    np.testing.assert_allclose(noise_to_z(noise, process, 0.6, first="sigma"), sigma * noise, rtol=1e-6)
+    np.testing.assert_array_equal(noise_to_z(noise, process, 0.6, first="one"), noise)
     np.testing.assert_allclose(noise_to_z(noise, process, 0.6, video), alpha * video + sigma * noise, rtol=1e-6)
     for start in (None, video):
         per_frame = noise_to_z(noise, process, jnp.float32([0.6, 0.1, 1.0]), start)

@@ -281,10 +281,10 @@ def test_a_strided_solver_is_kept_on_a_complete_grid_alone():
 
 def test_options_belong_to_their_grid_and_solver():
     settings = Settings(grid="karras", grid_options={"rho": 5.0}, solver="dpmpp", solver_options={"order": 3})
-    settings = settings.changed({"steps": 3, "zero_start": True})
+    settings = settings.changed({"steps": 3, "first_noise": "sigma"})
     assert (settings.grid_options, settings.solver_options) == ((("rho", 5.0),), (("order", 3),))
     other = settings.changed({"grid": "log_snr"})
-    assert (other.grid_options, other.zero_start, other.solver_options) == ((), False, (("order", 3),))
+    assert (other.grid_options, other.first_noise, other.solver_options) == ((), "total", (("order", 3),))
     assert Settings(eta=1.0).changed({"solver": "ddim"}).eta == 1
     assert Settings(eta=1.0).changed({"solver": "heun"}).eta == 0
     assert settings.changed({"solver": "heun"}).solver_options == ()

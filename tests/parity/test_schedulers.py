@@ -41,7 +41,7 @@ MULTISTEP = [
     *SPACINGS,
     *({"solver_order": order} for order in (1, 3)),
     {"final_sigmas_type": "sigma_min"},
-    {"lower_order_final": False},
+    {"lower_order_final": False, "final_sigmas_type": "sigma_min"},  # diffusers divides 0 by 0 with "zero"
     {"thresholding": True},
     KARRAS,
     V | {"timestep_spacing": "trailing"},
@@ -78,7 +78,11 @@ CASES = {
         SDE | KARRAS,
         SDE | {"solver_type": "heun"},
     ],
-    "UniPCMultistep": [*MULTISTEP, {"solver_type": "bh1"}, {"disable_corrector": [0, 1], "solver_order": 3}],
+    "UniPCMultistep": [
+        *MULTISTEP,
+        {"solver_type": "bh1", "final_sigmas_type": "sigma_min"},
+        {"disable_corrector": [0, 1], "solver_order": 3},
+    ],
     "LCM": [{}, V | {"clip_sample": True}],
     "TCD": [{}, V],
     "FlowMatchEulerDiscrete": [{}, {"shift": 3.0}],
@@ -111,11 +115,11 @@ def ours(name, config, num_steps):
     denoise = clipped(denoise, process, settings.clip)
     table = make_table(settings.solver, times, process, settings.eta, **dict(settings.solver_options))
     table = jax.tree.map(np.float32, table)
-    z = noise_to_z(FIRST, process, times[0], 0.0 if settings.zero_start else None)
+    z = noise_to_z(jnp.asarray(FIRST), process, times[0], first=settings.first_noise)
     past, steps = (jnp.zeros_like(z),) * table.past.shape[1], []
     for i, time in enumerate(table.time):
         row = jax.tree.map(lambda column, i=i: column[i], table)
-        z, past = advance(row, z, *denoise(z, jnp.full(2, time)), past, noise_of(i))
+        z, past = advance(row, z, *denoise(z, jnp.full(2, time)), past, jnp.asarray(noise_of(i)))
         steps.append(np.asarray(z))
     return steps, schedule
 

@@ -83,8 +83,8 @@ def test_a_motion_adapter_changes_what_its_documentation_changes():
 
 def test_stable_video_diffusion_is_euler_on_karras_sigmas():
     assert schedule_of(SVD)[:5] == (make_process("edm", sigma_max=700.0), "v", "ddim", "karras", {})
-    assert not schedule_of(SVD).zero_start
-    assert schedule_of(SVD | {"timestep_spacing": "linspace"}).zero_start
+    assert schedule_of(SVD).first_noise == "total"
+    assert schedule_of(SVD | {"timestep_spacing": "linspace"}).first_noise == "sigma"
 
 
 def test_wan_is_unipc_on_the_sigmas_of_a_flow():
@@ -103,8 +103,8 @@ def test_wan_is_unipc_on_the_sigmas_of_a_flow():
     [
         ("DDIM", {"clip_sample": True}, {"clip": "static_x"}),
         ("DDPM", {}, {"eta": 1.0, "clip": "static"}),
-        ("EulerDiscrete", {}, {"zero_start": True, "grid_options": {"whole": False}}),
-        ("EulerAncestralDiscrete", {"timestep_spacing": "leading"}, {"eta": 1.0, "zero_start": False}),
+        ("EulerDiscrete", {}, {"first_noise": "sigma", "grid_options": {"whole": False}}),
+        ("EulerAncestralDiscrete", {"timestep_spacing": "leading"}, {"eta": 1.0, "first_noise": "total"}),
         ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}, {"solver": "dpmpp", "eta": 1.0}),
         (
             "DPMSolverMultistep",

@@ -17,22 +17,26 @@ from vdm_jax.typing import Array, Float, Key
 # of the noise that all frames share. KNOWN_LEVEL is the noise of `known_in_time`.
 INITIAL, STEP, KNOWN, CHANNELS, ROUND, SHUFFLE, SHARED = range(7)
 KNOWN_LEVEL = 2 * SHARED
+FIRST_NOISE = ("total", "sigma", "one")
 
 
 def noise_to_z(
     noise: Float[Array, "B *shape"],
     process: Process,
     time: float | Float[Array, "*T"] = 1.0,
-    video: Float[Array, "#B *shape"] | float | None = None,
+    video: Float[Array, "#B *shape"] | None = None,
+    first: str = "total",
 ) -> Float[Array, "B *shape"]:
     """Returns z at the first time of a grid (one time, or one per frame), from noise of variance 1.
 
-    With a `video` z is α x + σ ε: sampling starts from the video (0 gives σ ε, diffusers' first noise of Euler solvers
-    on linspace and trailing grids). Without a video z is ε √(α² + σ²), the standard deviation of z for data of variance
-    1 (as in diffusers): 1 at t = 1, but √(1 + σ_max²) for EDM.
+    With a `video` z is α x + σ ε: sampling starts from the video. Without a video z is ε times the `first` of
+    `FIRST_NOISE`: "total" is √(α² + σ²), the standard deviation of z for data of variance 1: 1 at t = 1, but
+    √(1 + σ_max²) for EDM. Some published solvers begin with "sigma" or with "one".
     """
     alpha, sigma = (_over_frames(value, noise) for value in process.alpha_sigma(jnp.asarray(time, jnp.float32)))
-    return jnp.hypot(alpha, sigma) * noise if video is None else alpha * video + sigma * noise
+    if video is not None:
+        return alpha * video + sigma * noise
+    return {"total": jnp.hypot(alpha, sigma), "sigma": sigma, "one": 1.0}[first] * noise
 
 
 def sample(

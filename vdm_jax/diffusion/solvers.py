@@ -26,6 +26,7 @@ from vdm_jax.typing import Array, Float
 PURE_NOISE = 1000.0
 
 Times = Float[np.ndarray, "points *T"]
+Steps = Float[np.ndarray, "steps *T"]  # a value for each step: points less one
 
 
 class Table(NamedTuple):
@@ -60,7 +61,7 @@ def ddim(times: Times, process: Process, eta: float = 0.0, strided: bool = False
     return table
 
 
-def _ends(times: Times, process: Process, strided: bool) -> Times:
+def _ends(times: Times, process: Process, strided: bool) -> Steps:
     """Returns the time at which each step ends."""
     if not strided:
         return times[1:]
@@ -74,7 +75,7 @@ def _stride(times: Times, process: Process) -> float:
     return process.num_steps // (len(times) - 1) / process.num_steps
 
 
-def _first_order(t: Times, s: Times, process: Process, eta: float = 0.0) -> Table:
+def _first_order(t: Steps, s: Steps, process: Process, eta: float = 0.0) -> Table:
     """Returns the steps from times t to times s."""
     (alpha_t, alpha_s), (sigma_t, sigma_s) = evaluate(process.alpha_sigma, np.stack([t, s]))
     waits = t == s  # both may be 0 or 1, where q is 0/0
@@ -92,7 +93,7 @@ def _first_order(t: Times, s: Times, process: Process, eta: float = 0.0) -> Tabl
     )
 
 
-def _multistep(table: Table, change: Float[np.ndarray, "calls K1"], p_x: Array | float, p_eps: Array | float) -> Table:
+def _multistep(table: Table, change: Float[np.ndarray, "steps K1"], p_x: Steps | float, p_eps: Steps | float) -> Table:
     """Adds Σ_k change_k p_k to every step of a table; k = 0 is the current call."""
     p_x, p_eps = (np.broadcast_to(np.asarray(value, float), table.x.shape) for value in (p_x, p_eps))
     x, eps = table.x + change[:, 0] * p_x, table.eps + change[:, 0] * p_eps
@@ -143,7 +144,7 @@ def dpmpp(
             second = (first[0] - first[1]) / (r0 + r1)
             phi = np.expm1(-h[i]) / h[i] + 1
             change[i] = alpha[i + 1] * (phi * (first[0] + r0 * second) - (phi / h[i] - 0.5) * second)
-    return _multistep(table, change, 1, 0)
+    return _multistep(table, change, 1.0, 0.0)
 
 
 def unipc(
@@ -172,12 +173,12 @@ def unipc(
         change[i] += sigma[i + 1] / sigma[i] * correction
         correction[: now + 1] = 0 if i in uncorrected else corrector - predictor
         correction[now + 1 :] = 0
-    return _multistep(table, change, 1, 0)
+    return _multistep(table, change, 1.0, 0.0)
 
 
 def _unipc_step(
     half_log_snr: Times, i: int, order: int, kind: str
-) -> tuple[Float[np.ndarray, "order+1"], Float[np.ndarray, "order+1"]]:
+) -> tuple[Float[np.ndarray, "values"], Float[np.ndarray, "values"]]:
     """Returns what x̂ at the end of step i, at its beginning and before it contribute to predictor and corrector."""
     h = half_log_snr[i + 1] - half_log_snr[i]
     r = np.append((half_log_snr[i - np.arange(1, order)] - half_log_snr[i]) / h, 1.0)
@@ -224,7 +225,7 @@ def pndm(times: Times, process: Process, strided: bool = False, of: str = "eps")
     if len(call) > 1:  # the second call begins at the first z again, which is (z − of_p·p_1) / of_z of the first step
         keep[1], x[1], eps[1] = of_z[1] / of_z[0], 0, 0
         change[1, 1] -= keep[1] * of_p[0]
-    p = (0, 1) if of == "eps" else (-sigma, alpha)
+    p = (0.0, 1.0) if of == "eps" else (-sigma, alpha)
     return _multistep(_first_order(call, end, process)._replace(keep=keep, x=x, eps=eps), change, *p)
 
 
@@ -244,7 +245,7 @@ def heun(times: Times, process: Process) -> Table:
     table = table._replace(
         keep=corrects.astype(float), x=np.where(corrects, 0, table.x), eps=np.where(corrects, 0, table.eps)
     )
-    return _multistep(table, np.where(corrects, trapezium[order], 0)[:, None] * np.array([1, -1]), 0, 1)
+    return _multistep(table, np.where(corrects, trapezium[order], 0)[:, None] * np.array([1, -1]), 0.0, 1.0)
 
 
 def lcm(times: Times, process: Process, scaling: float = 10.0) -> Table:

@@ -215,9 +215,8 @@ def _compile(model: Model, mesh: Mesh, settings: Settings, guides: bool, coarse:
         keeps = known is not None and coarse == 1 and model.first_frame is None
 
         def from_noise(noise, keys):
-            start = 0.0 if settings.zero_start else None
-            start = known.video if known is not None and settings.strength < 1 else start
-            z = noise_to_z(noise, process, times[0], start)
+            start = known.video if known is not None and settings.strength < 1 else None
+            z = noise_to_z(noise, process, times[0], start, settings.first_noise)
             kept = denoise
             if keeps and settings.respect == "times":
                 kept = known_in_time(denoise, known, process, keys, settings.known_noise, settings.exact)

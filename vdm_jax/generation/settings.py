@@ -10,6 +10,7 @@ import numpy as np
 from vdm_jax.diffusion.grids import make_grid, make_network_time, pyramid
 from vdm_jax.diffusion.guidance import clipped, guided
 from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.sampler import FIRST_NOISE
 from vdm_jax.diffusion.solvers import make_table
 from vdm_jax.errors import InputError
 from vdm_jax.model import Model
@@ -26,7 +27,7 @@ class Settings:
         solver_options, grid_options: options of the solver (`diffusion.solvers`) and of the grid (`diffusion.grids`),
             as pairs. `strided` is dropped unless the grid is a complete linspace or trailing grid (strength 1).
         eta: noise of the solvers that take it: 0 none, 1 ancestral sampling.
-        zero_start: sampling begins with σ ε instead of ε √(α² + σ²), as some published solvers do.
+        first_noise: standard deviation of the first z (`diffusion.sampler.noise_to_z`).
         guidance: scale of classifier-free guidance; 1 is none.
         free_init: rounds of sampling (`diffusion.free_init`: 3); 1 is plain sampling.
         pyramid: each frame is this many steps behind the frame before it (Diffusion Forcing); 0: all at once. Needs a
@@ -45,7 +46,7 @@ class Settings:
     eta: float | int = 0.0
     grid: str = "uniform"
     grid_options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
-    zero_start: bool = False
+    first_noise: str = "total"
     guidance: float | int = 3.0
     rescale: float | int = 0.0
     interval: Sequence[float | int] = (0.0, 1.0)
@@ -71,10 +72,14 @@ class Settings:
             raise InputError(f"guidance={self.guidance} must not be negative (1 is none)")
         if not 0 < self.strength <= 1:
             raise InputError(f"strength={self.strength} must be above 0 and at most 1 (noise alone)")
+        if self.first_noise not in FIRST_NOISE:
+            raise InputError(f"first_noise={self.first_noise!r} must be one of {', '.join(FIRST_NOISE)}")
         if self.free_init < 1:
             raise InputError(f"free_init={self.free_init} must be at least 1 (the rounds of sampling)")
         if self.free_init > 1 and self.strength < 1:
             raise InputError(f"free_init={self.free_init} begins with noise alone, and needs strength=1")
+        if self.solver == "pndm" and self.respect == "replace" and not self.exact:
+            raise InputError("exact=False needs another solver: pndm extrapolates the noise on the known part")
         if self.pyramid < 0:
             raise InputError(f"pyramid={self.pyramid} must be at least 0, the steps that a frame is behind")
         if self.respect not in RESPECT:
@@ -87,7 +92,7 @@ class Settings:
     def changed(self, changes: Mapping[str, Any]) -> "Settings":
         """Returns the settings with changes. Raises InputError for an unknown setting."""
         if "grid" in changes:  # the options belong to the other grid
-            changes = {"grid_options": (), "zero_start": False} | dict(changes)
+            changes = {"grid_options": (), "first_noise": "total"} | dict(changes)
         if changes.get("solver", self.solver) != self.solver:
             changes = {"solver_options": (), "eta": 0.0} | dict(changes)
         try:

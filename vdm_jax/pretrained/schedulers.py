@@ -26,7 +26,7 @@ class Schedule(NamedTuple):
     solver_options: dict[str, Any]
     eta: float = 0.0
     clip: str | None = None
-    zero_start: bool = False
+    first_noise: str = "total"
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _multistep(config: Config, solver: str, options: Config, flow_grid: Config, 
                 raise _refusal(config, key, f"{valid!r} with use_flow_sigmas=True")
         grid = flow_grid | {"network_time": "whole"}
         process, prediction = make_process("flow", shift=config["flow_shift"]), PREDICTIONS[config["prediction_type"]]
-        return Schedule(process, prediction, solver, "uniform", grid, options, eta, clip)
+        return Schedule(process, prediction, solver, "uniform", grid, options, eta, clip, "one")
     if config["use_exponential_sigmas"]:
         raise _refusal(config, "use_exponential_sigmas", False)
     if config["use_karras_sigmas"] and config["beta_schedule"] == "squaredcos_cap_v2":
@@ -203,12 +203,12 @@ def _euler_on_karras_sigmas(config: Config) -> Schedule:
     if low is None or high is None:
         raise InputError(f"EulerDiscreteScheduler: sigma_min={low} and sigma_max={high} must both be numbers; {HINT}")
     process = make_process("edm", sigma_min=low, sigma_max=high)
-    return Schedule(process, "v", "ddim", "karras", {}, {}, zero_start=_zero_start(config))
+    return Schedule(process, "v", "ddim", "karras", {}, {}, first_noise=_first_noise(config))
 
 
-def _zero_start(config: Config) -> bool:
-    """Returns whether diffusers begins with σ n, and not with √(α² + σ²) n."""
-    return config["_class_name"].startswith(("Euler", "Heun")) and config["timestep_spacing"] != "leading"
+def _first_noise(config: Config) -> str:
+    in_sigma = config["_class_name"].startswith(("Euler", "Heun"))
+    return "sigma" if in_sigma and config["timestep_spacing"] != "leading" else "total"
 
 
 def _on_chain(
@@ -225,7 +225,7 @@ def _on_chain(
         zero_terminal_snr=zero_snr,
         terminal_alpha=2**-12 if zero_snr and config["_class_name"].startswith(("Euler", "DPM", "UniPC")) else 0.0,
     )
-    prediction, fields = PREDICTIONS[config["prediction_type"]], {"zero_start": _zero_start(config)} | fields
+    prediction, fields = PREDICTIONS[config["prediction_type"]], {"first_noise": _first_noise(config)} | fields
     return Schedule(process, prediction, solver, *grid, options or {}, **fields)
 
 
