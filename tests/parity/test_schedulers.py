@@ -114,7 +114,7 @@ def ours(name, config, num_steps):
     denoise = guided(predict, process, schedule.prediction, [None], network_time=network_time)
     denoise = clipped(denoise, process, settings.clip)
     table = make_table(settings.solver, times, process, settings.eta, **dict(settings.solver_options))
-    table = jax.tree.map(np.float32, table)
+    table = jax.tree.map(jnp.float32, table)
     z = noise_to_z(jnp.asarray(FIRST), process, times[0], first=settings.first_noise)
     past, steps = (jnp.zeros_like(z),) * table.past.shape[1], []
     for i, time in enumerate(table.time):

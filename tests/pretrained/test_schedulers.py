@@ -121,7 +121,7 @@ def test_settings_of_a_class(name, settings, expected):
 
 
 def test_few_steps_of_a_teacher():
-    np.testing.assert_array_equal(network_times(of_class("LCM"), 4), [999, 759, 519, 259])
+    np.testing.assert_array_equal(network_times(of_class("LCM"), 4), [999, 759, 499, 259])
 
 
 def test_solvers_in_sigma_do_without_the_end_of_zero_snr():
