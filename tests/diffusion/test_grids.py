@@ -65,8 +65,8 @@ def test_the_network_sees_rounded_times():
     np.testing.assert_array_equal(seen, np.round(exact))
     np.testing.assert_allclose(exact, process.network_time(times), atol=0.05)
     seen = make_network_time("uniform", 4, flow, first=0.99, network_time="whole")
-    np.testing.assert_array_equal(seen(make_grid("uniform", 4, flow, first=0.99)), [996, 895, 744, 495, 0])
-    np.testing.assert_allclose(seen(jnp.float32([0.2475, 0.2475 / 2])), [495, 495 / 2])  # linear in between
+    np.testing.assert_array_equal(seen(make_grid("uniform", 4, flow, first=0.99)), [996, 896, 746, 496, 0])
+    np.testing.assert_allclose(seen(jnp.float32([0.2475, 0.2475 / 2])), [496, 248])  # linear in between
     with pytest.raises(InputError, match="network_time='even' must be process, whole or log"):
         make_network_time("uniform", 4, flow, network_time="even")
 

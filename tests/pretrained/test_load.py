@@ -43,6 +43,17 @@ def test_defaults_are_the_published_ones(folder, pipeline):
     assert dict(settings.grid_options) == {"steps_offset": 1, "final": "first"}
 
 
+def test_another_scheduler(folder, pipeline):
+    model = load(folder, frames=4, mesh=ONE, scheduler="unipc")
+    assert (model.process, model.prediction) == (pipeline.model.process, "eps")
+    assert model.identity != pipeline.model.identity
+    settings = Pipeline(model, ONE).settings
+    assert (settings.solver, settings.grid, settings.eta) == ("unipc", "linspace", 0)
+    assert dict(settings.grid_options) == {"spare": True}
+    with pytest.raises(InputError, match="scheduler=best is no scheduler_config"):
+        load(folder, frames=4, mesh=ONE, scheduler="best")
+
+
 def test_an_image_model_that_learns_to_move_predicts_what_it_did(tmp_path):
     folder = write_pipeline(tmp_path / "image", "image")
     scheduler = {"_class_name": "PNDMScheduler", "prediction_type": "v_prediction"}
