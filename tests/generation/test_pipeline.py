@@ -279,6 +279,13 @@ def test_a_strided_solver_is_kept_on_a_complete_grid_alone():
         assert Settings(**strided | changes).solver_options == ()
 
 
+def test_settings_of_published_solvers():
+    with pytest.raises(InputError, match="first_noise='two' must be one of total, sigma, one"):
+        Settings(first_noise="two")
+    with pytest.raises(InputError, match="exact=False needs another solver: pndm extrapolates"):
+        Settings(solver="pndm", exact=False)
+
+
 def test_options_belong_to_their_grid_and_solver():
     settings = Settings(grid="karras", grid_options={"rho": 5.0}, solver="dpmpp", solver_options={"order": 3})
     settings = settings.changed({"steps": 3, "first_noise": "sigma"})

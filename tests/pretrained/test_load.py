@@ -12,6 +12,7 @@ import pytest
 from tests.pretrained.pipelines import write_image_to_video, write_lora, write_pipeline
 from vdm_jax import Pipeline, load
 from vdm_jax.diffusion.known import Known
+from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
 from vdm_jax.generation.modes import extend, keyframes
 from vdm_jax.generation.windows import generate
@@ -52,6 +53,11 @@ def test_another_scheduler(folder, pipeline):
     assert dict(settings.grid_options) == {"spare": True}
     with pytest.raises(InputError, match="scheduler=best is no scheduler_config"):
         load(folder, frames=4, mesh=ONE, scheduler="best")
+
+
+def test_a_whole_pipeline_keeps_its_scheduler(tmp_path):
+    folder = write_pipeline(tmp_path / "motion", "animatediff")
+    assert load_network(folder, mesh=ONE).schedule.process == make_process("stable_diffusion")
 
 
 def test_an_image_model_that_learns_to_move_predicts_what_it_did(tmp_path):
