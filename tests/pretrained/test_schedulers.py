@@ -149,6 +149,19 @@ def test_a_name_replaces_the_class_and_a_file_everything(folder, tmp_path):
         read_scheduler(folder, "best")
 
 
+def test_a_flow_stays_a_flow(folder):
+    with pytest.raises(InputError, match="FlowMatchEulerDiscreteScheduler does not fit .* no flow: take another"):
+        read_scheduler(folder, "flow_euler")
+    file = folder / "scheduler" / "scheduler_config.json"
+    for config in (WAN, {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}):
+        file.write_text(json.dumps(config))
+        for name in ("unipc", "dpmpp", "flow_euler"):
+            schedule = read_scheduler(folder, name)
+            assert (schedule.process, schedule.prediction) == (make_process("flow", shift=3.0), "flow")
+        with pytest.raises(InputError, match="DDIMScheduler does not fit this model, which is a flow: take flow_euler"):
+            read_scheduler(folder, "ddim")
+
+
 def test_every_short_name_is_a_class():
     assert {name for name in SHORT.values() if not schedule_of({"_class_name": name, "skip_prk_steps": True})} == set()
 

@@ -51,7 +51,7 @@ def read_scheduler(
     name = SHORT.get(str(scheduler), str(scheduler))
     if scheduler is None or name in _SCHEDULERS:
         config = change(_read(Path(folder) / "scheduler" / "scheduler_config.json"))
-        return schedule_of(config if scheduler is None else config | {"_class_name": name})
+        return schedule_of(config if scheduler is None else _with_class(config, name))
     paths = [Path(scheduler, *more, "scheduler_config.json") for more in ((), ("scheduler",))]
     paths = [path for path in (Path(scheduler), *paths) if path.is_file()]
     if not paths:
@@ -60,6 +60,17 @@ def read_scheduler(
             f"{', '.join(SHORT)} or their names in diffusers"
         )
     return schedule_of(_read(paths[0]))
+
+
+def _with_class(config: Config, name: str) -> Config:
+    """Returns a config with another class. A flow stays a flow with its shift, whatever the classes call them."""
+    is_flow = config.get("use_flow_sigmas", config.get("_class_name") == SHORT["flow_euler"])
+    if "use_flow_sigmas" not in DEFAULTS[name] and is_flow != (name == SHORT["flow_euler"]):
+        kind, right = ("a flow", "flow_euler, unipc or dpmpp") if is_flow else ("no flow", "another scheduler")
+        raise InputError(f"scheduler={name} does not fit this model, which is {kind}: take {right}")
+    shift = config.get("flow_shift", config.get("shift", 1.0))
+    flow = {"shift": shift, "flow_shift": shift, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    return config | {"_class_name": name} | (flow if is_flow else {})
 
 
 def _read(path: Path) -> Config:
