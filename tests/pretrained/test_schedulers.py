@@ -150,7 +150,7 @@ def test_a_name_replaces_the_class_and_a_file_everything(folder, tmp_path):
 
 
 def test_a_flow_stays_a_flow(folder):
-    with pytest.raises(InputError, match="FlowMatchEulerDiscreteScheduler does not fit .* no flow: take another"):
+    with pytest.raises(InputError, match=r"EulerDiscreteScheduler does not fit .* no flow: take another"):
         read_scheduler(folder, "flow_euler")
     file = folder / "scheduler" / "scheduler_config.json"
     for config in (WAN, {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}):
