@@ -95,7 +95,6 @@ def test_solver_converges_at_its_order(solver, order, options, process_name, gri
         ("ddpm", 1.0, "ddim"),
         ("flow", 1.0, "ddim"),
         ("cosine", 1.0, "dpmpp"),
-        ("ddpm", 0.3, "tcd"),
     ],
 )
 def test_moments_of_the_samples(process_name, eta, solver):
@@ -140,6 +139,18 @@ def test_steps_of_one_length_on_a_grid_of_one_length_are_ddim():
     np.testing.assert_allclose(table.x[0], process.alpha_sigma(jnp.float32(1 - 0.142))[0], rtol=1e-6)
     with pytest.raises(InputError, match="strided=True needs a discrete process"):
         make_table("ddim", times, make_process("cosine"), strided=True)
+
+
+def test_trajectory_consistency_without_noise_is_ddim():
+    process = make_process("stable_diffusion")
+    times = make_grid("distilled", 4, process, final="first")
+    for ours, ddim in zip(make_table("tcd", times, process), make_table("ddim", times, process), strict=True):
+        np.testing.assert_allclose(ours, ddim, atol=1e-6)
+    table = make_table("tcd", times, process, 0.3)  # 999 goes to 0.7 * 759, and from there back to 759
+    alpha, sigma = process.alpha_sigma(jnp.float32([760, 532]) / 1000)
+    ratio = alpha[0] / alpha[1]
+    expected = ratio * alpha[1], ratio * sigma[1], jnp.sqrt(1 - ratio**2)
+    np.testing.assert_allclose([table.x[0], table.eps[0], table.noise[0]], expected, rtol=1e-5)
 
 
 def test_adams_bashforth_is_exact_for_noise_that_does_not_change():
