@@ -19,11 +19,11 @@ _LATENT_CHAIN = _CHAIN | {"beta_start": 0.00085, "beta_end": 0.012}
 _CLIP = {"clip_sample": False, "clip_sample_range": 1.0, "thresholding": False, "sample_max_value": 1.0}
 _ZERO_SNR = {"rescale_betas_zero_snr": False}
 _LINSPACE = {"timestep_spacing": "linspace"}
-_SIGMAS = _LINSPACE | {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+_SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 _ENDS = {"final_sigmas_type": "zero", "sigma_min": None, "sigma_max": None}
-_SHIFTS = {"use_dynamic_shifting": False, "shift_terminal": None}
 _MULTISTEP = {
-    **(_CHAIN | _CLIP | _ZERO_SNR | _SIGMAS | _SHIFTS),
+    **(_CHAIN | _CLIP | _ZERO_SNR | _SIGMAS | _LINSPACE),
+    "use_dynamic_shifting": False,
     "use_flow_sigmas": False,
     "flow_shift": 1.0,
     "final_sigmas_type": "zero",
@@ -38,7 +38,13 @@ _DPM_SOLVER = {
     "lambda_min_clipped": -math.inf,
     "variance_type": None,
 }
-_UNIPC = _ENDS | {"solver_type": "bh2", "disable_corrector": [], "predict_x0": True, "solver_p": None}
+_UNIPC = _ENDS | {
+    "solver_type": "bh2",
+    "disable_corrector": [],
+    "predict_x0": True,
+    "solver_p": None,
+    "shift_terminal": None,
+}
 _DISTILLED = {
     **(_LATENT_CHAIN | _CLIP | _ZERO_SNR),
     "beta_schedule": "scaled_linear",
@@ -48,6 +54,8 @@ _DISTILLED = {
 _FLOW_EULER = {
     "num_train_timesteps": 1000,
     "shift": 1.0,
+    "use_dynamic_shifting": False,
+    "shift_terminal": None,
     "prediction_type": "flow_prediction",
     "invert_sigmas": False,
     "stochastic_sampling": False,
@@ -58,17 +66,17 @@ DEFAULTS: dict[str, Config] = {
     "DDPMScheduler": _CHAIN | _CLIP | _ZERO_SNR | {"clip_sample": True, "variance_type": "fixed_small"},
     "PNDMScheduler": _CHAIN | {"set_alpha_to_one": False, "skip_prk_steps": False},
     "EulerDiscreteScheduler": {
-        **(_CHAIN | _ZERO_SNR | _SIGMAS | _ENDS),
+        **(_CHAIN | _ZERO_SNR | _SIGMAS | _LINSPACE | _ENDS),
         "timestep_type": "discrete",
         "interpolation_type": "linear",
     },
     "EulerAncestralDiscreteScheduler": _CHAIN | _ZERO_SNR | _LINSPACE,
-    "HeunDiscreteScheduler": _LATENT_CHAIN | _CLIP | _SIGMAS,
+    "HeunDiscreteScheduler": _LATENT_CHAIN | _CLIP | _SIGMAS | _LINSPACE,
     "DPMSolverMultistepScheduler": _MULTISTEP | _DPM_SOLVER,
     "UniPCMultistepScheduler": _MULTISTEP | _UNIPC,
     "LCMScheduler": _DISTILLED,
     "TCDScheduler": _DISTILLED,
-    "FlowMatchEulerDiscreteScheduler": _SIGMAS | _SHIFTS | _FLOW_EULER,
+    "FlowMatchEulerDiscreteScheduler": _SIGMAS | _FLOW_EULER,
 }
 # Implemented values of settings that change the samples.
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
