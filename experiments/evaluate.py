@@ -27,6 +27,7 @@ PRETRAINED = flags.DEFINE_string(
     "Folder of a published model, instead of --run (needs --real); with --run: where its model has moved.",
 )
 ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of AnimateDiff's motion modules, for an image model.")
+SCHEDULER = flags.DEFINE_string("scheduler", None, "Another scheduler for --pretrained: dpmpp, unipc … or a JSON file.")
 DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
@@ -41,8 +42,8 @@ GUIDANCE = flags.DEFINE_list(
     "guidance", None, "Guidance scales (default: 1,3 for moving digits, else the run's config; 1 with --known)."
 )
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps (default: the run's config).")
-SOLVER = flags.DEFINE_string("solver", None, "ddim, heun or dpmpp (default: the run's config, or as published).")
-ETA = flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1 (ancestral sampling).")
+SOLVER = flags.DEFINE_string("solver", None, "ddim, heun, dpmpp, unipc … (default: the run's config, or as published).")
+ETA = flags.DEFINE_float("eta", None, "Noise of ddim, dpmpp or tcd, from 0 (none) to 1 (ancestral sampling).")
 GRID = flags.DEFINE_string("grid", None, "Spacing of the steps: uniform, log_snr, karras …")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples and of the choice of real clips.", lower_bound=0)
 BATCH = flags.DEFINE_integer("batch_size", 64, "Videos drawn at a time.", lower_bound=1)
@@ -70,7 +71,8 @@ def check_flags() -> list[float]:
         raise InputError(f"--dtype={DTYPE.value} is for a published model; a run has a dtype of its own")
     if not RUN.value and not REAL.value:
         raise InputError("--pretrained needs --real=<folder of videos, or TFDS name>: the clips to compare with")
-    for flag, other in ((DTYPE, PRETRAINED), (RESPECT, KNOWN), (STRENGTH, KNOWN)):
+    pairs = [(flag, PRETRAINED) for flag in (DTYPE, SCHEDULER)]
+    for flag, other in (*pairs, (RESPECT, KNOWN), (STRENGTH, KNOWN)):
         if flag.value and not other.value:
             raise InputError(f"--{flag.name}={flag.value} needs --{other.name}")
     from vdm_jax.evaluation.known import check_mode, check_strength
@@ -150,6 +152,7 @@ def metadata_of(pipeline, settings) -> dict:
 
     metadata = {"model": RUN.value or PRETRAINED.value, "step": pipeline.model.step}
     metadata |= {"motion_adapter": ADAPTER.value} if ADAPTER.value else {}
+    metadata |= {"scheduler": SCHEDULER.value} if SCHEDULER.value else {}
     metadata |= {} if RUN.value else {"dtype": DTYPE.value or default_dtype()}
     metadata |= {name: getattr(settings, name) for name in ("steps", "solver", "eta", "grid")}
     metadata |= {"known": KNOWN.value, "respect": settings.respect} if KNOWN.value else {}
@@ -164,7 +167,8 @@ def load():
     from vdm_jax.pretrained.load import load_published
 
     if not RUN.value:
-        model = load_published(PRETRAINED.value, motion_adapter=ADAPTER.value, dtype=DTYPE.value)
+        options = dict(motion_adapter=ADAPTER.value, scheduler=SCHEDULER.value, dtype=DTYPE.value)
+        model = load_published(PRETRAINED.value, **options)
         return Pipeline(model), other_data(
             REAL.value, model.shape, data_dir=DATA_DIR.value or "datasets", fps=model.fps
         )

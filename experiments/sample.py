@@ -22,6 +22,7 @@ ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of AnimateDiff's m
 LORA = flags.DEFINE_multi_string("lora", None, "LoRA for --pretrained: path or path:strength. Can be repeated.")
 FREE_NOISE = flags.DEFINE_list("free_noise", None, "Draw all --frames of AnimateDiff in windows: length,stride.")
 SIZE = flags.DEFINE_list("size", None, "Rows,columns of a published model's videos (default: as published).")
+SCHEDULER = flags.DEFINE_string("scheduler", None, "Another scheduler for --pretrained: dpmpp, unipc … or a JSON file.")
 DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
@@ -40,8 +41,8 @@ NEGATIVE = flags.DEFINE_string("negative_prompt", None, "Prompt that guidance le
 NUM = flags.DEFINE_integer("num", 1, "Videos for each prompt.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise: the same seed draws the same videos.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps (default: the run's config).")
-SOLVER = flags.DEFINE_string("solver", None, "ddim, heun or dpmpp (default: the run's config, or as published).")
-ETA = flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1 (ancestral sampling).")
+SOLVER = flags.DEFINE_string("solver", None, "ddim, heun, dpmpp, unipc … (default: the run's config, or as published).")
+ETA = flags.DEFINE_float("eta", None, "Noise of ddim, dpmpp or tcd, from 0 (none) to 1 (ancestral sampling).")
 GRID = flags.DEFINE_string("grid", None, "Spacing of the steps: uniform, log_snr, karras …")
 FREE_INIT = flags.DEFINE_integer("free_init", None, "Rounds of sampling, each from the result before it (FreeInit: 3).")
 PYRAMID = flags.DEFINE_integer(
@@ -81,7 +82,7 @@ OUT = flags.DEFINE_string("out", None, "Output folder (default: <run>/samples/se
 FORMAT = flags.DEFINE_list("format", ["gif", "mp4", "png"], "Any of gif, mp4, webm, png (frames in a row), npy.")
 SCALE = flags.DEFINE_integer("scale", 0, "Factor by which pixels are enlarged; 0: to about 128 pixels.", lower_bound=0)
 
-OF_PUBLISHED = (ADAPTER, LORA, FREE_NOISE, SIZE, MOTION, CHUNK, DTYPE)
+OF_PUBLISHED = (ADAPTER, LORA, FREE_NOISE, SIZE, MOTION, CHUNK, DTYPE, SCHEDULER)
 MODES = (EXTEND, INTERPOLATE, MASK, OUTPAINT, ENLARGE)
 
 
@@ -160,7 +161,7 @@ def load_pretrained():
     from vdm_jax.pretrained.load import load_published
     from vdm_jax.pretrained.lora import parse_lora
 
-    options = values(ADAPTER, DTYPE, MOTION, CHUNK)
+    options = values(ADAPTER, DTYPE, MOTION, CHUNK, SCHEDULER)
     options["loras"] = [parse_lora(text) for text in LORA.value or []]
     if SIZE.value:
         options["size"] = tuple(integers(SIZE, "rows,columns"))

@@ -56,9 +56,9 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Model:
     loads = any("folder" in config.model[part] for part in LOADERS)
     model = _build.__wrapped__(key, mesh or make_mesh()) if loads else _build(key)
     sample = config.sample
-    names = ("steps", "eta", "guidance", "rescale")
+    names = ("steps", "guidance", "rescale")
     if "network" not in model.loaded:  # a loaded network's own scheduler decides the rest
-        names += ("solver", "grid", "clip")
+        names += ("solver", "eta", "grid", "clip")
     respect = "concat" if model.tell == "channels" else "times" if model.time_per_frame else "replace"
     sampling = {name: sample[name] for name in names} | {"interval": tuple(sample.interval), "respect": respect}
     return dataclasses.replace(model, sampling=dict(model.sampling) | sampling, fps=sample.fps)

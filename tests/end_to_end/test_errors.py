@@ -322,6 +322,8 @@ CASES = {
     ),
     "an adapter for a run": ([*EVALUATE, "--motion_adapter={empty}"], "was not trained on such a folder"),
     "way to respect without known pixels": ([*EVALUATE, "--respect=concat"], "--respect=concat needs --known"),
+    "another scheduler for a run": ([*SAMPLE, "--scheduler=dpmpp"], "--scheduler needs --pretrained=<model>"),
+    "another scheduler of a run": ([*EVALUATE, "--scheduler=dpmpp"], "--scheduler=dpmpp needs --pretrained"),
     "a type for a run": ([*SAMPLE, "--dtype=bfloat16"], "--dtype needs --pretrained=<model>"),
     "prompts that are no text": ([*SAMPLE, "--prompts={picture}"], "picture.png cannot be read: it is not text"),
     "seed of a study's base": ([*ABLATE, "--set=seed=3"], "seed=3 must be set by --seeds, not in the base config"),

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -26,8 +25,12 @@ from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.typing import Params
 
 
-def load_network(folder: str | Path, **options: Any) -> tuple[dict[str, Any], Params, tuple[int, int]]:
+def load_network(
+    folder: str | Path, *, scheduler: str | Path | None = None, **options: Any
+) -> tuple[dict[str, Any], Params, tuple[int, int]]:
     """Loads a network and its schedule from its pipeline's folder; `options` are arguments of `unets.load_unet`.
+
+    `scheduler` replaces the folder's (`schedulers.read_scheduler`).
 
     Returns:
         The fields of a `Model` that the network decides, its parameters, and the channels that it draws with the width
@@ -38,9 +41,10 @@ def load_network(folder: str | Path, **options: Any) -> tuple[dict[str, Any], Pa
     """
     unet = load_unet(folder, **options)
     family = FAMILIES[unet.config["_class_name"]]
-    schedule = read_scheduler(snapshot(folder), family.scheduler)
-    sampling = {name: getattr(family, name) for name in ("steps", "guidance", "known_noise")} | {"clip": None}
-    sampling |= {name: getattr(schedule, name) for name in ("solver", "grid", "grid_options")}
+    # A whole pipeline's own scheduler is right; the scheduler of an image model is not made for its motion modules.
+    moves = options.get("motion_adapter") is not None or options.get("new_motion") is not None
+    schedule = read_scheduler(snapshot(folder), scheduler, *([family.scheduler] if moves else []))
+    sampling = {name: getattr(family, name) for name in ("steps", "guidance", "known_noise")} | schedule.sampling
     fields = dict(network=unet.graphdef, process=schedule.process, prediction=schedule.prediction, sampling=sampling)
     fields |= dict(unet_config=unet.config, text_per_frame=not family.first_frame)
     return fields, unet.params, (unet.config["out_channels"], unet.config["cross_attention_dim"])
@@ -81,6 +85,7 @@ def load_published(
     params_dtype: str | None = None,
     chunk: int | None = None,
     motion: float | int | None = None,
+    scheduler: str | Path | None = None,
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Model:
@@ -98,6 +103,8 @@ def load_published(
         params_dtype: of the parameters (default: the same).
         chunk: frames that Stable Video Diffusion decodes at a time (`load_codec`).
         motion: Stable Video Diffusion's motion bucket (default: 127).
+        scheduler: replaces the folder's: a name ("dpmpp", "DPMSolverMultistepScheduler"), or a scheduler_config.json
+            (`schedulers.read_scheduler`).
         options: of `load_unet`: attention, remat, per_frame_norm.
 
     Raises:
@@ -109,7 +116,6 @@ def load_published(
     if kind not in FAMILIES:
         raise InputError(f"{kind} is not implemented; {', '.join(FAMILIES)} are")
     family = FAMILIES[kind]
-    loading = (dtype, params_dtype, chunk, motion, free_noise, sorted(options.items()))
     for name, value in (("chunk", chunk), ("motion", motion)):
         if value is not None and not family.first_frame:
             raise InputError(f"{name}={value} is for Stable Video Diffusion, not for {kind}")
@@ -120,7 +126,8 @@ def load_published(
     mesh = mesh or make_mesh()
     dtype = dtype or default_dtype(mesh)
     common = dict(mesh=mesh, dtype=dtype, params_dtype=params_dtype or dtype)
-    options |= dict(motion_adapter=motion_adapter, window=free_noise)
+    loading = (dtype, params_dtype, chunk, motion, free_noise, str(scheduler), sorted(options.items()))
+    options |= dict(motion_adapter=motion_adapter, window=free_noise, scheduler=scheduler)
     fields, network, (channels, _) = load_network(folder, loras=changes, **common, **options)
     codec, autoencoder = load_codec(folder, chunk=chunk, **common)
     params, config = {"network": network, "codec": autoencoder}, fields["unet_config"]

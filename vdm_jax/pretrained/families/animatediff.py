@@ -13,11 +13,9 @@ from vdm_jax.pretrained.names import Naming
 
 POSITIONS = "pos_embed.pe"  # the position codes in the files of motion modules, which are constants
 
-# AnimateDiff's scheduler, which replaces the scheduler of the image network (linear betas!).
+# What AnimateDiff's documentation changes in the scheduler of an image model (linear betas!); all else stays.
 SCHEDULER: Config = {
     "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
     "beta_schedule": "linear",
     "timestep_spacing": "linspace",
     "steps_offset": 1,
@@ -26,8 +24,8 @@ SCHEDULER: Config = {
 
 
 def scheduler(config: Config) -> Config:
-    """Returns AnimateDiff's scheduler with the prediction of the image network."""
-    return SCHEDULER | {key: config[key] for key in ("prediction_type",) if key in config}
+    """Returns AnimateDiff's scheduler for an image model with the given scheduler."""
+    return config | SCHEDULER
 
 
 def unet(
