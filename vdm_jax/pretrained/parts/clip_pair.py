@@ -10,7 +10,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.models.rngs import Keys
 from vdm_jax.pretrained.names import Naming
 from vdm_jax.pretrained.parts.clip import Config, PublishedEncoder, published, read_json, read_weights, translate
-from vdm_jax.pretrained.tokenizers import ClipTokenizer, load_tokenizer
+from vdm_jax.pretrained.tokenizers import PromptTokenizer, load_tokenizer
 
 PUBLISHED = "a folder with config.json, model.safetensors and tokenizer files, such as openai/clip-vit-large-patch14"
 
@@ -30,7 +30,7 @@ class PublishedClip:
 
     text: PublishedEncoder
     image: PublishedEncoder
-    tokenize: ClipTokenizer
+    tokenize: PromptTokenizer
 
 
 def load_clip(folder: str | Path, *, mesh: Mesh | None = None) -> PublishedClip:
