@@ -275,9 +275,9 @@ def test_implementation_that_cannot_run_is_an_error(name, dtype, head_size, devi
 
 
 def test_a_bias_is_added_to_the_scores_and_unscaled_scores_are_those_of_larger_queries():
-    make = lambda **options: randomised(Attention(C, heads=N, head_size=D, out_bias=False, **options, rngs=nnx.Rngs(0)))
-    x, bias = normal("x", (B, T, P, C)), 100 * jnp.eye(P)[None].repeat(N, 0)  # each pixel sees itself alone
-    plain, unscaled = make(), make(scaled=False)
+    common = dict(head_size=D, out_bias=False)
+    plain, unscaled = make(**common), make(scaled=False, **common)
+    x, bias = normal(0, B, T, P, C), 100 * jnp.eye(P)[None].repeat(N, 0)  # each pixel sees itself alone
     assert plain.out.bias is None
     values = product(plain.out, product(plain.v, x))
     np.testing.assert_allclose(plain(x, bias=bias), values, atol=1e-5)

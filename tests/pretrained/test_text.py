@@ -328,6 +328,6 @@ def test_published_weights_give_the_model_cards_similarities():
     text, params = load_text(**arguments)
     sentences = ("The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium.")
     pooled = np.asarray(jax.jit(text)(params, np.stack([[text.tokenize(x)] for x in sentences])).pooled)[:, 0]
-    pooled /= np.linalg.norm(pooled, axis=-1, keepdims=True)
+    pooled = pooled / np.linalg.norm(pooled, axis=-1, keepdims=True)
     np.testing.assert_allclose((pooled @ pooled.T)[[0, 0, 1], [1, 2, 2]], [0.6660, 0.1046, 0.1411], atol=5e-5)
     np.testing.assert_allclose(pooled[0, :4], [0.019196, 0.120085, 0.159598, 0.067066], atol=2e-6)

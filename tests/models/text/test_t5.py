@@ -25,5 +25,5 @@ def test_buckets_depend_on_the_distance_alone():
 
 def test_buckets_that_cannot_be_made_are_refused():
     sizes = dict(vocabulary=5, width=4, middle=4, depth=1, heads=1, head_size=4, epsilon=1e-6, shared=True)
-    with pytest.raises(InputError, match="buckets=32 must be a multiple of 4 below"):
+    with pytest.raises(InputError, match="buckets=32 must be a multiple of 4, below 4 × max_distance=8"):
         T5(**sizes, buckets=32, max_distance=8, rngs=Keys(0))

@@ -45,9 +45,7 @@ class T5(nnx.Module):
     ):
         check_padding(padding)
         if buckets % 4 or max_distance <= buckets // 4:
-            raise InputError(
-                f"buckets={buckets} must be a multiple of 4, and max_distance={max_distance} above a quarter"
-            )
+            raise InputError(f"buckets={buckets} must be a multiple of 4, below 4 × max_distance={max_distance}")
         common = dict(dtype=dtype, rngs=rngs)
         self.width, self.masked, self.padding = width, masked, padding
         self.buckets, self.max_distance = buckets, max_distance
