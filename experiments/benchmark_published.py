@@ -138,7 +138,7 @@ def measure_family(family: str, shape: tuple[int, ...], widths: tuple[int, ...])
     def draw(params, z, branches):
         predict = functools.partial(call, params)
         denoise = guided(predict, schedule.process, schedule.prediction, branches, [GUIDANCE])
-        return sample(denoise, z, times, schedule.process, solver=schedule.solver)
+        return sample(denoise, z, times, schedule.process, solver=schedule.solver, **schedule.solver_options)
 
     forward = jax.jit(call)
     branches = jax.device_put([conditions_of(text[:1]), conditions_of(text[1:])])

@@ -21,10 +21,18 @@ from vdm_jax import command
 from vdm_jax.errors import InputError
 
 RUN = flags.DEFINE_string("run", None, "Run folder to evaluate.")
-PRETRAINED = flags.DEFINE_string("pretrained", None, "Folder of a published model, instead of --run; needs --real.")
+PRETRAINED = flags.DEFINE_string(
+    "pretrained",
+    None,
+    "Folder of a published model, instead of --run (needs --real); with --run: where its model has moved.",
+)
 ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of AnimateDiff's motion modules, for an image model.")
+SCHEDULER = flags.DEFINE_string("scheduler", None, "Another scheduler for --pretrained: dpmpp, unipc … or a JSON file.")
 DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16"], "Type in which a published model computes (default: float32)."
+    "dtype",
+    None,
+    ["float32", "bfloat16"],
+    "Type in which a published model computes (default: bfloat16; float32 on CPUs).",
 )
 REAL = flags.DEFINE_string("real", None, "Real clips: a folder of videos, or a TFDS name (default: the run's data).")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets (default: the run's, or datasets).")
@@ -34,8 +42,8 @@ GUIDANCE = flags.DEFINE_list(
     "guidance", None, "Guidance scales (default: 1,3 for moving digits, else the run's config; 1 with --known)."
 )
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps (default: the run's config).")
-SOLVER = flags.DEFINE_string("solver", None, "ddim, heun or dpmpp (default: the run's config, or as published).")
-ETA = flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1 (ancestral sampling).")
+SOLVER = flags.DEFINE_string("solver", None, "ddim, heun, dpmpp, unipc … (default: the run's config, or as published).")
+ETA = flags.DEFINE_float("eta", None, "Noise of ddim, dpmpp or tcd, from 0 (none) to 1 (ancestral sampling).")
 GRID = flags.DEFINE_string("grid", None, "Spacing of the steps: uniform, log_snr, karras …")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples and of the choice of real clips.", lower_bound=0)
 BATCH = flags.DEFINE_integer("batch_size", 64, "Videos drawn at a time.", lower_bound=1)
@@ -57,11 +65,14 @@ FLOORS = {"real": "real clips", "shuffled": "frames shuffled"}  # titles; all ot
 
 def check_flags() -> list[float]:
     """Checks flags that do not fit together. Returns the guidance scales; empty for the default."""
-    if bool(RUN.value) == bool(PRETRAINED.value):
+    if not RUN.value and not PRETRAINED.value:
         raise InputError("--run=runs/<name> is needed, or --pretrained=<folder> instead")
-    if PRETRAINED.value and not REAL.value:
+    if RUN.value and DTYPE.value:
+        raise InputError(f"--dtype={DTYPE.value} is for a published model; a run has a dtype of its own")
+    if not RUN.value and not REAL.value:
         raise InputError("--pretrained needs --real=<folder of videos, or TFDS name>: the clips to compare with")
-    for flag, other in ((ADAPTER, PRETRAINED), (DTYPE, PRETRAINED), (RESPECT, KNOWN), (STRENGTH, KNOWN)):
+    pairs = [(flag, PRETRAINED) for flag in (DTYPE, SCHEDULER)]
+    for flag, other in (*pairs, (RESPECT, KNOWN), (STRENGTH, KNOWN)):
         if flag.value and not other.value:
             raise InputError(f"--{flag.name}={flag.value} needs --{other.name}")
     from vdm_jax.evaluation.known import check_mode, check_strength
@@ -137,9 +148,12 @@ def main() -> None:
 
 def metadata_of(pipeline, settings) -> dict:
     """What identifies the model and its settings, for the printed line and for evaluation.json."""
+    from vdm_jax.pretrained.load import default_dtype
+
     metadata = {"model": RUN.value or PRETRAINED.value, "step": pipeline.model.step}
     metadata |= {"motion_adapter": ADAPTER.value} if ADAPTER.value else {}
-    metadata |= {"dtype": DTYPE.value or "float32"} if PRETRAINED.value else {}
+    metadata |= {"scheduler": SCHEDULER.value} if SCHEDULER.value else {}
+    metadata |= {} if RUN.value else {"dtype": DTYPE.value or default_dtype()}
     metadata |= {name: getattr(settings, name) for name in ("steps", "solver", "eta", "grid")}
     metadata |= {"known": KNOWN.value, "respect": settings.respect} if KNOWN.value else {}
     return metadata | ({"strength": settings.strength} if settings.strength < 1 else {})
@@ -152,19 +166,21 @@ def load():
     from vdm_jax.evaluation.reference import other_data, real_data
     from vdm_jax.pretrained.load import load_published
 
-    if PRETRAINED.value:
-        model = load_published(PRETRAINED.value, motion_adapter=ADAPTER.value, dtype=DTYPE.value or "float32")
+    if not RUN.value:
+        options = dict(motion_adapter=ADAPTER.value, scheduler=SCHEDULER.value, dtype=DTYPE.value)
+        model = load_published(PRETRAINED.value, **options)
         return Pipeline(model), other_data(
             REAL.value, model.shape, data_dir=DATA_DIR.value or "datasets", fps=model.fps
         )
     config = read_config(RUN.value)
     data = config.data
     data.data_dir = DATA_DIR.value or data.data_dir
+    moved = {"folder": PRETRAINED.value or "", "motion_adapter": ADAPTER.value or ""}
     if not REAL.value:
-        return Pipeline(build.load(RUN.value)), real_data(config)
+        return Pipeline(build.load(RUN.value, **moved)), real_data(config)
     shape = (data.frames, data.height, data.width, data.channels)
     real = other_data(REAL.value, shape, data_dir=data.data_dir, stride=data.stride, fps=data.fps or None)
-    return Pipeline(build.load(RUN.value)), real
+    return Pipeline(build.load(RUN.value, **moved)), real
 
 
 def print_table(result: dict, labels: dict[str, str]) -> None:

@@ -10,6 +10,8 @@ from vdm_jax import command
 from vdm_jax.errors import InputError
 
 RUN = flags.DEFINE_string("run", None, "Run folder of a config with `model.network.folder`.")
+PRETRAINED = flags.DEFINE_string("pretrained", None, "Folder of the run's published model, where it has moved.")
+ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of its motion adapter, where it has moved.")
 OUT = flags.DEFINE_string("out", None, "Folder for the weights.")
 LORA = flags.DEFINE_bool("lora", False, "Write only the low-rank changes of a run with `train.parts='lora'`.")
 
@@ -28,7 +30,8 @@ def main() -> None:
     from vdm_jax.split import join
 
     config = read_config(RUN.value)
-    model, trained, split = load_trained(RUN.value)
+    moved = {"folder": PRETRAINED.value or "", "motion_adapter": ADAPTER.value or ""}
+    model, trained, split = load_trained(RUN.value, **moved)
     if model.unet_config is None:
         raise InputError(f"{RUN.value} trained a network of its own, which diffusers does not know")
     if LORA.value and config.train.parts != "lora":

@@ -17,15 +17,17 @@ from vdm_jax.errors import InputError, some
 
 RUN = flags.DEFINE_string("run", None, "Run folder to sample from.")
 CASCADE = flags.DEFINE_list("cascade", None, "Several runs, instead of --run: each refines the videos before it.")
-PRETRAINED = flags.DEFINE_string(
-    "pretrained", None, "Folder of a published model (diffusers format), instead of --run."
-)
+PRETRAINED = flags.DEFINE_string("pretrained", None, "Folder of a published model; with --run: where its model is now.")
 ADAPTER = flags.DEFINE_string("motion_adapter", None, "Folder of AnimateDiff's motion modules, for an image model.")
 LORA = flags.DEFINE_multi_string("lora", None, "LoRA for --pretrained: path or path:strength. Can be repeated.")
 FREE_NOISE = flags.DEFINE_list("free_noise", None, "Draw all --frames of AnimateDiff in windows: length,stride.")
 SIZE = flags.DEFINE_list("size", None, "Rows,columns of a published model's videos (default: as published).")
+SCHEDULER = flags.DEFINE_string("scheduler", None, "Another scheduler for --pretrained: dpmpp, unipc … or a JSON file.")
 DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16"], "Type in which a published model computes (default: float32)."
+    "dtype",
+    None,
+    ["float32", "bfloat16"],
+    "Type in which a published model computes (default: bfloat16; float32 on CPUs).",
 )
 MOTION = flags.DEFINE_float("motion", None, "Motion bucket of Stable Video Diffusion (default: 127).")
 CHUNK = flags.DEFINE_integer(
@@ -35,14 +37,12 @@ PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "A prompt. Can be repeated. '0: one text | 8: another' changes at frame 8."
 )
 PROMPTS = flags.DEFINE_string("prompts", None, "Text file with one prompt a line.")
-NEGATIVE = flags.DEFINE_string(
-    "negative_prompt", None, "Prompt that guidance leads away from (default: the empty prompt)."
-)
+NEGATIVE = flags.DEFINE_string("negative_prompt", None, "Prompt that guidance leads away from (default: an empty one).")
 NUM = flags.DEFINE_integer("num", 1, "Videos for each prompt.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise: the same seed draws the same videos.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps (default: the run's config).")
-SOLVER = flags.DEFINE_string("solver", None, "ddim, heun or dpmpp (default: the run's config, or as published).")
-ETA = flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1 (ancestral sampling).")
+SOLVER = flags.DEFINE_string("solver", None, "ddim, heun, dpmpp, unipc … (default: the run's config, or as published).")
+ETA = flags.DEFINE_float("eta", None, "Noise of ddim, dpmpp or tcd, from 0 (none) to 1 (ancestral sampling).")
 GRID = flags.DEFINE_string("grid", None, "Spacing of the steps: uniform, log_snr, karras …")
 FREE_INIT = flags.DEFINE_integer("free_init", None, "Rounds of sampling, each from the result before it (FreeInit: 3).")
 PYRAMID = flags.DEFINE_integer(
@@ -82,7 +82,7 @@ OUT = flags.DEFINE_string("out", None, "Output folder (default: <run>/samples/se
 FORMAT = flags.DEFINE_list("format", ["gif", "mp4", "png"], "Any of gif, mp4, webm, png (frames in a row), npy.")
 SCALE = flags.DEFINE_integer("scale", 0, "Factor by which pixels are enlarged; 0: to about 128 pixels.", lower_bound=0)
 
-OF_PUBLISHED = (ADAPTER, LORA, FREE_NOISE, SIZE, MOTION, CHUNK, DTYPE)
+OF_PUBLISHED = (ADAPTER, LORA, FREE_NOISE, SIZE, MOTION, CHUNK, DTYPE, SCHEDULER)
 MODES = (EXTEND, INTERPOLATE, MASK, OUTPAINT, ENLARGE)
 
 
@@ -99,7 +99,8 @@ def main() -> None:
     from vdm_jax.generation.prompts import read_prompts
 
     prompts = [*PROMPT.value, *(read_prompts(PROMPTS.value) if PROMPTS.value else [])] or [""]
-    models = [load_pretrained()] if PRETRAINED.value else [load(run) for run in CASCADE.value or [RUN.value]]
+    moved = {"folder": PRETRAINED.value or "", "motion_adapter": ADAPTER.value or ""}
+    models = [load_pretrained()] if published() else [load(run, **moved) for run in CASCADE.value or [RUN.value]]
     task, known = read_task(models[0])
     kwargs = {"seed": SEED.value, "negative": NEGATIVE.value or "", "context": CONTEXT.value}
     changes = changes_of_settings(len(models))
@@ -124,13 +125,18 @@ def check_flags() -> None:
     """Checks what needs no model."""
     from vdm_jax.video import WRITABLE
 
-    if [bool(flag.value) for flag in (RUN, CASCADE, PRETRAINED)].count(True) != 1:
+    if [bool(RUN.value), bool(CASCADE.value), published()].count(True) != 1:
         raise InputError("--run=runs/<name> is needed, or --cascade=<run>,<run>,… or --pretrained=<folder> instead")
-    for name in {} if PRETRAINED.value else values(*OF_PUBLISHED):
-        raise InputError(f"--{name} needs --pretrained=<model>")
+    for name in {} if published() else values(*OF_PUBLISHED[RUN.value is not None :]):
+        raise InputError(f"--{name} needs --pretrained=<model>, without a run")
     for suffix in FORMAT.value:
         if f".{suffix}" not in WRITABLE:
             raise InputError(f"--format={suffix} must be of {', '.join(s.lstrip('.') for s in WRITABLE)}")
+
+
+def published() -> bool:
+    """Returns whether the model is a published one; next to a run --pretrained says where the run's model is."""
+    return bool(PRETRAINED.value and not RUN.value)
 
 
 def values(*chosen: flags.FlagHolder) -> dict[str, Any]:
@@ -155,7 +161,7 @@ def load_pretrained():
     from vdm_jax.pretrained.load import load_published
     from vdm_jax.pretrained.lora import parse_lora
 
-    options = values(ADAPTER, DTYPE, MOTION, CHUNK)
+    options = values(ADAPTER, DTYPE, MOTION, CHUNK, SCHEDULER)
     options["loras"] = [parse_lora(text) for text in LORA.value or []]
     if SIZE.value:
         options["size"] = tuple(integers(SIZE, "rows,columns"))
@@ -260,7 +266,7 @@ def check_use(stages: list) -> None:
     sees = last.settings.respect in ("concat", "times") or last.pipeline.model.first_frame is not None
     requirements = (
         (IMAGE_AT, IMAGE.value, "--image=<file>"),
-        (FRAMES, PRETRAINED.value or not VIDEO.value, "a task without --video, which has a length of its own"),
+        (FRAMES, published() or not VIDEO.value, "a task without --video, which has a length of its own"),
         (CONTEXT, first.task.coarse == 1, "windows that see each other; the windows of an enlarged video do not"),
         (RESPECT, knows, "known pixels (--image, --video)"),
         (EXACT, knows, "known pixels (--image, --video)"),
@@ -284,8 +290,8 @@ def check_use(stages: list) -> None:
 
 def make_out() -> Path:
     """Makes the output folder."""
-    name = PRETRAINED.value or (CASCADE.value or [RUN.value])[-1]
-    samples = Path("samples") / Path(name).name if PRETRAINED.value else Path(name) / "samples"
+    name = RUN.value or PRETRAINED.value or CASCADE.value[-1]
+    samples = Path("samples") / Path(name).name if published() else Path(name) / "samples"
     out = Path(OUT.value) if OUT.value else samples / f"seed{SEED.value}"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -300,7 +306,7 @@ def write(videos: list, fps: float, prompts: list[str], stages: list, known: dic
     from vdm_jax.video import write_video
 
     used = [{"step": stage.pipeline.model.step, **dataclasses.asdict(stage.settings)} for stage in stages]
-    metadata = {"run": PRETRAINED.value or ",".join(CASCADE.value or [RUN.value]), "seed": SEED.value}
+    metadata = {"run": RUN.value or PRETRAINED.value or ",".join(CASCADE.value), "seed": SEED.value}
     metadata |= (used[0] if len(used) == 1 else {"stages": used}) | known | values(*OF_PUBLISHED, CONTEXT)
     if NEGATIVE.value is not None:
         metadata["negative"] = NEGATIVE.value

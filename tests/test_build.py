@@ -261,6 +261,6 @@ def test_what_is_no_run_is_one_line(tmp_path, run):
     for name in (tmp_path, tmp_path / "missspelt", "ali-vilab/text-to-video-ms-1.7b"):  # empty, absent, of the hub
         with pytest.raises(InputError, match=r"is no run folder: it holds no config\.json; nor a published model: "):
             load(name, dtype="bfloat16")
-    for options in ({"motion_adapter": "x"}, {"dtype": "bfloat16"}):
+    for options in ({"chunk": 2}, {"dtype": "bfloat16"}):
         with pytest.raises(InputError, match=f"is a run, which has no option {min(options)}: its config decides"):
             load(run("tensor")[0], **options)

@@ -1,6 +1,7 @@
 """The keys of a config, and the config of a run folder."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from vdm_jax.config import (
     read_config,
     read_file,
     source_arguments,
+    with_base,
     write_config,
 )
 from vdm_jax.errors import InputError
@@ -169,3 +171,21 @@ def test_a_config_file_may_take_an_argument_and_its_errors_are_one_line(tmp_path
         read_file(f"{file}:short")
     with pytest.raises(InputError, match=r"config .*none\.py cannot be read: FileNotFoundError"):
         read_file(tmp_path / "none.py")
+
+
+def test_a_published_model_that_moved_is_pointed_at(tmp_path):
+    for name in ("base", "other", "new", "adapter"):
+        (tmp_path / name).mkdir()
+    config = default_config()
+    config.unlock()
+    config.model.network = dict(folder=str(tmp_path / "base"), motion_adapter=str(tmp_path / "gone"))
+    config.model.text = dict(folder=str(tmp_path / "base"))
+    config.model.codec = dict(folder=str(tmp_path / "other"))
+    with pytest.raises(InputError, match=r"runs/x needs the folder .*gone, which is not there: --motion_adapter="):
+        with_base(config, "runs/x")
+    moved = with_base(config, "runs/x", str(tmp_path / "new"), str(tmp_path / "adapter"))
+    folders = [Path(part.folder).name for part in (moved.model.network, moved.model.text, moved.model.codec)]
+    assert folders == ["new", "new", "other"]  # a codec of another model stays
+    assert Path(moved.model.network.motion_adapter).name == "adapter"
+    with pytest.raises(InputError, match=r"--pretrained=new: runs/x was not trained on such a folder"):
+        with_base(default_config(), "runs/x", "new")

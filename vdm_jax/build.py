@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax.checkpoints import restore_ema
-from vdm_jax.config import is_run, read_config
+from vdm_jax.config import is_run, read_config, with_base
 from vdm_jax.diffusion.known import MaskMixture
 from vdm_jax.diffusion.objective import Objective
 from vdm_jax.diffusion.process import Process, make_process
@@ -57,9 +57,9 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Model:
     loads = any("folder" in config.model[part] for part in LOADERS)
     model = _build.__wrapped__(key, mesh or make_mesh()) if loads else _build(key)
     sample = config.sample
-    names = ("steps", "eta", "guidance", "rescale")
+    names = ("steps", "guidance", "rescale")
     if "network" not in model.loaded:  # a loaded network's own scheduler decides the rest
-        names += ("solver", "grid", "clip")
+        names += ("solver", "eta", "grid", "clip")
     respect = "concat" if model.tell == "channels" else "times" if model.time_per_frame else "replace"
     sampling = {name: sample[name] for name in names} | {"interval": tuple(sample.interval), "respect": respect}
     return dataclasses.replace(model, sampling=dict(model.sampling) | sampling, fps=sample.fps)
@@ -246,12 +246,12 @@ def masks_of(config: ConfigDict) -> MaskMixture | None:
 def load(path: str | Path, *, mesh: Mesh | None = None, **options: Any) -> Model:
     """Loads a run folder, or the folder of a published model (`pretrained.load.load_published` has the options).
 
-    Of a run the averaged parameters of the newest checkpoint are read.
+    Of a run the averaged parameters of the newest checkpoint are read; its options are those of `config.with_base`.
 
     Raises:
         InputError: no such folder, no checkpoint, a checkpoint that does not fit the config, or an unknown option.
     """
-    if (Path(path) / "model_index.json").exists():
+    if (published.snapshot(path) / "model_index.json").exists():
         try:
             return published.load_published(path, mesh=mesh, **options)
         except TypeError as error:
@@ -261,19 +261,21 @@ def load(path: str | Path, *, mesh: Mesh | None = None, **options: Any) -> Model
             f"{path} is no run folder: it holds no config.json; nor a published model: it holds no model_index.json "
             "(hf download <name> --local-dir <folder> makes one)"
         )
-    if options:
-        raise InputError(f"{path} is a run, which has no option {min(options)}: its config decides")
-    model, trained, split = load_trained(path, mesh)
+    if unknown := options.keys() - {"folder", "motion_adapter"}:
+        raise InputError(f"{path} is a run, which has no option {min(unknown)}: its config decides")
+    model, trained, split = load_trained(path, mesh, **options)
     return dataclasses.replace(model, params=join(trained, split.frozen))
 
 
-def load_trained(run: str | Path, mesh: Mesh | None = None) -> tuple[Model, Params, Split]:
+def load_trained(run: str | Path, mesh: Mesh | None = None, **moved: str) -> tuple[Model, Params, Split]:
     """Returns the model of a run before training, the averaged values of what was trained, and the split.
+
+    `moved`: where its published model is now (`config.with_base`).
 
     Raises:
         InputError: no run folder, no checkpoint, or a checkpoint that does not fit the config.
     """
-    config = read_config(run)
+    config = with_base(read_config(run), run, **moved)
     mesh = mesh or make_mesh()
     model = build(config, mesh)
     model = dataclasses.replace(model, params=restore_frozen(run, model.params, mesh))

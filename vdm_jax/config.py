@@ -240,3 +240,25 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def with_base(
+    config: ml_collections.ConfigDict, run: str | Path, folder: str = "", motion_adapter: str = ""
+) -> ml_collections.ConfigDict:
+    """Returns the config of a run whose published model, or its motion adapter, now lies in another folder.
+
+    Raises:
+        InputError: the run has no such part, or its folder is gone and no other is passed.
+    """
+    parts = [part for part in (config.model.network, config.model.text, config.model.codec) if part.get("folder")]
+    base, adapter = parts[0].folder if parts else "", config.model.network.get("motion_adapter")
+    for name, moved, old in (("pretrained", folder, base), ("motion_adapter", motion_adapter, adapter)):
+        if moved and not old:
+            raise InputError(f"--{name}={moved}: {run} was not trained on such a folder")
+        if old and not Path(moved or old).is_dir():
+            raise InputError(f"{run} needs the folder {moved or old}, which is not there: --{name}=<folder> says where")
+    for part in parts:
+        part.folder = folder if folder and part.folder == base else part.folder
+    if motion_adapter:
+        config.model.network.motion_adapter = motion_adapter
+    return config

@@ -15,7 +15,6 @@ from vdm_jax.diffusion.known import Known, known_in_time, level_time, reconstruc
 from vdm_jax.diffusion.prediction import to_x_eps
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.diffusion.sampler import sample
-from vdm_jax.diffusion.solvers import SOLVERS
 
 PROCESS = make_process("cosine")
 FRAMES, SAMPLES = 6, 4000
@@ -96,7 +95,7 @@ def test_weight_0_is_replacement():
     np.testing.assert_allclose(drawn("reconstruct", 0), drawn("replace"), atol=1e-4)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ["ddim", "heun", "dpmpp", "unipc", "lcm"])
 @pytest.mark.parametrize("process_name", ["cosine", "flow", "edm"])
 def test_the_result_holds_the_known_part(solver, process_name):
     process, keys = make_process(process_name), jax.random.split(jax.random.key(1), 3)
@@ -106,7 +105,9 @@ def test_the_result_holds_the_known_part(solver, process_name):
         return with_noise(jnp.tanh(z), z, t, process)
 
     z = initial_noise(keys, (4,), process)
-    x = sample(replaced(denoise, known, process, keys), z, make_grid("uniform", 8, process), process, solver=solver)
+    x = sample(
+        replaced(denoise, known, process, keys), z, make_grid("uniform", 8, process), process, solver=solver, keys=keys
+    )
     np.testing.assert_allclose(np.where(known.mask, x, 0), np.where(known.mask, known.video, 0), atol=3e-4)
     assert np.isfinite(x).all()
     np.testing.assert_array_equal(known.put(x)[:, 1:3], x[:, 1:3])

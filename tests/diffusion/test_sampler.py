@@ -15,7 +15,7 @@ from vdm_jax.diffusion.grids import make_grid, pyramid
 from vdm_jax.diffusion.guidance import clipped, guided
 from vdm_jax.diffusion.process import PROCESSES, make_process
 from vdm_jax.diffusion.sampler import INITIAL, noise_to_z, process_noise, sample
-from vdm_jax.diffusion.solvers import SOLVERS, make_table
+from vdm_jax.diffusion.solvers import make_table
 from vdm_jax.errors import InputError
 
 MEAN = np.array([0.5, -1.0, 0.2])
@@ -69,36 +69,48 @@ def noisy(process, batch, dtype=jnp.float32):
         ("edm", "karras", -2),
     ],
 )
-@pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("heun", 2), ("dpmpp", 2)])
-def test_solver_converges_at_its_order(solver, order, process_name, grid, end):
+@pytest.mark.parametrize(
+    ("solver", "order", "options"),
+    [("ddim", 1, {}), ("heun", 2, {}), ("dpmpp", 2, {}), ("unipc", 3, {})],
+)
+def test_solver_converges_at_its_order(solver, order, options, process_name, grid, end):
     process, errors = make_process(process_name), []
+    denoise = optimal_denoiser(process)
     with jax.enable_x64(True):
         z = noisy(process, 16, jnp.float64)
-        run = jax.jit(lambda times: sample(optimal_denoiser(process), z, times, process, solver=solver))
         for num_steps in (100, 200):
             times = make_grid(grid, num_steps, process).astype(jnp.float64)[: num_steps + 2 + end]
-            errors.append(np.max(np.abs(run(times) - flow_map(process, z, 1.0, times[-1]))))
+            x = jax.jit(lambda times=times: sample(denoise, z, times, process, solver=solver, **options))()
+            errors.append(np.max(np.abs(x - flow_map(process, z, 1.0, times[-1]))))
     assert errors[-1] < 0.05
-    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
 
 
 @pytest.mark.parametrize(
-    ("process_name", "eta"), [("cosine", 0.0), ("cosine", 0.5), ("cosine", 1.0), ("ddpm", 1.0), ("flow", 1.0)]
+    ("process_name", "eta", "solver"),
+    [
+        ("cosine", 0.0, "ddim"),
+        ("cosine", 0.5, "ddim"),
+        ("cosine", 1.0, "ddim"),
+        ("ddpm", 1.0, "ddim"),
+        ("flow", 1.0, "ddim"),
+        ("cosine", 1.0, "dpmpp"),
+    ],
 )
-def test_moments_of_the_samples(process_name, eta):
+def test_moments_of_the_samples(process_name, eta, solver):
     process, batch = make_process(process_name), 8000
     times, z = make_grid("uniform", 500, process), noisy(process, batch)
 
     @jax.jit
     def run(keys):
-        return sample(optimal_denoiser(process), z, times, process, eta=eta, keys=keys)
+        return sample(optimal_denoiser(process), z, times, process, solver=solver, eta=eta, keys=keys)
 
     x = run(jax.random.split(jax.random.key(0), batch))
     np.testing.assert_allclose(x.mean(0), MEAN, atol=0.04)
     np.testing.assert_allclose(np.cov(x.T), COVARIANCE, atol=0.04)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ["ddim", "heun", "dpmpp", "unipc"])
 @pytest.mark.parametrize("process_name", ["cosine", "flow", "edm", "stable_diffusion"])
 @pytest.mark.parametrize("num_steps", [1, 4])
 def test_few_steps_stay_finite_and_lead_to_the_video_of_the_denoiser(solver, process_name, num_steps):
@@ -119,13 +131,43 @@ def test_steps_of_one_length_on_a_grid_of_one_length_are_ddim():
     process = make_process("stable_diffusion")
     for final in ("clean", "first"):
         times = make_grid("leading", 10, process, final=final)
-        for ours, strided in zip(*(make_table(s, times, process, 0.5) for s in ("ddim", "ddim_strided")), strict=True):
+        tables = make_table("ddim", times, process, 0.5), make_table("ddim", times, process, 0.5, strided=True)
+        for ours, strided in zip(*tables, strict=True):
             np.testing.assert_allclose(strided, ours, atol=1e-6)
     times = make_grid("linspace", 7, process)  # 999, 832, …, 0: longer than N // n = 142
-    table = make_table("ddim_strided", times, process)
+    table = make_table("ddim", times, process, strided=True)
     np.testing.assert_allclose(table.x[0], process.alpha_sigma(jnp.float32(1 - 0.142))[0], rtol=1e-6)
-    with pytest.raises(InputError, match="'ddim_strided' needs a discrete process"):
-        make_table("ddim_strided", times, make_process("cosine"))
+    with pytest.raises(InputError, match="strided=True needs a discrete process"):
+        make_table("ddim", times, make_process("cosine"), strided=True)
+
+
+def test_trajectory_consistency_without_noise_is_ddim():
+    process = make_process("stable_diffusion")
+    times = make_grid("distilled", 4, process, final="first")
+    for ours, ddim in zip(make_table("tcd", times, process), make_table("ddim", times, process), strict=True):
+        np.testing.assert_allclose(ours, ddim, atol=1e-6)
+    table = make_table("tcd", times, process, 0.3)  # 999 goes to 0.7 * 759, and from there back to 759
+    alpha, sigma = process.alpha_sigma(jnp.float32([760, 532]) / 1000)
+    ratio = alpha[0] / alpha[1]
+    expected = ratio * alpha[1], ratio * sigma[1], jnp.sqrt(1 - ratio**2)
+    np.testing.assert_allclose([table.x[0], table.eps[0], table.noise[0]], expected, rtol=1e-5)
+
+
+def test_adams_bashforth_is_exact_for_noise_that_does_not_change():
+    process, video = make_process("stable_diffusion"), jnp.linspace(-1, 1, 6).reshape(2, 3)
+    alpha, sigma = process.alpha_sigma(jnp.float32(1))
+    noise = jnp.cos(video)
+
+    def denoise(z, t):
+        alpha, sigma = (value[:, None] for value in process.alpha_sigma(t))
+        return (z - sigma * noise) / alpha, noise
+
+    for num_steps in (1, 2, 6):
+        times = make_grid("trailing", num_steps, process)
+        x = sample(denoise, alpha * video + sigma * noise, times, process, solver="pndm")
+        np.testing.assert_allclose(x, video, atol=1e-4)
+    with pytest.raises(InputError, match="'pndm' needs a process that leaves something of the video at t = 1"):
+        make_table("pndm", make_grid("uniform", 4, make_process("flow")), make_process("flow"))
 
 
 def test_number_of_calls_of_the_denoiser():
@@ -139,9 +181,11 @@ def test_number_of_calls_of_the_denoiser():
     expected = {
         "ddim": [1, 0.75, 0.5, 0.25],
         "dpmpp": [1, 0.75, 0.5, 0.25],
+        "unipc": [1, 0.75, 0.5, 0.25],
+        "pndm": [1, 0.75, 0.75, 0.5, 0.25],
         "heun": [1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25],
     }
-    for solver in SOLVERS:
+    for solver in expected:
         calls.clear()
         jax.jit(lambda s=solver: sample(denoise, jnp.ones((1, 2)), times, process, solver=s))().block_until_ready()
         jax.effects_barrier()
@@ -197,6 +241,8 @@ def test_noise_becomes_z_at_the_first_time(name):
     z = noise_to_z(noise, process, 0.6)
     np.testing.assert_array_equal(z, initial_noise(keys, (3, 4), process, 0.6))
     np.testing.assert_allclose(z, jnp.hypot(alpha, sigma) * noise, rtol=1e-6)
+    np.testing.assert_allclose(noise_to_z(noise, process, 0.6, first="sigma"), sigma * noise, rtol=1e-6)
+    np.testing.assert_array_equal(noise_to_z(noise, process, 0.6, first="one"), noise)
     np.testing.assert_allclose(noise_to_z(noise, process, 0.6, video), alpha * video + sigma * noise, rtol=1e-6)
     for start in (None, video):
         per_frame = noise_to_z(noise, process, jnp.float32([0.6, 0.1, 1.0]), start)
@@ -211,12 +257,25 @@ def test_noise_becomes_z_at_the_first_time(name):
     [
         ({"solver": "euler"}, "'euler' is unknown; known are ddim, heun, dpmpp"),
         ({"eta": 2.0, "keys": True}, "eta=2.0 must be between"),
-        ({"eta": 0.5}, "eta=0.5 adds noise and so needs keys"),
-        ({"eta": 0.5, "keys": True, "solver": "heun"}, "only ddim adds noise"),
+        ({"eta": 0.5}, "solver='ddim' with eta=0.5 adds noise and so needs keys"),
+        (
+            {"eta": 0.5, "keys": True, "solver": "heun"},
+            "eta=0.5 must be 0 with solver 'heun': only ddim, dpmpp and tcd take it",
+        ),
         ({"times": jnp.ones(1)}, "times of length 1"),
         ({"times": jnp.eye(2), "solver": "heun"}, r"solver='heun' must be ddim where each frame .* \(shape \(2, 2\)\)"),
         ({"times": jnp.eye(2), "solver": "dpmpp"}, "solver='dpmpp' must be ddim where each frame has its own times"),
-        ({"times": jnp.eye(2), "solver": "ddim_strided"}, "solver='ddim_strided' must be ddim where each frame"),
+        ({"times": jnp.eye(2), "strided": True}, "solver='ddim' must be ddim where each frame has its own times"),
+        (
+            {"solver": "dpmpp", "of": "v"},
+            "solver 'dpmpp' has no option 'of'; it has eta, order, kind, lower_order_final",
+        ),
+        ({"solver": "dpmpp", "order": 4}, "order=4 must be 1, 2, or"),
+        ({"solver": "dpmpp", "kind": "bh2"}, "kind='bh2' must be midpoint or heun"),
+        ({"solver": "unipc", "order": 4}, "order=4, kind='bh2' must be 1, 2 or 3, and bh1 or bh2"),
+        ({"solver": "pndm", "of": "x"}, "of='x' must be eps or v"),
+        ({"solver": "tcd"}, "solver 'tcd' needs a discrete process"),
+        ({"solver": "lcm"}, "solver='lcm' with eta=0.0 adds noise and so needs keys"),
     ],
 )
 def test_bad_input(options, message):
@@ -265,9 +324,9 @@ def test_equal_times_of_frames_and_a_pyramid_without_delay_are_plain_sampling(pr
     denoise = clipped(denoise, process, "static")
     times = make_grid("uniform", 5, process)
 
-    @jax.jit
     def draw(times):
-        return sample(denoise, initial_noise(keys, (4, 2), process, times[0]), times, process, eta=eta, keys=keys)
+        z = initial_noise(keys, (4, 2), process, times[0])
+        return jax.jit(lambda: sample(denoise, z, times, process, eta=eta, keys=keys))()
 
     np.testing.assert_allclose(draw(pyramid(times, 4, 0)), draw(times), rtol=1e-5, atol=1e-5)
 
@@ -306,7 +365,8 @@ def test_frames_that_wait_keep_their_z_bit_for_bit(name, eta):
         return jnp.sin(9 * z), jnp.cos(9 * z)
 
     z = jax.random.normal(jax.random.key(1), (2, 4, 3))
-    x = jax.jit(functools.partial(sample, denoise, process=process, eta=eta))(z, times, keys=keys)
+    draw = functools.partial(sample, denoise, process=process, eta=eta)
+    x = jax.jit(functools.partial(draw, times=times))(z, keys=keys)
     np.testing.assert_array_equal(x[:, :3], z[:, :3])
-    alone = jax.jit(functools.partial(sample, denoise, process=process, eta=eta))(z, times[:, 3], keys=keys)
+    alone = jax.jit(functools.partial(draw, times=times[:, 3]))(z, keys=keys)
     np.testing.assert_allclose(x[:, 3], alone[:, 3], rtol=1e-5, atol=1e-6)

@@ -168,7 +168,19 @@ CASES = {
         [*SAMPLE, "--prompt=0: a | 3: b", "--frames=6"],
         "changes at frame 3, but the windows draw from frames 0, 4 on",
     ),
-    "an adapter without its model": ([*SAMPLE, "--motion_adapter=x"], "--motion_adapter needs --pretrained=<model>"),
+    "an adapter without its model": ([*SAMPLE, "--motion_adapter=x"], "was not trained on such a folder"),
+    "an adapter for a chain of runs": (
+        ["experiments/sample.py", "--cascade={run},{run}", "--motion_adapter=x"],
+        "--motion_adapter needs --pretrained=<model>",
+    ),
+    "a base model for a chain of runs": (
+        ["experiments/sample.py", "--cascade={run},{run}", "--pretrained=x"],
+        "--run=runs/<name> is needed, or --cascade=",
+    ),
+    "a base model for the export of another run": (
+        ["experiments/export.py", "--run={run}", "--out={new}", "--pretrained=x"],
+        "trained a network of its own",
+    ),
     "a LoRA without its model": ([*SAMPLE, "--lora=x"], "--lora needs --pretrained=<model>"),
     "a LoRA of another kind": (
         ["experiments/sample.py", "--pretrained={model}", "--lora={lora}:0.5"],
@@ -188,7 +200,7 @@ CASES = {
         ["experiments/sample.py", "--pretrained=nowhere"],
         "nowhere is not a folder; download the model",
     ),
-    "a run and a model": ([*SAMPLE, "--pretrained=x"], "--run=runs/<name> is needed, or --cascade="),
+    "a run and a model": ([*SAMPLE, "--pretrained=x"], "was not trained on such a folder"),
     "enlarged by a factor that does not divide": (
         [*SAMPLE, "--video={video}", "--enlarge=3"],
         "--enlarge=3 must divide the 8",
@@ -308,8 +320,10 @@ CASES = {
         [*EVALUATE, "--metrics=flicker", "--real={none}"],
         "is not prepared in",
     ),
-    "an adapter for a run": ([*EVALUATE, "--motion_adapter={empty}"], "needs --pretrained"),
+    "an adapter for a run": ([*EVALUATE, "--motion_adapter={empty}"], "was not trained on such a folder"),
     "way to respect without known pixels": ([*EVALUATE, "--respect=concat"], "--respect=concat needs --known"),
+    "another scheduler for a run": ([*SAMPLE, "--scheduler=dpmpp"], "--scheduler needs --pretrained=<model>"),
+    "another scheduler of a run": ([*EVALUATE, "--scheduler=dpmpp"], "--scheduler=dpmpp needs --pretrained"),
     "a type for a run": ([*SAMPLE, "--dtype=bfloat16"], "--dtype needs --pretrained=<model>"),
     "prompts that are no text": ([*SAMPLE, "--prompts={picture}"], "picture.png cannot be read: it is not text"),
     "seed of a study's base": ([*ABLATE, "--set=seed=3"], "seed=3 must be set by --seeds, not in the base config"),
@@ -376,7 +390,7 @@ def folders(tmp_path_factory):
     (root / "model" / "unet").mkdir(parents=True)
     (root / "model" / "model_index.json").write_text("{}")
     (root / "model" / "unet" / "config.json").write_text('{"_class_name": "UNet3DConditionModel"}')
-    save_file({"lora_unet_conv_in.hada_w1_a": np.ones((2, 2))}, root / "lora.safetensors")
+    save_file({"lora_unet_conv_in.lokr_w1": np.ones((2, 2))}, root / "lora.safetensors")
     noise = np.random.default_rng(0).integers(256, size=(6, 8, 8, 3)).astype(np.uint8)
     write_video(root / "video.gif", noise, 8)
     write_video(root / "short.gif", noise[:2], 8)

@@ -1,6 +1,7 @@
 """A published model's folder, from the command line."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -90,7 +91,7 @@ def finetune(run, folder, base, name, arguments, *flags):
     assert "2 steps done" in out
 
 
-def test_an_image_model_learns_to_move_from_a_folder_of_videos(run, folder):
+def test_an_image_model_learns_to_move_from_a_folder_of_videos(run, outcome, folder):
     small = {"motion_num_attention_heads": 2, "motion_max_seq_length": 4}
     finetune(run, folder, "image", "run", f"new_motion = {small}")
     losses = [json.loads(line)["loss"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -100,7 +101,17 @@ def test_an_image_model_learns_to_move_from_a_folder_of_videos(run, folder):
     assert "1 videos" in out
     assert np.load(folder / "run" / "samples" / "seed0" / "000-clip-3.npy").shape == (4, 16, 16, 3)
 
-    out, _ = run(folder, "export.py", "--run=run", "--out=exported/unet")
+    # The image model may move.
+    shutil.move(folder / "image", folder / "elsewhere")
+    status, _, err = outcome(folder, ROOT / "experiments" / "export.py", "--run=run", "--out=exported/unet")
+    assert status == 2
+    assert "error: run needs the folder image, which is not there: --pretrained=<folder> says where" in err
+    moved = ["--run=run", "--pretrained=elsewhere"]
+    run(folder, "sample.py", *moved, "--prompt=clip 3", "--format=npy", "--out=moved")
+    drawn = [np.load(where / "000-clip-3.npy") for where in (folder / "run" / "samples" / "seed0", folder / "moved")]
+    np.testing.assert_array_equal(*drawn)
+    out, _ = run(folder, "export.py", *moved, "--out=exported/unet")
+    shutil.move(folder / "elsewhere", folder / "image")
     assert "UNetMotionModel of step 2" in out
     exported, image = load_unet(folder / "exported" / "unet"), load_unet(folder / "image")
     np.testing.assert_array_equal(exported.params["stem"]["conv"]["kernel"], image.params["stem"]["conv"]["kernel"])

@@ -272,18 +272,29 @@ def test_settings_may_be_lists_and_dictionaries():
 
 
 def test_a_strided_solver_is_kept_on_a_complete_grid_alone():
-    strided = Settings(solver="ddim_strided", grid="linspace")
-    assert strided.solver == "ddim_strided"
-    assert strided.changed({"grid": "trailing"}).solver == "ddim_strided"
+    strided = {"solver_options": {"strided": True}, "grid": "linspace"}
+    assert Settings(**strided).changed({"grid": "trailing"}).solver_options == (("strided", True),)
     for changes in ({"strength": 0.5}, {"grid": "karras"}):
-        assert strided.changed(changes).solver == "ddim"
-        assert Settings(solver="ddim_strided", **{"grid": "linspace"} | changes).solver == "ddim"
+        assert Settings(**strided).changed(changes).solver_options == ()
+        assert Settings(**strided | changes).solver_options == ()
 
 
-def test_options_belong_to_their_grid():
-    settings = Settings(grid="karras", grid_options={"rho": 5.0})
-    assert settings.changed({"steps": 3}).grid_options == (("rho", 5.0),)
-    assert settings.changed({"grid": "log_snr"}).grid_options == ()
+def test_settings_of_published_solvers():
+    with pytest.raises(InputError, match="first_noise='two' must be one of total, sigma, one"):
+        Settings(first_noise="two")
+    with pytest.raises(InputError, match="exact=False needs another solver: pndm extrapolates"):
+        Settings(solver="pndm", exact=False)
+
+
+def test_options_belong_to_their_grid_and_solver():
+    settings = Settings(grid="karras", grid_options={"rho": 5.0}, solver="dpmpp", solver_options={"order": 3})
+    settings = settings.changed({"steps": 3, "first_noise": "sigma"})
+    assert (settings.grid_options, settings.solver_options) == ((("rho", 5.0),), (("order", 3),))
+    other = settings.changed({"grid": "log_snr"})
+    assert (other.grid_options, other.first_noise, other.solver_options) == ((), "total", (("order", 3),))
+    assert Settings(eta=1.0).changed({"solver": "ddim"}).eta == 1
+    assert Settings(eta=1.0).changed({"solver": "heun"}).eta == 0
+    assert settings.changed({"solver": "heun"}).solver_options == ()
 
 
 def zeros(config):

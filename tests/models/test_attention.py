@@ -284,3 +284,16 @@ def test_attention_along_time_never_takes_the_fused_kernel(monkeypatch):
 def test_implementation_that_cannot_run_is_an_error(name, dtype, head_size, device, message):
     with pytest.raises(InputError, match=message):
         choose_implementation(name, dtype=dtype, head_size=head_size, device=device)
+
+
+def test_a_bias_is_added_to_the_scores_and_unscaled_scores_are_those_of_larger_queries():
+    common = dict(head_size=D, out_bias=False)
+    plain, unscaled = make(**common), make(scaled=False, **common)
+    x, bias = normal(0, B, T, P, C), 100 * jnp.eye(P)[None].repeat(N, 0)  # each pixel sees itself alone
+    assert plain.out.bias is None
+    values = product(plain.out, product(plain.v, x))
+    np.testing.assert_allclose(plain(x, bias=bias), values, atol=1e-5)
+    expected = unscaled(x)
+    assert not np.allclose(expected, plain(x), atol=1e-3)
+    plain.q.kernel[...] = plain.q.kernel[...] * np.sqrt(D)
+    np.testing.assert_allclose(expected, plain(x), atol=1e-5)

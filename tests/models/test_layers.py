@@ -46,6 +46,14 @@ def test_group_norm_has_a_number_of_groups_that_divides():
     assert GroupNorm(52, **COMMON).groups == 2  # three groups do not divide 52
 
 
+def test_the_variance_of_a_group_norm_keeps_its_digits():
+    x = 100 + normal(0, 1, 1, 8, 8, 4)
+    out = GroupNorm(4, groups=2, **COMMON)(x)
+    groups = np.asarray(x, np.float64).reshape(64, 2, 2)
+    expected = (groups - groups.mean((0, 2), keepdims=True)) / np.sqrt(groups.var((0, 2), keepdims=True) + 1e-5)
+    np.testing.assert_allclose(out, expected.reshape(x.shape), atol=1e-4)  # in one pass 2e-3
+
+
 def test_the_variance_of_a_layer_norm_keeps_its_digits():
     x = 1000 + normal(0, 4, 64)
     out = layer_norm(64, **COMMON)(x)

@@ -17,7 +17,8 @@ from tests.parity.test_unets import call, ours, theirs
 from tests.pretrained.networks import UNETS, inputs, numbers, relative
 from tests.pretrained.pipelines import trained_changes
 from vdm_jax.pretrained.families import translate
-from vdm_jax.pretrained.lora import read_lora, save_lora
+from vdm_jax.pretrained.folder import Weights
+from vdm_jax.pretrained.lora import merge_lora, read_lora, save_lora
 from vdm_jax.pretrained.parts.clip import load_text_encoder
 from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.split import join
@@ -138,6 +139,54 @@ def test_what_diffusers_saves(stabilised, pipe, tmp_path):
     layers = {f"{part}_lora_layers": peft.get_peft_model_state_dict(module) for part, module in both.items()}
     pipe.save_lora_weights(tmp_path / "lora", **layers, **_collate_lora_metadata(both))
     assert_ours_are(tmp_path / "pipeline", [read_lora(tmp_path / "lora")], answers(pipe), plain)
+
+
+@pytest.mark.parametrize("kind", ["dora", "loha"])
+def test_dora_and_loha_as_peft_saves_them(kind, tmp_path):
+    """`PeftModel.save_pretrained` writes adapter_config.json and the prefix base_model.model."""
+    module, given = theirs(UNETS["animatediff"][0]), inputs("animatediff")
+    module.save_pretrained(tmp_path / "unet")
+    plain = call(module, given)
+    common = {"r": 2, "target_modules": ["attn1.to_q", "ff.net.2", "resnets.0.conv1"]}
+    config = peft.LoraConfig(**common, lora_alpha=3, use_dora=True) if kind == "dora" else None
+    tuned = peft.get_peft_model(module, config or peft.LoHaConfig(**common, alpha=3))
+    for name, parameter in tuned.named_parameters():
+        if "lora_" in name or "hada_" in name:
+            random = torch.from_numpy(numbers(name, tuple(parameter.shape)))
+            parameter.data = parameter.data * (1 + 0.2 * random) if "magnitude" in name else 0.3 * random
+    tuned.save_pretrained(tmp_path / "adapter")
+    expected = call(tuned.base_model.model.eval(), given)
+    found = ours(load_unet(tmp_path / "unet", loras=[read_lora(tmp_path / "adapter")]), given)
+    assert relative(found, expected) < 1e-5
+    assert relative(plain, expected) > 0.01
+
+
+def test_an_alpha_for_each_module_of_kohyas_is_the_formulas_not_diffusers(pipe, tmp_path):
+    """W + α / rank · B A holds here for every module. diffusers 0.42 gives all projections of attention one α, the α of
+    another module: it looks up their own by names that its translation of kohya's names does not make.
+    """
+    ends = ("to_q", "to_k", "proj_in", "conv1")
+    modules = [name for name, _ in pipe.unet.named_modules() if name.endswith(ends) and "motion" not in name]
+    before = {name: pipe.unet.get_submodule(name).weight.detach().numpy().copy() for name in modules}
+    names, _ = kohya("lora_unet", modules, 1)
+    tensors = matrices("alpha", pipe.unet, names)
+    alphas = {name: np.float32(1 + 0.25 * i) for i, name in enumerate(modules)}
+    delta = {}
+    for name, (down, up) in names.items():
+        a, b = (tensors[key].reshape(len(tensors[key]), -1) for key in (down, up))
+        delta[name] = alphas[name] / 2 * (b @ a).reshape(before[name].shape)
+    tensors |= {f"lora_unet_{name.replace('.', '_')}.alpha": np.asarray(alpha) for name, alpha in alphas.items()}
+    save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
+    weights = Weights(tmp_path / "pipeline" / "unet")
+    lora = read_lora(tmp_path / "x.safetensors")
+    merge_lora(lora.where, lora.unet, weights)
+    found = {name: weights[f"{name}.weight"] - before[name] for name in modules}
+    assert max(relative(found[name], delta[name]) for name in modules) < 1e-5
+    pipe.load_lora_weights(tmp_path / "x.safetensors")
+    pipe.fuse_lora()
+    fused = {name: pipe.unet.get_submodule(name).weight.detach().numpy() - before[name] for name in modules}
+    wrong = {name for name in modules if relative(fused[name], delta[name]) > 1e-3}
+    assert wrong == {name for name in modules if ".attn" in name}
 
 
 def test_convolutions_over_frames_as_peft_has_them(tmp_path):

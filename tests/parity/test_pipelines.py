@@ -139,7 +139,7 @@ def test_a_picture_comes_to_life_as_in_stable_video_diffusion(tmp_path):
 
 
 def test_an_image_model_with_a_motion_adapter(tmp_path):
-    """The folder's own scheduler gives way to AnimateDiff's."""
+    """The folder's own scheduler gives way to AnimateDiff's as diffusers documents it."""
     adapter = diffusers.MotionAdapter(
         block_out_channels=(16, 32),
         motion_layers_per_block=1,
@@ -150,7 +150,7 @@ def test_an_image_model_with_a_motion_adapter(tmp_path):
     image, adapter = theirs(UNETS["image"][0] | {"sample_size": 8}), with_weights(adapter)
     everything = parts(tmp_path)
     nothing = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    scheduler = diffusers.PNDMScheduler(**BETAS, beta_schedule="scaled_linear")
+    scheduler = diffusers.PNDMScheduler(**BETAS, beta_schedule="scaled_linear", set_alpha_to_one=False)
     pipe = diffusers.StableDiffusionPipeline(unet=image, scheduler=scheduler, **everything, **nothing)
     pipe.save_pretrained(tmp_path / "image")
     adapter.save_pretrained(tmp_path / "adapter")
@@ -158,9 +158,9 @@ def test_an_image_model_with_a_motion_adapter(tmp_path):
     model = load_published(tmp_path / "image", motion_adapter=tmp_path / "adapter", frames=4, mesh=ONE)
     ours = Pipeline(model, ONE)
     drawn = ours([PROMPT], seed=1, steps=4)
-    scheduler = diffusers.DDIMScheduler(
-        **BETAS, beta_schedule="linear", clip_sample=False, timestep_spacing="linspace", steps_offset=1
-    )
+    documented = {"beta_schedule": "linear", "clip_sample": False, "timestep_spacing": "linspace", "steps_offset": 1}
+    scheduler = diffusers.DDIMScheduler.from_pretrained(tmp_path / "image", subfolder="scheduler", **documented)
+    assert not scheduler.config.set_alpha_to_one
     pipe = diffusers.AnimateDiffPipeline(unet=image, motion_adapter=adapter, scheduler=scheduler, **everything)
     pipe.set_progress_bar_config(disable=True)
     arguments = {"num_frames": 4, "num_inference_steps": 4, "guidance_scale": 7.5, "height": 16, "width": 16}

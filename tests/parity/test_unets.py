@@ -1,5 +1,6 @@
 """The published U-Nets compute what diffusers' modules compute, and have the same parameters at full size."""
 
+import inspect
 import json
 import math
 import warnings
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.pretrained.networks import UNETS, inputs, module_of, relative, tensor
+from tests.pretrained.networks import UNETS, inputs, inputs_of, module_of, relative, tensor
 from vdm_jax.models.rngs import Keys
 from vdm_jax.models.unet import UNet
 from vdm_jax.pretrained.families import translate
@@ -155,3 +156,32 @@ def test_full_size_motion_modules_are_theirs(version, count):
     expected = {n: tuple(p.shape) for module in (image, adapter) for n, p in module.named_parameters()}
     assert found == expected
     assert sum(math.prod(shape) for name, shape in found.items() if "motion_modules" in name) == count
+
+
+# The depth of the published networks: all levels and blocks, at small widths. Groups of one or two channels, and one
+# pixel at the lowest level, ask the most of a variance.
+_LEVELS = {"norm_num_groups": 16, "block_out_channels": [16, 32, 32, 32], "attention_head_dim": 4, "norm_eps": 1e-5}
+_MOTION = {"num_attention_heads": 4, "motion_num_attention_heads": 4, "motion_max_seq_length": 8}
+DEEP = {
+    "UNet2DConditionModel": _LEVELS | {"cross_attention_dim": 8},
+    "UNet3DConditionModel": _LEVELS | {"cross_attention_dim": 8},
+    "UNetMotionModel": {**_LEVELS, **_MOTION, "cross_attention_dim": 8, "use_motion_mid_block": True},
+    "UNetSpatioTemporalConditionModel": {
+        "block_out_channels": [32, 64, 64, 64],
+        "num_attention_heads": [2, 4, 4, 4],
+        "cross_attention_dim": 16,
+        "addition_time_embed_dim": 16,
+        "projection_class_embeddings_input_dim": 48,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_networks_as_deep_as_published_agree_with_diffusers_in_float64(kind, tmp_path):
+    known = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    module = theirs({"_class_name": kind} | {key: value for key, value in DEEP[kind].items() if key in known})
+    module.save_pretrained(tmp_path)
+    unet = load_unet(tmp_path)
+    given = inputs_of(kind, unet.config, 1, 3, 8, 8)
+    wide = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, given)
+    assert relative(ours(unet, given), call(module.double(), wide)) < 1e-5

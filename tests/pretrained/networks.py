@@ -110,7 +110,11 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def inputs(name: str) -> dict[str, np.ndarray]:
     """What a U-Net of the table is called with: latents B T H W C, times, context, and where it takes them the rest."""
-    config, batch, frames, rows, columns = UNETS[name]
+    return inputs_of(name, *UNETS[name])
+
+
+def inputs_of(name: str, config: dict, batch: int, frames: int, rows: int, columns: int) -> dict[str, np.ndarray]:
+    """The same for any config; a name decides the numbers."""
     tokens = numbers(f"{name} context", (batch, 1, 5, config["cross_attention_dim"]))
     text = Text(tokens, np.ones(tokens.shape[:3], bool), tokens[:, :, 0])
     scalars = np.float32([[5, 127, 0.02], [7, 30, 0.1]][:batch]) if "addition_time_embed_dim" in config else None

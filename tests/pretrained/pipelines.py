@@ -1,12 +1,13 @@
 """Tiny published pipelines as folders, all their weights functions of their names."""
 
+import collections
 import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from tests.pretrained.make_golden_clip import ENCODERS, write_vocabulary
 from tests.pretrained.networks import UNETS, tensor
@@ -16,7 +17,8 @@ from vdm_jax.models.rngs import Keys
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.sharding import path_name
 from vdm_jax.pretrained import families
-from vdm_jax.pretrained.folder import NAMES
+from vdm_jax.pretrained.families import animatediff
+from vdm_jax.pretrained.folder import NAMES, read_config
 from vdm_jax.pretrained.names import torch_shapes
 from vdm_jax.pretrained.parts import autoencoders, clip
 from vdm_jax.pretrained.unets import load_unet
@@ -51,14 +53,21 @@ KARRAS = SCHEDULER | {
 PICTURE = ENCODERS["image, exact"] | {"projection_dim": UNETS["svd"][0]["cross_attention_dim"]}
 
 
-def write_image_to_video(folder: Path) -> Path:
-    """Stable Video Diffusion, of videos of any size."""
-    kind, arguments, naming = clip.translate(PICTURE)
-    write_part(folder / "image_encoder", "model", PICTURE, kind, arguments, naming)
-    unet, autoencoder = UNETS["svd"][0] | one_level("svd"), AUTOENCODERS["in time"][0]
+def published(model: str) -> dict:
+    """The configs of a published model's parts."""
+    return json.loads((Path(__file__).parent / "published_configs" / f"{model}.json").read_text())
+
+
+def write_image_to_video(folder: Path, model: str = "") -> Path:
+    """Stable Video Diffusion, of videos of any size; with the other settings of a published model."""
+    keys = collections.defaultdict(dict, published(model) if model else {"scheduler": KARRAS})
+    picture = keys["image_encoder"] | PICTURE
+    kind, arguments, naming = clip.translate(picture)
+    write_part(folder / "image_encoder", "model", picture, kind, arguments, naming)
+    unet, autoencoder = keys["unet"] | UNETS["svd"][0] | one_level("svd"), keys["vae"] | AUTOENCODERS["in time"][0]
     write_part(folder / "unet", NAMES[0], unet, UNet, *families.translate(unet))
     write_part(folder / "vae", NAMES[0], autoencoder, Autoencoder, *autoencoders.translate(autoencoder))
-    return _finish(folder, KARRAS, "StableVideoDiffusionPipeline")
+    return _finish(folder, keys["scheduler"], "StableVideoDiffusionPipeline")
 
 
 def one_level(unet: str) -> dict:
@@ -71,18 +80,35 @@ def one_level(unet: str) -> dict:
     }
 
 
-def write_pipeline(folder: Path, unet: str = "modelscope") -> Path:
-    """ModelScope, or another that draws from text: 16×16 pixels from latents of 8×8."""
+def write_pipeline(folder: Path, unet: str = "modelscope", model: str = "") -> Path:
+    """ModelScope, or another that draws from text: 16×16 pixels from latents of 8×8; settings as for SVD."""
+    keys = collections.defaultdict(dict, published(model) if model else {"scheduler": SCHEDULER})
     words = write_vocabulary(folder / "tokenizer")
     count = len(json.loads((words / "vocab.json").read_text()))
-    text = TEXT | {"vocab_size": count, "eos_token_id": count - 1}
-    unet = UNETS[unet][0] | one_level(unet) | {"sample_size": 8}
+    text = keys["text_encoder"] | TEXT | {"vocab_size": count, "eos_token_id": count - 1}
+    unet = keys["unet"] | UNETS[unet][0] | one_level(unet) | {"sample_size": 8}
     kind, arguments, naming = clip.translate(text)
     write_part(folder / "text_encoder", "model", text, kind, arguments, naming)
     write_part(folder / "unet", NAMES[0], unet, UNet, *families.translate(unet))
-    autoencoder = AUTOENCODERS["image"][0]
+    autoencoder = keys["vae"] | AUTOENCODERS["image"][0]
     write_part(folder / "vae", NAMES[0], autoencoder, Autoencoder, *autoencoders.translate(autoencoder))
-    return _finish(folder, SCHEDULER, "TextToVideoSDPipeline")
+    return _finish(folder, keys["scheduler"], "TextToVideoSDPipeline")
+
+
+def write_adapter(folder: Path, image: Path, model: str) -> Path:
+    """A published motion adapter for the image model of `write_pipeline`."""
+    network = read_config(image)
+    small = {"block_out_channels": network["block_out_channels"], "motion_layers_per_block": 1}
+    small |= {"motion_num_attention_heads": 4, "motion_norm_num_groups": 4}
+    config = published(model)["adapter"] | small
+    merged = animatediff.with_motion(network, config)
+    arguments, naming = families.translate(merged)
+    write_part(folder, NAMES[0], config, UNet, arguments, naming)
+    file = folder / f"{NAMES[0]}.safetensors"
+    tensors = {name: x for name, x in load_file(file).items() if "motion_modules" in name}
+    animatediff.put_positions(tensors, merged)
+    save_file(tensors, file)
+    return folder
 
 
 def write_lora(file: Path, text: bool = True) -> Path:

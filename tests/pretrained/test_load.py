@@ -3,20 +3,23 @@
 import dataclasses
 import json
 import shutil
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from tests.pretrained.pipelines import write_image_to_video, write_lora, write_pipeline
 from vdm_jax import Pipeline, load
 from vdm_jax.diffusion.known import Known
+from vdm_jax.diffusion.process import make_process
 from vdm_jax.errors import InputError
 from vdm_jax.generation.modes import extend, keyframes
 from vdm_jax.generation.windows import generate
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.pretrained.load import load_network, load_published
+from vdm_jax.pretrained.load import default_dtype, load_network, load_published
 
 ONE = make_mesh(devices=jax.devices()[:1])
 
@@ -41,6 +44,27 @@ def test_defaults_are_the_published_ones(folder, pipeline):
     settings = pipeline.settings
     assert (settings.steps, settings.guidance, settings.solver, settings.clip) == (50, 9.0, "ddim", None)
     assert dict(settings.grid_options) == {"steps_offset": 1, "final": "first"}
+
+
+def test_models_compute_in_bfloat16_where_there_is_an_accelerator():
+    tpu = mock.Mock(spec=Mesh, devices=np.array([mock.Mock(platform="tpu")]))
+    assert (default_dtype(tpu), default_dtype(ONE)) == ("bfloat16", "float32")
+
+
+def test_another_scheduler(folder, pipeline):
+    model = load(folder, frames=4, mesh=ONE, scheduler="unipc")
+    assert (model.process, model.prediction) == (pipeline.model.process, "eps")
+    assert model.identity != pipeline.model.identity
+    settings = Pipeline(model, ONE).settings
+    assert (settings.solver, settings.grid, settings.eta) == ("unipc", "linspace", 0)
+    assert dict(settings.grid_options) == {"spare": True}
+    with pytest.raises(InputError, match="scheduler=best is no scheduler_config"):
+        load(folder, frames=4, mesh=ONE, scheduler="best")
+
+
+def test_a_whole_pipeline_keeps_its_scheduler(tmp_path):
+    folder = write_pipeline(tmp_path / "motion", "animatediff")
+    assert load_network(folder, mesh=ONE)[0]["process"] == make_process("stable_diffusion")
 
 
 def test_an_image_model_that_learns_to_move_predicts_what_it_did(tmp_path):

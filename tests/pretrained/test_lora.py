@@ -188,6 +188,77 @@ def test_pefts_settings_say_alpha(animatediff, base, tmp_path):
         assert_merged(merged(animatediff, read_lora(tmp_path / "x.safetensors")), base, deltas)
 
 
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_pefts_own_folder_has_alpha_beside(stabilised, animatediff, base, tmp_path):
+    """As `PeftModel.save_pretrained` writes it."""
+    q, k = ATTENTION[0], f"{BLOCK}.attn1.to_k"
+    tensors = {
+        f"base_model.model.{m}.lora_{end}.weight": matrix
+        for m in (q, k)
+        for end, matrix in zip("AB", pair(m, base[f"{m}.weight"].shape, 4), strict=True)
+    }
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "rank_pattern": {"to_q": 4, "to_k": 4}}
+    settings |= {"alpha_pattern": {"attn1.to_k": 2}, "use_rslora": stabilised, "use_dora": False}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    divisor = 2 if stabilised else 4
+    deltas = {m: alpha / divisor * product(m, base[f"{m}.weight"].shape, 4) for m, alpha in ((q, 8), (k, 2))}
+    for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        assert_merged(merged(animatediff, read_lora(path)), base, deltas)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"init_lora_weights": "pissa"}))
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors: init_lora_weights='pissa' is not implemented"):
+        read_lora(tmp_path)
+
+
+MATRIX, CONVOLUTION = ATTENTION[0], "down_blocks.0.downsamplers.0.conv"
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("peft", [False, True])
+def test_dora_sets_the_norms_of_the_changed_weight(peft, columns, animatediff, base, tmp_path):
+    """PEFT has magnitudes of rows; LyCORIS of rows or of columns."""
+    tensors, expected = {}, dict(base)
+    for m in (MATRIX, CONVOLUTION):
+        weight = base[f"{m}.weight"].astype(np.float64)
+        down, up = pair(m, weight.shape)
+        axis = int(columns and not peft)
+        others = tuple(i for i in range(weight.ndim) if i != axis)
+        magnitude = 1 + np.abs(numbers(f"{m} m", (weight.shape[axis],)))
+        broadcast = np.expand_dims(magnitude, others)
+        stem = f"base_model.model.{m}" if peft else f"lora_unet_{m.replace('.', '_')}"
+        ends = ("lora_A", "lora_B") if peft else ("lora_down", "lora_up")
+        tensors |= {f"{stem}.{ends[0]}.weight": down, f"{stem}.{ends[1]}.weight": up}
+        if peft:  # of convolutions 1, out, 1, 1
+            kept = magnitude if weight.ndim == 2 else magnitude[None, :, None, None]
+            tensors[f"{stem}.lora_magnitude_vector"] = kept
+        else:
+            tensors[f"{stem}.dora_scale"] = broadcast
+        changed = weight + 0.7 * product(m, weight.shape)
+        expected[f"{m}.weight"] = broadcast * changed / np.sqrt((changed**2).sum(others, keepdims=True))
+    save_file(tensors, tmp_path / "x.safetensors")
+    found = merged(animatediff, read_lora(tmp_path / "x.safetensors", 0.7))
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(found[name], tensor, rtol=1e-5, atol=1e-6, err_msg=name)
+    scale = next(name for name in tensors if name.endswith(("dora_scale", "vector")))
+    save_file(tensors | {scale: np.ones(3, np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="1 modules are misshapen"):
+        merged(animatediff, read_lora(tmp_path / "x.safetensors"))
+
+
+def test_loha_multiplies_two_products_element_by_element(animatediff, base, tmp_path):
+    tensors, deltas = {}, {}
+    for m in (MATRIX, CONVOLUTION):
+        shape = base[f"{m}.weight"].shape
+        stem, flat = f"lora_unet_{m.replace('.', '_')}", (shape[0], int(np.prod(shape[1:])))
+        (b1, a1), (b2, a2) = pair(f"{m} 1", flat), pair(f"{m} 2", flat)
+        ends = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+        tensors |= {f"{stem}.{end}": x for end, x in zip(ends, (a1, b1, a2, b2), strict=True)}
+        tensors[f"{stem}.alpha"] = np.asarray(3, np.float32)
+        deltas[m] = 0.7 * 3 / 2 * ((a1 @ b1) * (a2 @ b2)).reshape(shape)
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert_merged(merged(animatediff, read_lora(tmp_path / "x.safetensors", 0.7)), base, deltas)
+
+
 TEXT = "encoder.layers.1."
 TEXT_FORMATS = {
     "peft": lambda m: [f"text_encoder.text_model.{TEXT}{m}.{end}.weight" for end in ("lora_A", "lora_B")],
@@ -199,6 +270,7 @@ TEXT_FORMATS = {
         f"text_encoder.text_model.{TEXT}{m.replace('.', '.to_').replace('_proj', '_lora')}.{end}.weight"
         for end in ("down", "up")
     ],
+    "peft's own": lambda m: [f"base_model.model.{TEXT}{m}.{end}.weight" for end in ("lora_A", "lora_B")],
     "kohya": lambda m: [
         f"lora_te_text_model_{TEXT}{m}".replace(".", "_") + f".{end}.weight" for end in ("lora_down", "lora_up")
     ],
@@ -280,11 +352,12 @@ def settings(**changes):
     [
         ({}, None, "holds no tensors"),
         (
-            PAIR | {"lora_unet_x.dora_scale": np.ones(3)},
+            {f"x.{i}.lokr_w1": np.ones(3) for i in range(5)},
             None,
-            r"1 tensors .* \(lora_unet_x.dora_scale\)",
+            r"5 tensors are of no known form; .* \(x.0.lokr_w1, .*w1, …\)",
         ),
-        ({f"x.{i}.hada_w1_a": np.ones(3) for i in range(5)}, None, r"5 tensors .* \(x.0.hada_w1_a, .*w1_a, …\)"),
+        (PAIR | {"x.hada_t1": np.ones((2, 2))}, None, r"1 tensors are of no known form; .* \(x.hada_t1\)"),
+        ({f"x.hada_w{n}": np.ones((2, 2)) for n in ("1_a", "1_b", "2_b")}, None, "x has no hada_w: up2"),
         (PAIR | {"unet.x.lora_B.bias": np.ones(3)}, None, r"1 tensors are of no known form; .* \(unet.x.lora_B.bias\)"),
         (PAIR | {A: np.ones((2, 3), np.int8)}, None, r"1 tensors must be of dtype F64, .* \(unet.x.lora_A.weight\)"),
         (PAIR | {"lora_unet_x.lora_up.weight": PAIR[B]}, None, "unet.x.lora_B.weight is there twice, by two names"),
@@ -294,10 +367,10 @@ def settings(**changes):
         (PAIR | {A: np.ones(2)}, None, r"x has shapes \(2,\) and \(4, 2\), not"),
         ({A: np.ones((0, 3)), B: np.ones((4, 0))}, None, r"x has shapes \(0, 3\) and \(4, 0\), not"),
         (PAIR | {"unet.x.alpha": np.ones(2)}, None, "alpha of x must be one number, in a tensor or"),
-        (PAIR | ALPHA, settings(), "alpha of x must be one number, in a tensor or in .*, not in both"),
+        (PAIR | ALPHA, settings(), "alpha of x must be one number, in a tensor or in settings, not in both"),
         (PAIR, {"lora_adapter_metadata": "[]"}, "lora_adapter_metadata cannot be read"),
-        (PAIR, settings(lora_alpha=None), "lora_adapter_metadata has no valid alpha for x"),
-        (PAIR, settings(use_dora=True), "use_dora=True is not implemented"),
+        (PAIR, settings(lora_alpha=None), "PEFT's settings have no valid alpha for x"),
+        (PAIR, settings(use_dora=True), "use_dora=True, but x has no lora_magnitude_vector"),
         (PAIR, settings(init_lora_weights="pissa"), "init_lora_weights='pissa' is not implemented"),
     ],
 )

@@ -1,7 +1,7 @@
 """From a network's raw output to a denoiser: guidance, its rescaling, and clipping of x̂."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Float, PyTree, Scalar
 
-CLIPS = (None, "static", "dynamic")
+CLIPS = (None, "static", "dynamic", "static_x")
 
 
 def guided(
@@ -23,6 +23,7 @@ def guided(
     *,
     rescale: float = 0.0,
     interval: tuple[float, float] = (0.0, 1.0),
+    network_time: Callable[[Array], Array] | None = None,
 ) -> Denoise:
     """Returns a denoiser that guides from the first condition of `branches` to the last.
 
@@ -36,7 +37,9 @@ def guided(
     - `interval`: outside these times all weights are 1, which leaves the last branch (Kynkäänniemi et al. 2024).
     - `rescale` φ: brings the standard deviation of the result part of the way back to the standard deviation of the
       last branch (Lin et al. 2023, eq. 15-16).
+    - `network_time`: the time that the network sees (default: the process's; see `grids.make_network_time`).
     """
+    network_time = network_time or process.network_time
     check_prediction(prediction)
     if not 0 <= rescale <= 1:
         raise InputError(f"rescale={rescale} must be between 0 (off) and 1")
@@ -48,10 +51,10 @@ def guided(
     condition = branches[0] if copies == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *branches)
 
     def denoise(z: Float[Array, "B *shape"], t: Float[Array, "B *T"]):
-        scaled, network_time = per_sample(process.input_scale(t), z) * z, process.network_time(t)
+        scaled, seen = per_sample(process.input_scale(t), z) * z, network_time(t)
         if copies > 1:
-            scaled, network_time = jnp.concatenate([scaled] * copies), jnp.concatenate([network_time] * copies)
-        output = predict(scaled, network_time, condition).astype(z.dtype)
+            scaled, seen = jnp.concatenate([scaled] * copies), jnp.concatenate([seen] * copies)
+        output = predict(scaled, seen, condition).astype(z.dtype)
         if copies > 1:
             active = (interval[0] <= t) & (t <= interval[1])
             active = active.reshape(active.shape + (1,) * (z.ndim - active.ndim))
@@ -86,17 +89,20 @@ def clipped(denoise: Denoise, process: Process, clip: str | None, *, percentile:
     """Keeps x̂ of a denoiser near the range of the data, and changes ε̂ so that z = α x̂ + σ ε̂ still holds.
 
     "static" clips x̂ to [-1, 1]. "dynamic" clips it to ±s and divides by s, where s is the `percentile` of |x̂| in each
-    video, and at least 1 (Saharia et al. 2022, section 2.3). None changes nothing.
+    video, and at least 1 (Saharia et al. 2022, section 2.3). "static_x" clips x̂ to [-1, 1] and leaves ε̂ as it is
+    (diffusers' DDIM). None changes nothing.
     """
     if clip not in CLIPS:
-        raise InputError(f"clip={clip!r} must be one of None, 'static', 'dynamic'")
+        raise InputError(f"clip={clip!r} must be one of {', '.join(map(repr, CLIPS))}")
     if not 0 < percentile <= 1:
         raise InputError(f"percentile={percentile} must be in (0, 1]")
     if clip is None:
         return denoise
 
     def clipped_denoise(z: Float[Array, "B *shape"], t: Float[Array, "B *T"]):
-        x_hat, _ = denoise(z, t)
+        x_hat, eps_hat = denoise(z, t)
+        if clip == "static_x":
+            return clip_static(x_hat), eps_hat
         x_hat = clip_static(x_hat) if clip == "static" else clip_dynamic(x_hat, percentile)
         return to_x_eps("x", x_hat, z, *process.alpha_sigma(t))
 

@@ -5,6 +5,7 @@ Its methods take times of any shape and return arrays of the same shape and prec
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cache
 
@@ -105,8 +106,10 @@ class Discrete(Process):
 
     Index i stands at t = (i + 1)/N, and t = 0 is clean. Between two steps (α, σ) moves along the chord of its
     neighbours, scaled back to α² + σ² = 1. So everything is finite, also at zero terminal SNR.
-    `beta_schedule` "linear" spaces β evenly; "scaled_linear" spaces √β evenly (Stable Diffusion).
+    `beta_schedule` "linear" spaces β evenly; "scaled_linear" spaces √β evenly (Stable Diffusion); "squaredcos_cap_v2"
+    is the cosine schedule of Nichol & Dhariwal (2021), without limits of β but 0.999.
     `zero_terminal_snr` rescales the chain so that it ends in pure noise (Lin et al. 2023, algorithm 1).
+    `terminal_alpha` replaces the α = 0 of that end (2^-12 in diffusers' solvers in σ/α).
     """
 
     num_steps: int = 1000
@@ -114,20 +117,21 @@ class Discrete(Process):
     beta_end: float = 0.02
     beta_schedule: str = "linear"
     zero_terminal_snr: bool = False
+    terminal_alpha: float = 0.0
 
     def __post_init__(self):
         first, last, schedule = self.beta_start, self.beta_end, self.beta_schedule
         _require(self.num_steps >= 2, f"num_steps={self.num_steps} must be at least 2")
         _require(0 < first <= last < 1, f"betas {first}, {last} must satisfy 0 < beta_start <= beta_end < 1")
         _require(
-            schedule in ("linear", "scaled_linear"),
-            f"beta_schedule={schedule!r} must be linear or scaled_linear",
+            schedule in ("linear", "scaled_linear", "squaredcos_cap_v2"),
+            f"beta_schedule={schedule!r} must be linear, scaled_linear or squaredcos_cap_v2",
         )
 
     @property
     def finite_times(self) -> tuple[float, float]:
         n = self.num_steps
-        return 1 / n, (n - 1) / n if self.zero_terminal_snr else 1.0
+        return 1 / n, (n - 1) / n if self.zero_terminal_snr and not self.terminal_alpha else 1.0
 
     def _position(self, t: Array) -> Array:
         """Returns t·N, exactly whole at a training step although t = (i + 1)/N is rounded."""
@@ -170,10 +174,14 @@ def _table(process: Discrete) -> tuple[np.ndarray, np.ndarray]:
     """Returns α and σ at t = 0, 1/N, …, 1 in float64."""
     power = 0.5 if process.beta_schedule == "scaled_linear" else 1.0
     betas = np.linspace(process.beta_start**power, process.beta_end**power, process.num_steps) ** (1 / power)
+    if process.beta_schedule == "squaredcos_cap_v2":
+        signal = np.cos((np.arange(process.num_steps + 1) / process.num_steps + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - signal[1:] / signal[:-1], 0.999)
     alpha_squared = np.cumprod(1 - betas)
     if process.zero_terminal_snr:
         alpha = np.sqrt(alpha_squared)
         alpha_squared = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+        alpha_squared[-1] = process.terminal_alpha**2
     alpha_squared = np.concatenate([[1.0], alpha_squared])
     return np.sqrt(alpha_squared), np.sqrt(1 - alpha_squared)
 
@@ -269,6 +277,14 @@ def make_process(name: str, **options) -> Process:
     correlation = options.get("frame_correlation", 0)
     _require(0 <= correlation < 1, f"frame_correlation={correlation} must be at least 0 and below 1")
     return kind(**preset | options)
+
+
+def evaluate(function: Callable, values: np.ndarray) -> np.ndarray:
+    """Evaluates a process's function in float64, whatever precision jax runs in, and not on TPUs, which emulate it."""
+    on_cpu = jax.default_backend() == "tpu" and "cpu" in (jax.config.jax_platforms or "cpu")
+    device = jax.local_devices(backend="cpu")[0] if on_cpu else None
+    with jax.default_device(device), jax.enable_x64(True), jax.ensure_compile_time_eval():
+        return np.array(jax.jit(function)(jnp.asarray(values, jnp.float64)))
 
 
 def _require(condition: bool, message: str):

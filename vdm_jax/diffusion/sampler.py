@@ -1,13 +1,14 @@
 """The sampler: one `lax.scan` that calls the denoiser along a grid of times."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vdm_jax.diffusion.prediction import Denoise
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.solvers import make_table
+from vdm_jax.diffusion.solvers import Table, make_table
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Float, Key
 
@@ -16,6 +17,7 @@ from vdm_jax.typing import Array, Float, Key
 # of the noise that all frames share. KNOWN_LEVEL is the noise of `known_in_time`.
 INITIAL, STEP, KNOWN, CHANNELS, ROUND, SHUFFLE, SHARED = range(7)
 KNOWN_LEVEL = 2 * SHARED
+FIRST_NOISE = ("total", "sigma", "one")
 
 
 def noise_to_z(
@@ -23,14 +25,18 @@ def noise_to_z(
     process: Process,
     time: float | Float[Array, "*T"] = 1.0,
     video: Float[Array, "#B *shape"] | None = None,
+    first: str = "total",
 ) -> Float[Array, "B *shape"]:
     """Returns z at the first time of a grid (one time, or one per frame), from noise of variance 1.
 
-    With a `video` z is α x + σ ε: sampling starts from the video. Without a video z is ε √(α² + σ²), the standard
-    deviation of z for data of variance 1 (as in diffusers): 1 at t = 1, but √(1 + σ_max²) for EDM.
+    With a `video` z is α x + σ ε: sampling starts from the video. Without a video z is ε times the `first` of
+    `FIRST_NOISE`: "total" is √(α² + σ²), the standard deviation of z for data of variance 1: 1 at t = 1, but
+    √(1 + σ_max²) for EDM. Some published solvers begin with "sigma" or with "one".
     """
     alpha, sigma = (_over_frames(value, noise) for value in process.alpha_sigma(jnp.asarray(time, jnp.float32)))
-    return jnp.hypot(alpha, sigma) * noise if video is None else alpha * video + sigma * noise
+    if video is not None:
+        return alpha * video + sigma * noise
+    return {"total": jnp.hypot(alpha, sigma), "sigma": sigma, "one": 1.0}[first] * noise
 
 
 def sample(
@@ -42,32 +48,47 @@ def sample(
     solver: str = "ddim",
     eta: float = 0.0,
     keys: Key[Array, "B"] | None = None,
+    **options: Any,
 ) -> Float[Array, "B *shape"]:
     """Follows `times` from the noise z at times[0] to the video at times[-1], which at t = 0 is the clean x̂.
 
     `denoise(z, t)` is called with B equal times. If each frame has its own times (points T, see `grids.pyramid`), it is
-    called with times of shape B T. `solver` is one of `SOLVERS`. "ddim" takes the noise level `eta` (a Python float),
-    which needs one key per sample. Wrap the call in `jax.jit`.
+    called with times of shape B T. `solver` is one of `SOLVERS`, and `options` are its options. A solver that adds
+    noise (in most by `eta`) needs one key per sample. Wrap the call in `jax.jit`; `times` must not be traced.
     """
     if len(times) < 2:
         raise InputError(f"times of length {len(times)} must hold at least two times, from noise to clean")
-    if eta > 0 and keys is None:
-        raise InputError(f"eta={eta} adds noise and so needs keys, one per sample")
-    table = make_table(solver, times.astype(z.dtype), process, eta)
+    table = make_table(solver, times, process, eta, **options)
+    noisy = table.noise.any()
+    if noisy and keys is None:
+        raise InputError(f"solver={solver!r} with eta={eta} adds noise and so needs keys, one per sample")
+    table = jax.tree.map(lambda column: jnp.asarray(column, z.dtype), table)
 
     def call(carry, row_and_index):
-        z, before = carry
+        z, past = carry
         row, index = row_and_index
         x_hat, eps_hat = denoise(z, jnp.broadcast_to(row.time, (z.shape[0], *row.time.shape)))
-        now = x_hat if table.of_x else eps_hat
-        row = jax.tree.map(lambda value: _over_frames(value, z), row)
-        z = row.keep * z + row.x * x_hat + row.eps * eps_hat + row.change * (now - before)
-        if eta > 0:
-            z = z + row.noise * process_noise(process, keys, STEP, z.shape[1:], z.dtype, index)
-        return (z, now), None
+        noise = process_noise(process, keys, STEP, z.shape[1:], z.dtype, index) if noisy else 0.0
+        return advance(row, z, x_hat, eps_hat, past, noise), None
 
-    (z, _), _ = jax.lax.scan(call, (z, jnp.zeros_like(z)), (table, jnp.arange(len(table.time))))
+    past = (jnp.zeros_like(z),) * table.past.shape[1]
+    (z, _), _ = jax.lax.scan(call, (z, past), (table, jnp.arange(len(table.time))))
     return z
+
+
+def advance(
+    row: Table,
+    z: Float[Array, "B *shape"],
+    x_hat: Float[Array, "B *shape"],
+    eps_hat: Float[Array, "B *shape"],
+    past: tuple[Float[Array, "B *shape"], ...],
+    noise: Float[Array, "B *shape"] | float = 0.0,
+) -> tuple[Float[Array, "B *shape"], tuple[Float[Array, "B *shape"], ...]]:
+    """Returns the next z and the newest K values of p, by one row of a table: the sum at the head of `solvers`."""
+    row = jax.tree.map(lambda value: _over_frames(value, z), row)
+    p = row.p_x * x_hat + row.p_eps * eps_hat
+    z = row.keep * z + row.x * x_hat + row.eps * eps_hat + sum(w * q for w, q in zip(row.past, past, strict=True))
+    return z + row.noise * noise, (p, *past)[: len(past)]
 
 
 def process_noise(

@@ -179,7 +179,7 @@ def sample_keys(seed_and_block: UInt[Array, "2"], index: UInt[Array, "B"]) -> Ke
 def _compile(model: Model, mesh: Mesh, settings: Settings, guides: bool, coarse: int) -> Callable:
     """Returns the jitted sampler at the given settings; parameters and the weights stay arguments."""
     layout, process, shape = ActivationLayout(mesh), model.process, model.latent_shape
-    times = grid_of(settings, process, shape[0])
+    times, network_time = grid_of(settings, process, shape[0])
     reconstructs = settings.respect == "reconstruct"
 
     def draw(params, tokens, shares, pixels, index, null, seed_and_block, weights) -> Array:
@@ -205,6 +205,7 @@ def _compile(model: Model, mesh: Mesh, settings: Settings, guides: bool, coarse:
             weight,
             rescale=settings.rescale,
             interval=settings.interval,
+            network_time=network_time,
         )
         if known is not None and reconstructs:
             measure = under(known.mask) if coarse == 1 else functools.partial(coarsen, factor=coarse)
@@ -215,13 +216,14 @@ def _compile(model: Model, mesh: Mesh, settings: Settings, guides: bool, coarse:
 
         def from_noise(noise, keys):
             start = known.video if known is not None and settings.strength < 1 else None
-            z = noise_to_z(noise, process, times[0], start)
+            z = noise_to_z(noise, process, times[0], start, settings.first_noise)
             kept = denoise
             if keeps and settings.respect == "times":
                 kept = known_in_time(denoise, known, process, keys, settings.known_noise, settings.exact)
             elif keeps:
                 kept = replaced(denoise, known, process, keys, exact=settings.exact)
-            return sample(kept, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys)
+            options = dict(settings.solver_options)
+            return sample(kept, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys, **options)
 
         noise = process_noise(process, keys, INITIAL, shape, jnp.float32)
         if model.noise_window is not None:

@@ -1,16 +1,16 @@
 """How a video is drawn: the settings of a sampler, and what they must fit."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.diffusion.grids import make_grid, pyramid
+from vdm_jax.diffusion.grids import make_grid, make_network_time, pyramid
 from vdm_jax.diffusion.guidance import clipped, guided
 from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.sampler import FIRST_NOISE
 from vdm_jax.diffusion.solvers import make_table
 from vdm_jax.errors import InputError
 from vdm_jax.model import Model
@@ -24,9 +24,10 @@ class Settings:
     """How a video is drawn. All but guidance, reconstruction and known_noise are fixed when the sampler is compiled.
 
     Args:
-        grid_options: options of the grid (`diffusion.grids`), as pairs.
-        solver: `ddim_strided` is valid only on a complete linspace or trailing grid (strength 1); otherwise `ddim` is
-            used.
+        solver_options, grid_options: options of the solver (`diffusion.solvers`) and of the grid (`diffusion.grids`),
+            as pairs. `strided` is dropped unless the grid is a complete linspace or trailing grid (strength 1).
+        eta: noise of the solvers that take it: 0 none, 1 ancestral sampling.
+        first_noise: standard deviation of the first z (`diffusion.sampler.noise_to_z`).
         guidance: scale of classifier-free guidance; 1 is none.
         free_init: rounds of sampling (`diffusion.free_init`: 3); 1 is plain sampling.
         pyramid: each frame is this many steps behind the frame before it (Diffusion Forcing); 0: all at once. Needs a
@@ -41,9 +42,11 @@ class Settings:
 
     steps: int = 32
     solver: str = "ddim"
+    solver_options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
     eta: float | int = 0.0
     grid: str = "uniform"
     grid_options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+    first_noise: str = "total"
     guidance: float | int = 3.0
     rescale: float | int = 0.0
     interval: Sequence[float | int] = (0.0, 1.0)
@@ -57,21 +60,26 @@ class Settings:
     exact: bool = True
 
     def __post_init__(self):
-        if self.solver == "ddim_strided" and (self.grid not in ("linspace", "trailing") or self.strength != 1):
-            object.__setattr__(self, "solver", "ddim")
-        for name in ("grid_options", "interval"):  # hashable, as programs are compiled for settings
+        for name in ("solver_options", "grid_options", "interval"):  # hashable, as programs are compiled for settings
             pairs = getattr(self, name)
             object.__setattr__(self, name, tuple(pairs.items() if isinstance(pairs, Mapping) else pairs))
+        if self.grid not in ("linspace", "trailing") or self.strength != 1:
+            options = tuple(pair for pair in self.solver_options if pair[0] != "strided")
+            object.__setattr__(self, "solver_options", options)
         if self.steps < 1:
             raise InputError(f"steps={self.steps} must be at least 1")
         if not 0 <= self.guidance < float("inf"):
             raise InputError(f"guidance={self.guidance} must not be negative (1 is none)")
         if not 0 < self.strength <= 1:
             raise InputError(f"strength={self.strength} must be above 0 and at most 1 (noise alone)")
+        if self.first_noise not in FIRST_NOISE:
+            raise InputError(f"first_noise={self.first_noise!r} must be one of {', '.join(FIRST_NOISE)}")
         if self.free_init < 1:
             raise InputError(f"free_init={self.free_init} must be at least 1 (the rounds of sampling)")
         if self.free_init > 1 and self.strength < 1:
             raise InputError(f"free_init={self.free_init} begins with noise alone, and needs strength=1")
+        if self.solver == "pndm" and self.respect == "replace" and not self.exact:
+            raise InputError("exact=False needs another solver: pndm extrapolates the noise on the known part")
         if self.pyramid < 0:
             raise InputError(f"pyramid={self.pyramid} must be at least 0, the steps that a frame is behind")
         if self.respect not in RESPECT:
@@ -84,7 +92,9 @@ class Settings:
     def changed(self, changes: Mapping[str, Any]) -> "Settings":
         """Returns the settings with changes. Raises InputError for an unknown setting."""
         if "grid" in changes:  # the options belong to the other grid
-            changes = {"grid_options": ()} | dict(changes)
+            changes = {"grid_options": (), "first_noise": "total"} | dict(changes)
+        if changes.get("solver", self.solver) != self.solver:
+            changes = {"solver_options": (), "eta": 0.0} | dict(changes)
         try:
             return dataclasses.replace(self, **changes)
         except TypeError as error:
@@ -133,8 +143,8 @@ def check_sampling(settings: Settings, model: Model, prompts: Sequence[str]) -> 
     if any(prompts) and model.text is None:
         raise InputError(f"prompt={next(filter(None, prompts))[:40]!r}: this model takes no text")
     process = model.process
-    times = grid_of(settings, process, model.latent_shape[0])
-    jax.eval_shape(lambda: make_table(settings.solver, times, process, float(settings.eta)))  # for its checks alone
+    times, _ = grid_of(settings, process, model.latent_shape[0])
+    make_table(settings.solver, times, process, float(settings.eta), **dict(settings.solver_options))
     guided(lambda *_: None, process, "v", [None], rescale=settings.rescale, interval=settings.interval)
     clipped(lambda *_: None, process, settings.clip)
     if settings.free_init > 1 and process.alpha_sigma(jnp.float32(1))[0] == 0:
@@ -145,12 +155,17 @@ def check_sampling(settings: Settings, model: Model, prompts: Sequence[str]) -> 
     return np.stack([model.tokenize(prompt) for prompt in prompts])
 
 
-def grid_of(settings: Settings, process: Process, frames: int) -> Float[Array, "points"] | Float[Array, "points T"]:
-    """Returns the times to sample at: the grid below the strength, with the strength itself as the first time.
+def grid_of(
+    settings: Settings, process: Process, frames: int
+) -> tuple[Float[Array, "points *T"], Callable[[Array], Array]]:
+    """Returns the times to sample at, and the function from them to the times that the network sees.
 
-    With a pyramid each of the `frames` has its own column of times.
+    With a strength these are the grid below the strength, with the strength itself as the first time. With a pyramid
+    each of the `frames` has its own column of times.
     """
-    times = make_grid(settings.grid, settings.steps, process, **dict(settings.grid_options))
+    arguments = (settings.grid, settings.steps, process)
+    times = make_grid(*arguments, **dict(settings.grid_options))
+    network_time = make_network_time(*arguments, **dict(settings.grid_options))
     if settings.strength < 1:
-        return jnp.concatenate([jnp.float32([settings.strength]), times[times < settings.strength]])
-    return pyramid(times, frames, settings.pyramid) if settings.pyramid else times
+        times = jnp.concatenate([jnp.float32([settings.strength]), times[times < settings.strength]])
+    return (pyramid(times, frames, settings.pyramid) if settings.pyramid else times), network_time

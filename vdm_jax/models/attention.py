@@ -44,11 +44,13 @@ class Attention(nnx.Module):
             pixels' (Saharia et al. 2022, Imagen, section 2.5); "only" attends to the tokens alone (cross-attention).
         fused: one matrix for queries, keys and values, in which the three parts of a head lie together.
         biased: which of "qkv" have a bias, if they are not fused.
+        out_bias: the output matrix has a bias.
         zero: the output matrix starts at zero.
         position: "relative", a learned bias for each head and offset of up to `max_distance` frames, or None.
         qk_norm: RMS norm of queries and keys, of each "head" (Henry et al. 2020, arXiv 2010.04245) or of "all" heads
             together; None for no norm.
         interleaved: rotary positions turn pairs of neighbouring channels (`positions.rotate`).
+        scaled: scores are divided by √D; else not (T5).
         causal: a position sees itself and the positions before it.
         implementation: "auto", "xla" or "cudnn", for attention along space and to text.
     """
@@ -64,11 +66,13 @@ class Attention(nnx.Module):
         context: str = "joint",
         fused: bool = False,
         biased: str = "",
+        out_bias: bool = True,
         zero: bool = False,
         position: str | None = None,
         max_distance: int = 32,
         qk_norm: str | None = None,
         interleaved: bool = False,
+        scaled: bool = True,
         causal: bool = False,
         implementation: str = "xla",
         dtype="float32",
@@ -95,7 +99,7 @@ class Attention(nnx.Module):
         else:
             source = text_width if self.context == "only" else width
             self.q, self.k, self.v = linear(width, inner, "q"), linear(source, inner, "k"), linear(source, inner, "v")
-        self.out = nnx.Linear(inner, width, **common | (dict(kernel_init=zeros) if zero else {}))
+        self.out = nnx.Linear(inner, width, use_bias=out_bias, **common | (dict(kernel_init=zeros) if zero else {}))
         if self.context == "joint":
             self.text_kv = linear(text_width, 2 * inner, "fused")
         if position == "relative":
@@ -103,7 +107,7 @@ class Attention(nnx.Module):
         if qk_norm:
             normed = head_size if qk_norm == "head" else inner
             self.q_norm, self.k_norm = (nnx.RMSNorm(normed, **common) for _ in "qk")
-        self.fused, self.qk_norm, self.interleaved = fused, qk_norm, interleaved
+        self.fused, self.qk_norm, self.interleaved, self.scaled = fused, qk_norm, interleaved, scaled
 
     def __call__(
         self,
@@ -113,6 +117,7 @@ class Attention(nnx.Module):
         text_mask: Bool[Array, "B G L"] | None = None,
         mask: Bool[Array, "#B _ S"] | Bool[Array, "#B _ Q S"] | None = None,
         angles: Float[Array, "#T #P _ _"] | None = None,
+        bias: Float[Array, "N Q S"] | None = None,
         layout: Layout = ONE_DEVICE,
     ) -> Float[Array, "B T P C"]:
         """Attends from each pixel; `text` has one text for the video (G = 1) or one for each frame (G = T).
@@ -121,11 +126,14 @@ class Attention(nnx.Module):
 
         `mask` is true where a pixel sees a source pixel. Along space its second axis is the frame, and positions are
         pixels; along time its second axis is the pixel, and positions are frames; along "all" it has size 1.
+        `bias` is added to the scores of each head.
         """
         frames = x.shape[1]
         q, k, v = self._project(x, text)
         if angles is not None:
             q, k = (rotate(x, angles, self.interleaved) for x in (q, k))
+        if not self.scaled:
+            q = q * math.sqrt(q.shape[-1])  # scores are divided by as much
         if self.along == "all":
             q, k, v = (rearrange(layout.heads(part), "b t p n d -> b 1 (t p) n d") for part in (q, k, v))
         if self.causal:
@@ -137,7 +145,6 @@ class Attention(nnx.Module):
             text_key, text_value = split_heads(self.text_kv(text), 2, self.heads)
             text_key = _normed(self.k_norm, text_key, self.qk_norm) if self.qk_norm else text_key
             sources.append(Source(text_key, text_value, text_mask))
-        bias = None
         if self.position == "relative":
             bias = rearrange(self.bias[relative_positions(frames, self.max_distance)], "t s n -> n t s")
         out = attend(q, *sources, along=self.along, bias=bias, implementation=self.implementation)
@@ -187,6 +194,8 @@ def attend(
         query = query.swapaxes(1, 2)
         sources = [Source(s.key.swapaxes(1, 2), s.value.swapaxes(1, 2), s.mask) for s in sources]
     elif implementation == "cudnn":
+        if bias is not None:
+            raise ValueError("cuDNN's kernel takes no bias")
         return _cudnn(query, sources)
     query = jnp.swapaxes(query, 2, 3)  # along space B T N P D, along time B P N T D
     scores, values = [], []

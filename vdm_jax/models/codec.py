@@ -26,6 +26,7 @@ class Codec:
         video_channels: of a video; None for any number.
         encode, decode: from (parameters, videos B T H W C) to latents and back; both are compiled where that helps.
         scale: the network's latents are the autoencoder's times this.
+        decoded: frames that are decoded at a time, at most; None for all.
     """
 
     factors: tuple[int, int]
@@ -34,6 +35,7 @@ class Codec:
     decode: Callable[[Params, Array], Array]
     scale: float = 1.0
     video_channels: int | None = None
+    decoded: int | None = None
 
     def shape(self, video: Shape) -> Shape:
         """Returns the shape of the latents of a video. Raises InputError for a size that does not fit."""
@@ -104,4 +106,4 @@ def latent_codec(
         size = (chunk or frames) if in_time else frames_at_once(frames)
         return decode_in_chunks(lambda part: decode_part(params, part), latents, size)
 
-    return Codec((1, factor), channels, encode, decode, scale, video_channels)
+    return Codec((1, factor), channels, encode, decode, scale, video_channels, chunk if in_time else ENCODED)

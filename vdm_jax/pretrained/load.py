@@ -1,9 +1,11 @@
 """Loads published folders (diffusers format) as parts of a model, and as whole models."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -13,18 +15,32 @@ from vdm_jax.models.codec import Codec, latent_codec
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import FAMILIES
 from vdm_jax.pretrained.families.stable_video_diffusion import FirstFrame
-from vdm_jax.pretrained.folder import read_config
+from vdm_jax.pretrained.folder import check_hash, component, package_files, read_config, read_json, snapshot
 from vdm_jax.pretrained.lora import Lora, read_lora
 from vdm_jax.pretrained.parts.autoencoders import SCALE, load_autoencoder, translate
+from vdm_jax.pretrained.parts.bert import load_bert
 from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder
+from vdm_jax.pretrained.parts.t5 import load_t5
 from vdm_jax.pretrained.schedulers import read_scheduler
-from vdm_jax.pretrained.tokenizers import load_tokenizer
+from vdm_jax.pretrained.tokenizers import load_bert_tokenizer, load_t5_tokenizer, load_tokenizer
 from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.typing import Params
 
+# How a text encoder and its tokenizer are loaded, by its model_type.
+TEXTS = {
+    "clip_text_model": (load_text_encoder, load_tokenizer),
+    "t5": (load_t5, load_t5_tokenizer),
+    "umt5": (load_t5, load_t5_tokenizer),
+    "bert": (load_bert, load_bert_tokenizer),
+}
 
-def load_network(folder: str | Path, **options: Any) -> tuple[dict[str, Any], Params, tuple[int, int]]:
+
+def load_network(
+    folder: str | Path, *, scheduler: str | Path | None = None, **options: Any
+) -> tuple[dict[str, Any], Params, tuple[int, int]]:
     """Loads a network and its schedule from its pipeline's folder; `options` are arguments of `unets.load_unet`.
+
+    `scheduler` replaces the folder's (`schedulers.read_scheduler`).
 
     Returns:
         The fields of a `Model` that the network decides, its parameters, and the channels that it draws with the width
@@ -35,19 +51,54 @@ def load_network(folder: str | Path, **options: Any) -> tuple[dict[str, Any], Pa
     """
     unet = load_unet(folder, **options)
     family = FAMILIES[unet.config["_class_name"]]
-    schedule = read_scheduler(folder, family.scheduler)
-    sampling = {name: getattr(family, name) for name in ("steps", "guidance", "known_noise")} | {"clip": None}
-    sampling |= {name: getattr(schedule, name) for name in ("solver", "grid", "grid_options")}
+    # A whole pipeline's own scheduler is right; the scheduler of an image model is not made for its motion modules.
+    moves = options.get("motion_adapter") is not None or options.get("new_motion") is not None
+    schedule = read_scheduler(snapshot(folder), scheduler, *([family.scheduler] if moves else []))
+    sampling = {name: getattr(family, name) for name in ("steps", "guidance", "known_noise")} | schedule.sampling
     fields = dict(network=unet.graphdef, process=schedule.process, prediction=schedule.prediction, sampling=sampling)
     fields |= dict(unet_config=unet.config, text_per_frame=not family.first_frame)
     return fields, unet.params, (unet.config["out_channels"], unet.config["cross_attention_dim"])
 
 
-def load_text(folder: str | Path, *, loras: Sequence[Lora] = (), **options: Any) -> tuple[TextEncoder, Params]:
-    """Loads the text encoder and the tokenizer of a pipeline's folder; `options`: mesh, dtype, params_dtype."""
-    encoder = load_text_encoder(folder, loras=loras, **options)
-    width = encoder.config["hidden_size"]
-    return TextEncoder(encoder.graphdef, load_tokenizer(folder), width, width), encoder.params
+def load_text(
+    folder: str | Path,
+    *,
+    package: str = "",
+    sha256: Sequence[tuple[str, str]] = (),
+    length: int | None = None,
+    loras: Sequence[Lora] = (),
+    **options: Any,
+) -> tuple[TextEncoder, Params]:
+    """Loads a text encoder and its tokenizer: CLIP, T5 v1.1, UMT5 or BERT by the model_type in its config.
+
+    Args:
+        folder: of a pipeline, or of the encoder.
+        package: a Python package of pip, as "name==version", in whose files `folder` is.
+        sha256: pairs of a file in `folder` and its hash.
+        length: tokens of a text, with padding (default: all positions of CLIP and BERT, 512 of T5).
+        options: mesh, dtype, params_dtype; padding of T5 and BERT; masked of T5.
+
+    Raises:
+        InputError: another model, another hash, a LoRA for another encoder than CLIP, or what a part refuses.
+    """
+    folder = (package_files(package) if package else Path()) / folder
+    for name, digest in sha256:
+        check_hash(folder / name, digest)
+    config = read_json(component(folder, "text_encoder") / "config.json")
+    kind = config.get("model_type")
+    if kind not in TEXTS:
+        raise InputError(f"{folder}: model_type={kind!r} must be one of {', '.join(TEXTS)}")
+    load, load_words = TEXTS[kind]
+    if kind == "clip_text_model":
+        options["loras"] = loras
+    elif any(lora.text for lora in loras):
+        raise InputError(f"{folder}: a LoRA of a text encoder is for CLIP, not for {kind}")
+    positions = config.get("max_position_embeddings")
+    if positions and length and length > positions:
+        raise InputError(f"{folder}: length={length} must be at most {positions}")
+    encoder, tokenize = load(folder, **options), load_words(folder, length=length or positions or 512)
+    width = nnx.merge(encoder.graphdef, encoder.params).width
+    return TextEncoder(encoder.graphdef, tokenize, width, width), encoder.params
 
 
 def load_codec(folder: str | Path, *, chunk: int | None = None, **options: Any) -> tuple[Codec, Params]:
@@ -74,10 +125,11 @@ def load_published(
     at_most: int | None = None,
     free_noise: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     params_dtype: str | None = None,
     chunk: int | None = None,
     motion: float | int | None = None,
+    scheduler: str | Path | None = None,
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Model:
@@ -91,9 +143,12 @@ def load_published(
         at_most: upper bound on the published default number of frames.
         free_noise: (context length, stride) of FreeNoise, with which AnimateDiff draws more frames than its motion
             modules have positions for ((16, 4) as published).
-        dtype, params_dtype: of the computation, and of the parameters (default: the same).
+        dtype: of the computation (default: `default_dtype`).
+        params_dtype: of the parameters (default: the same).
         chunk: frames that Stable Video Diffusion decodes at a time (`load_codec`).
         motion: Stable Video Diffusion's motion bucket (default: 127).
+        scheduler: replaces the folder's: a name ("dpmpp", "DPMSolverMultistepScheduler"), or a scheduler_config.json
+            (`schedulers.read_scheduler`).
         options: of `load_unet`: attention, remat, per_frame_norm.
 
     Raises:
@@ -105,7 +160,6 @@ def load_published(
     if kind not in FAMILIES:
         raise InputError(f"{kind} is not implemented; {', '.join(FAMILIES)} are")
     family = FAMILIES[kind]
-    loading = (dtype, params_dtype, chunk, motion, free_noise, sorted(options.items()))
     for name, value in (("chunk", chunk), ("motion", motion)):
         if value is not None and not family.first_frame:
             raise InputError(f"{name}={value} is for Stable Video Diffusion, not for {kind}")
@@ -113,8 +167,11 @@ def load_published(
     for lora in changes:
         if family.first_frame and lora.text:
             raise InputError(f"{lora.where} changes a text encoder ({len(lora.text)} modules), and {kind} has none")
-    common = dict(mesh=mesh or make_mesh(), dtype=dtype, params_dtype=params_dtype or dtype)
-    options |= dict(motion_adapter=motion_adapter, window=free_noise)
+    mesh = mesh or make_mesh()
+    dtype = dtype or default_dtype(mesh)
+    common = dict(mesh=mesh, dtype=dtype, params_dtype=params_dtype or dtype)
+    loading = (dtype, params_dtype, chunk, motion, free_noise, str(scheduler), sorted(options.items()))
+    options |= dict(motion_adapter=motion_adapter, window=free_noise, scheduler=scheduler)
     fields, network, (channels, _) = load_network(folder, loras=changes, **common, **options)
     codec, autoencoder = load_codec(folder, chunk=chunk, **common)
     params, config = {"network": network, "codec": autoencoder}, fields["unet_config"]
@@ -137,6 +194,7 @@ def load_published(
         first_frame = FirstFrame(image.graphdef, image.config["image_size"], codec, family.fps, motion)
     else:
         text, params["text"] = load_text(folder, loras=changes, **common)
+    _log_sizes(params, dtype, min(codec.decoded or frames, frames), frames)
     return Model(
         text=text,
         codec=codec,
@@ -149,3 +207,16 @@ def load_published(
         origin=repr((str(folder), str(motion_adapter), [(str(f), s) for f, s in loras], loading)),
         **fields,
     )
+
+
+def default_dtype(mesh: Mesh | None = None) -> str:
+    """Returns the type in which published models compute: float32 on CPUs, bfloat16 on other devices of a mesh."""
+    mesh = make_mesh() if mesh is None else mesh
+    return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+
+
+def _log_sizes(params: Params, dtype: str, decoded: int, frames: int) -> None:
+    leaves = jax.tree.leaves(params)
+    count, size, kind = sum(x.size for x in leaves), sum(x.nbytes for x in leaves) / 2**30, leaves[0].dtype
+    line = "%s parameters, %.2f GiB in %s; computes in %s; decodes at most %d of %d frames at a time"
+    logging.info(line, f"{count:,}", size, kind, dtype, decoded, frames)

@@ -1,7 +1,10 @@
 """Adds LoRA files (Hu et al. 2021, arXiv 2106.09685) to the weights of U-Nets and text encoders as they are read.
 
 For each module a file holds two matrices, down or A (rank, in) and up or B (out, rank), and possibly a number α. The
-module's weight becomes W + strength · α / rank · B A. Files of PEFT, diffusers, kohya and AnimateDiff are read.
+module's weight becomes W + Δ with Δ = strength · α / rank · B A. LoHa (Hyeon-Woo et al. 2022, arXiv 2108.06098) holds
+two pairs, and multiplies their products element by element. DoRA (Liu et al. 2024, arXiv 2402.09353) holds a magnitude
+m next to a pair: the weight becomes m · (W + Δ) / ‖W + Δ‖, with the norm of each row. Files of PEFT, diffusers, kohya,
+LyCORIS and AnimateDiff are read.
 """
 
 import dataclasses
@@ -17,20 +20,26 @@ import numpy as np
 
 from vdm_jax.errors import InputError
 from vdm_jax.parallel.sharding import path_name
-from vdm_jax.pretrained.folder import Weights, open_safetensors, refuse_pickles, write_folder
+from vdm_jax.pretrained.folder import Weights, open_safetensors, read_json, refuse_pickles, snapshot, write_folder
 from vdm_jax.pretrained.names import Naming, first_three, torch_name
 from vdm_jax.typing import Params
 
 FILE = "pytorch_lora_weights.safetensors"  # the usual name in a folder
+SETTINGS = "adapter_config.json"  # PEFT's settings next to a file
 METADATA = "lora_adapter_metadata"  # the key of PEFT's settings in the header of a file
 PEFT = {"lora_down": "lora_A", "lora_up": "lora_B"}
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")
 
 _NAME = re.compile(
-    r"(?:unet\.|lora_unet_|(?P<text>text_encoder\.|lora_te1?_))?"
+    r"(?:base_model\.model\.)?"
+    r"(?:unet\.|lora_unet_|(?P<text>text_encoder\.|lora_te1?_|(?=text_model\.|encoder\.layers\.)))?"
     r"(?P<module>.+?)"
-    r"(?:(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)(?P<matrix>A|B|down|up)\.weight|\.alpha)"
+    r"(?:(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)(?P<matrix>A|B|down|up)\.weight"
+    r"|\.(?P<role>alpha|hada_w[12]_[ab]|dora_scale|lora_magnitude_vector)(?:(?<=vector)\.weight)?)"
 )
+# Arguments of `_low_rank`.
+_ROLES = {"A": "down", "B": "up", "hada_w1_a": "up", "hada_w1_b": "down", "hada_w2_a": "up2", "hada_w2_b": "down2"}
+_ROLES |= {"lora_magnitude_vector": "magnitude", "dora_scale": "magnitude"}
 # Other spellings of a module's name, and the spelling of networks.
 _SPELLINGS = (
     (r"^text_model[._]", ""),
@@ -41,8 +50,8 @@ _SPELLINGS = (
     (r"\.self_attn\.to_(q|k|v|out)$", r".self_attn.\1_proj"),
     (r"\.to_out$", ".to_out.0"),
 )
-# Settings of changes that are not a product of two matrices.
-_UNSUPPORTED = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "alora_invocation_tokens")
+# Settings of changes that are not implemented.
+_UNSUPPORTED = ("use_qalora", "use_bdlora", "lora_bias", "layer_replication", "alora_invocation_tokens")
 _UNSUPPORTED += ("velora_config", "kasa_config", "monteclora_config", "arrow_config")
 # Initialisations of training that leave the network's weights as they are.
 _INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
@@ -50,12 +59,19 @@ _INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LowRank:
-    """A change of a module's weight: `scale · up @ down` is added to it."""
+    """A change of a module's weight: `scale · up @ down` is added to it.
+
+    Args:
+        factor: another (down, up), whose product the product is multiplied by (LoHa).
+        magnitude: norms of the changed weight: (out, 1) of its rows, or (1, in) of its columns (DoRA).
+    """
 
     module: str
     down: np.ndarray
     up: np.ndarray
     scale: float
+    factor: tuple[np.ndarray, np.ndarray] | None = None
+    magnitude: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,8 +108,8 @@ def read_lora(path: str | Path, strength: float | int = 1.0) -> Lora:
         raise InputError(f"{file} holds no tensors")
     _refuse(
         file,
-        "tensors are of no known form; pairs of matrices (A and B, down and up) and alpha are implemented, DoRA, LoHa, "
-        "LoKr, biases and middle matrices are not",
+        "tensors are of no known form; pairs of matrices (A and B, down and up, LoHa's hada_w1 and hada_w2), alpha and "
+        "DoRA's magnitudes are implemented, LoKr, biases, middle matrices and LoHa's hada_t1 are not",
         [name for name, match in matches.items() if match is None],
     )
     other = [name for name in matches if tensors.get_slice(name).get_dtype() not in DTYPES]
@@ -101,12 +117,15 @@ def read_lora(path: str | Path, strength: float | int = 1.0) -> Lora:
 
     modules: dict[str, dict[str, dict[str, Any]]] = {"unet": {}, "text_encoder": {}}
     for name, match in matches.items():
-        part = modules["text_encoder" if match["text"] else "unet"]
+        part = modules["unet" if match["text"] is None else "text_encoder"]
         entry = part.setdefault(_key(match["module"]), {"module": match["module"]})
-        role = {"A": "down", "B": "up", None: "alpha"}.get(match["matrix"], match["matrix"])
+        role = match["matrix"] or match["role"]
+        role = _ROLES.get(role, role)
         if role in entry:
             raise InputError(f"{file}: {name} is there twice, by two names")
-        entry[role] = tensors.get_tensor(name)
+        tensor = tensors.get_tensor(name)
+        # PEFT has the magnitudes of rows in several shapes; LyCORIS has them in a shape that says rows or columns.
+        entry[role] = tensor.reshape(-1, 1) if match["role"] == "lora_magnitude_vector" else tensor
     settings = _settings(file, tensors.metadata() or {})
     parts = (
         tuple(_low_rank(file, settings[part], strength, **entry) for entry in entries.values())
@@ -153,19 +172,37 @@ def merge_lora(where: str, changes: tuple[LowRank, ...], weights: Weights) -> No
 
 
 def _add(change: LowRank, weight: np.ndarray) -> np.ndarray:
-    """Returns W + scale · B A in float32. For a convolution A has the shape of its kernel, and B one pixel."""
-    down, up = (matrix.astype(np.float32).reshape(len(matrix), -1) for matrix in (change.down, change.up))
-    return weight.astype(np.float32) + np.float32(change.scale) * (up @ down).reshape(weight.shape)
+    """Returns the changed weight in float32. For a convolution A has the shape of its kernel, and B one pixel."""
+
+    def product(down: np.ndarray, up: np.ndarray) -> np.ndarray:
+        down, up = (matrix.astype(np.float32).reshape(len(matrix), -1) for matrix in (down, up))
+        return up @ down
+
+    delta = product(change.down, change.up)
+    if change.factor is not None:
+        delta *= product(*change.factor)
+    weight = weight.astype(np.float32) + np.float32(change.scale) * delta.reshape(weight.shape)
+    if change.magnitude is None:
+        return weight
+    magnitude = change.magnitude.astype(np.float32).reshape(*change.magnitude.shape, *[1] * (weight.ndim - 2))
+    others = tuple(axis for axis, size in enumerate(magnitude.shape) if size == 1)
+    return magnitude * weight / np.sqrt((weight**2).sum(others, keepdims=True))
 
 
 def _fits(change: LowRank, shape: tuple[int, ...]) -> bool:
-    """Returns whether the product has a shape; a matrix and a convolution of one pixel count as equal."""
+    """Returns whether a change has a shape; a matrix and a convolution of one pixel count as equal."""
 
     def trimmed(sizes: tuple[int, ...]) -> tuple[int, ...]:
         return trimmed(sizes[:-1]) if sizes and sizes[-1] == 1 else sizes
 
-    inputs = trimmed(change.down.shape[1:]) == trimmed(shape[1:])
-    return len(shape) > 1 and inputs and trimmed(change.up.shape[2:]) == () and len(change.up) == shape[0]
+    def fits(down: np.ndarray, up: np.ndarray) -> bool:
+        flat = change.factor is not None and down.shape[1:] == (math.prod(shape[1:]),)  # LoHa flattens kernels
+        inputs = flat or trimmed(down.shape[1:]) == trimmed(shape[1:])
+        return inputs and trimmed(up.shape[2:]) == () and len(up) == shape[0]
+
+    pairs = [(change.down, change.up), *([change.factor] if change.factor else [])]
+    magnitude = change.magnitude is None or change.magnitude.shape in ((shape[0], 1), (1, shape[1]))
+    return len(shape) > 1 and all(fits(*pair) for pair in pairs) and magnitude
 
 
 def _key(module: str) -> str:
@@ -175,21 +212,30 @@ def _key(module: str) -> str:
     return module.replace(".", "_")
 
 
-def _low_rank(file, settings, strength, *, module, down=None, up=None, alpha=None) -> LowRank:
-    if down is None or up is None:
-        raise InputError(f"{file}: {module} has no {'down (A)' if down is None else 'up (B)'}")
-    if min(down.ndim, up.ndim) < 2 or up.shape[1] != len(down) or 0 in (*down.shape, *up.shape):
-        raise InputError(f"{file}: {module} has shapes {down.shape} and {up.shape}, not (rank, in) and (out, rank)")
+def _low_rank(file, settings, strength, *, module, alpha=None, magnitude=None, **matrices: np.ndarray) -> LowRank:
+    pairs = [("down", "up"), *([("down2", "up2")] if {"down2", "up2"} & {*matrices} else [])]
+    for down, up in pairs:
+        for name, title in ((down, "down (A)"), (up, "up (B)")):
+            if name not in matrices:
+                raise InputError(f"{file}: {module} has no {title if len(pairs) == 1 else f'hada_w: {name}'}")
+        a, b = matrices[down], matrices[up]
+        if min(a.ndim, b.ndim) < 2 or b.shape[1] != len(a) or 0 in (*a.shape, *b.shape):
+            raise InputError(f"{file}: {module} has shapes {a.shape} and {b.shape}, not (rank, in) and (out, rank)")
     if alpha is not None and (settings or alpha.size != 1):
-        raise InputError(f"{file}: alpha of {module} must be one number, in a tensor or in {METADATA}, not in both")
-    rank = len(down)
+        raise InputError(f"{file}: alpha of {module} must be one number, in a tensor or in settings, not in both")
+    if settings.get("use_dora") and magnitude is None:
+        raise InputError(f"{file}: use_dora=True, but {module} has no lora_magnitude_vector")
+    if magnitude is not None:
+        magnitude = magnitude.reshape(*magnitude.shape[:1], -1)
+    rank = len(matrices["down"])
     scale = (rank if alpha is None else alpha.item()) / rank
     if settings:
         try:
             scale = _scale(settings, module, rank)
         except (KeyError, TypeError, AttributeError, re.error) as error:
-            raise InputError(f"{file}: {METADATA} has no valid alpha for {module}: {error!r}") from error
-    return LowRank(module, down, up, strength * scale)
+            raise InputError(f"{file}: PEFT's settings have no valid alpha for {module}: {error!r}") from error
+    factor = (matrices["down2"], matrices["up2"]) if len(pairs) > 1 else None
+    return LowRank(module, matrices["down"], matrices["up"], strength * scale, factor, magnitude)
 
 
 def _scale(settings: dict[str, Any], module: str, rank: int) -> float:
@@ -199,21 +245,25 @@ def _scale(settings: dict[str, Any], module: str, rank: int) -> float:
     """
     patterns = (settings.get("alpha_pattern") or {}).items()
     matching = (value for pattern, value in patterns if re.match(rf"(.*\.)?({pattern})$", module))
-    alpha = next(matching, settings["lora_alpha"])
+    alpha = next(matching, settings["alpha" if settings.get("peft_type") == "LOHA" else "lora_alpha"])
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _settings(file: Path, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Returns PEFT's settings of a file for each part; empty if it holds none."""
-    try:
-        items = json.loads(metadata.get(METADATA, "{}")).items()
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{file}: {METADATA} cannot be read: {error}") from error
-    text = "text_encoder."
-    parts = {
-        "unet": {key.removeprefix("unet."): value for key, value in items if not key.startswith(text)},
-        "text_encoder": {key.removeprefix(text): value for key, value in items if key.startswith(text)},
-    }
+    """Returns PEFT's settings of a file for each part, from its header or from the file next to it; empty if none."""
+    beside, text = file.with_name(SETTINGS), "text_encoder."
+    if METADATA not in metadata and beside.is_file():
+        items = read_json(beside).items()
+        parts = {part: dict(items) for part in ("unet", "text_encoder")}
+    else:
+        try:
+            items = json.loads(metadata.get(METADATA, "{}")).items()
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{file}: {METADATA} cannot be read: {error}") from error
+        parts = {
+            "unet": {key.removeprefix("unet."): value for key, value in items if not key.startswith(text)},
+            "text_encoder": {key.removeprefix(text): value for key, value in items if key.startswith(text)},
+        }
     for key, value in (setting for settings in parts.values() for setting in settings.items()):
         if (key in _UNSUPPORTED and value) or (key == "init_lora_weights" and value not in _INITIALISATIONS):
             raise InputError(f"{file}: {key}={value!r} is not implemented")
@@ -223,6 +273,7 @@ def _settings(file: Path, metadata: dict[str, str]) -> dict[str, dict[str, Any]]
 def _file(path: Path) -> Path:
     """Returns the safetensors file at a path, or in a folder."""
     refuse_pickles([path])
+    path = snapshot(path)
     if not path.is_dir():
         if not path.exists():
             raise InputError(f"{path} is neither a safetensors file nor a folder of one")

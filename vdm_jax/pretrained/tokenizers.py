@@ -1,7 +1,8 @@
-"""Loads CLIP's tokenizer, byte pairs of words in lower case, from the files of a folder."""
+"""Loads tokenizers from the files of a folder: CLIP's byte pairs, T5's sentencepiece models, BERT's pieces of words."""
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from vdm_jax.errors import InputError
-from vdm_jax.pretrained.folder import component
-from vdm_jax.pretrained.parts.clip import read_json
+from vdm_jax.pretrained.folder import component, read_json
+from vdm_jax.pretrained.sentencepiece import read_sentencepiece
 
 _ROLES = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
 _MORE_TOKENS = ("additional_special_tokens", "extra_special_tokens")
@@ -26,29 +27,105 @@ _IMPLEMENTED = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ClipTokenizer:
-    """Returns the tokens of a text, int32 [length]: start token, tokens of the text, end token, padding."""
+class PromptTokenizer:
+    """Returns the tokens of a text, int32 [length]: tokens of the `start`, of the text and of the `end`, padding."""
 
     backend: Tokenizer
-    start: int
-    end: int
+    start: tuple[int, ...]
+    end: tuple[int, ...]
     pad: int
     length: int
+    normalise: Callable[[str], str] = str  # before `backend`
     cut: set[str] = dataclasses.field(default_factory=set, repr=False)  # texts with a warning already
 
     def __call__(self, text: str) -> np.ndarray:
         """Runs on the host. A text that is too long is cut, with a warning that shows the lost part."""
-        encoding = self.backend.encode(text, add_special_tokens=False)
-        room = self.length - 2
+        normal = self.normalise(text)
+        encoding = self.backend.encode(normal, add_special_tokens=False)
+        room = self.length - len(self.start) - len(self.end)
         if len(encoding.ids) > room and text not in self.cut:
             self.cut.add(text)
-            lost = text[encoding.offsets[room][0] :]
+            lost = normal[encoding.offsets[room][0] :]
             logging.warning("a text of %d tokens is cut after %d; lost: %r", len(encoding.ids), room, lost)
-        tokens = [self.start, *encoding.ids[:room], self.end]
+        tokens = [*self.start, *encoding.ids[:room], *self.end]
         return np.array(tokens + [self.pad] * (self.length - len(tokens)), np.int32)
 
 
-def load_tokenizer(folder: str | Path, *, length: int = 77) -> ClipTokenizer:
+def load_t5_tokenizer(folder: str | Path, *, length: int) -> PromptTokenizer:
+    """Loads the tokenizer of a T5 or UMT5: tokenizer.json, else spiece.model.
+
+    It is in the pipeline's folder, in the encoder's folder, or in the folder `tokenizer` next to that.
+
+    Raises:
+        InputError: files are missing or broken, it is another tokenizer, or `length` has no room for the end token.
+    """
+    file = _tokenizer_file(folder, "tokenizer.json", "spiece.model")
+    if file.suffix == ".model":
+        model = read_sentencepiece(file)
+        backend, normalise = model.backend, model.normalise
+    else:
+        backend, normalise = _read_whole(file), str
+    # A sentencepiece model has spaces before the names of special tokens.
+    special = [(backend.id_to_token(number) or "").strip() for number in range(2)]
+    if not isinstance(backend.model, models.Unigram) or special != ["<pad>", "</s>"]:
+        raise InputError(f"{file} is not a tokenizer of T5: it must be a Unigram model with <pad> and </s> as 0 and 1")
+    if length < 1:
+        raise InputError(f"{file}: length={length} must be at least 1, for the end token")
+    return PromptTokenizer(backend, (), (1,), 0, length, normalise)
+
+
+def load_bert_tokenizer(folder: str | Path, *, length: int) -> PromptTokenizer:
+    """Loads the tokenizer of a BERT: tokenizer.json, else vocab.txt; see `load_t5_tokenizer`."""
+    file = _tokenizer_file(folder, "tokenizer.json", "vocab.txt")
+    backend = _read_whole(file) if file.suffix == ".json" else _from_words(file)
+    pad, start, end = (backend.token_to_id(token) for token in ("[PAD]", "[CLS]", "[SEP]"))
+    if not isinstance(backend.model, models.WordPiece) or pad != 0 or None in (start, end):
+        raise InputError(f"{file} is no tokenizer of BERT: it must have pieces of words, [CLS], [SEP], and [PAD] as 0")
+    if length < 2:
+        raise InputError(f"{file}: length={length} must be at least 2, for the start and end tokens")
+    return PromptTokenizer(backend, (start,), (end,), pad, length)
+
+
+def _tokenizer_file(folder: str | Path, *names: str) -> Path:
+    """Returns the first of the files that is there."""
+    places = (component(folder, "tokenizer"), Path(folder).parent / "tokenizer")
+    for file in (place / name for place in places for name in names):
+        if file.exists():
+            return file
+    raise InputError(f"{places[0]} holds no tokenizer: {' and '.join(names)} are missing")
+
+
+def _read_whole(file: Path) -> Tokenizer:
+    """Returns the tokenizer of a tokenizer.json, which neither cuts nor pads."""
+    try:
+        backend = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no class of its own
+        raise InputError(f"{file} cannot be read: {error}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _from_words(file: Path) -> Tokenizer:
+    """Returns BERT's tokenizer for a vocabulary; tokenizer_config.json says whether it is for lower case."""
+    settings = file.with_name("tokenizer_config.json")
+    config = read_json(settings) if settings.exists() else {}
+    try:
+        backend = Tokenizer(models.WordPiece.from_file(str(file), unk_token="[UNK]"))
+    except Exception as error:  # the library raises no class of its own
+        raise InputError(f"{file} cannot be read: {error}") from error
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=config.get("do_lower_case", True),
+        strip_accents=config.get("strip_accents"),
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    backend.add_special_tokens([token for token in special if backend.token_to_id(token) is not None])
+    return backend
+
+
+def load_tokenizer(folder: str | Path, *, length: int = 77) -> PromptTokenizer:
     """Loads the tokenizer of a folder or of a pipeline's folder: tokenizer.json, else vocab.json and merges.txt.
 
     `length` is the length of the text encoder; tokenizer_config.json may have a smaller one.
@@ -60,15 +137,13 @@ def load_tokenizer(folder: str | Path, *, length: int = 77) -> ClipTokenizer:
     config, special = _special_tokens(folder)
     file = folder / "tokenizer.json"
     try:
-        backend = Tokenizer.from_file(str(file)) if file.exists() else _from_vocabulary(folder, special, config)
+        backend = _read_whole(file) if file.exists() else _from_vocabulary(folder, special, config)
     except InputError:
         raise
     except Exception as error:  # the library raises no class of its own
         raise InputError(f"{folder} holds no tokenizer that can be read: {error}") from error
     if not isinstance(backend.model, models.BPE) or backend.model.end_of_word_suffix != "</w>":
         raise InputError(f"{file} is not a CLIP tokenizer: it must hold byte pairs with the suffix '</w>'")
-    backend.no_truncation()
-    backend.no_padding()
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     for role, token in special.items():
         if backend.token_to_id(token.content) is None:
@@ -79,7 +154,7 @@ def load_tokenizer(folder: str | Path, *, length: int = 77) -> ClipTokenizer:
     length = min(length, config.get("model_max_length", length))
     if length < 2:
         raise InputError(f"{folder}: length={length} must be at least 2, for the start and end tokens")
-    return ClipTokenizer(backend, start, end, pad, length)
+    return PromptTokenizer(backend, (start,), (end,), pad, length)
 
 
 def _special_tokens(folder: Path) -> tuple[dict[str, Any], dict[str, AddedToken]]:

@@ -52,8 +52,8 @@ def load_unet(
     """
     config, folders, new = read_config(folder), [component(folder, "unet")], "$^"
     if motion_adapter:
-        config = animatediff.with_motion(config, read_config(motion_adapter))
-        folders.append(Path(motion_adapter))
+        config = animatediff.with_motion(config, read_config(motion_adapter, "motion_adapter"))
+        folders.append(component(motion_adapter, "motion_adapter"))
     elif new_motion is not None:
         config = animatediff.with_motion(config, animatediff.new_adapter(new_motion))
         new = "/time_attention/"

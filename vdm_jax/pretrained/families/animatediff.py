@@ -13,11 +13,9 @@ from vdm_jax.pretrained.names import Naming
 
 POSITIONS = "pos_embed.pe"  # the position codes in the files of motion modules, which are constants
 
-# AnimateDiff's scheduler, which replaces the scheduler of the image network (linear betas!).
+# What AnimateDiff's documentation changes in the scheduler of an image model (linear betas!); all else stays.
 SCHEDULER: Config = {
     "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
     "beta_schedule": "linear",
     "timestep_spacing": "linspace",
     "steps_offset": 1,
@@ -26,8 +24,8 @@ SCHEDULER: Config = {
 
 
 def scheduler(config: Config) -> Config:
-    """Returns AnimateDiff's scheduler with the prediction of the image network."""
-    return SCHEDULER | {key: config[key] for key in ("prediction_type",) if key in config}
+    """Returns AnimateDiff's scheduler for an image model with the given scheduler."""
+    return config | SCHEDULER
 
 
 def unet(
@@ -52,7 +50,8 @@ def unet(
         "mid_block_layers": 1,
     }
     empty = ("reverse_temporal_transformer_layers_per_block", "reverse_motion_num_attention_heads")
-    check_settings(config, known, unets.EVERYWHERE | unets.EMPTY | dict.fromkeys(empty) | middle)
+    known |= {"attention_head_dim"}  # of the image network: num_attention_heads has replaced it
+    check_settings(config, known, unets.EVERYWHERE | unets.IMAGE_DEFAULTS | dict.fromkeys(empty) | middle)
     longest = config["motion_max_seq_length"]
     if window is not None and not 1 <= window[1] <= window[0] <= longest:
         raise InputError(
@@ -101,6 +100,9 @@ def with_motion(config: Config, adapter: Config) -> Config:
         pair = f"{config['_class_name']} and {adapter['_class_name']}"
         raise InputError(f"a motion adapter goes into an image network (UNet2DConditionModel), not {pair}")
     stable_diffusion.unet(config)
+    if config["in_channels"] != config["out_channels"]:
+        taken, drawn = config["in_channels"], config["out_channels"]
+        raise InputError(f"in_channels={taken} (inpainting) must be {drawn} for a motion adapter, as many as are drawn")
     adapter = NEW_MOTION | adapter
     layers = adapter["motion_transformer_layers_per_block"]
     must = {
@@ -109,6 +111,9 @@ def with_motion(config: Config, adapter: Config) -> Config:
         "motion_norm_num_groups": config["norm_num_groups"],
         "motion_mid_block_layers_per_block": 1,
         "motion_transformer_layers_per_mid_block": layers,
+        "motion_activation_fn": "geglu",
+        "motion_attention_bias": False,
+        "motion_cross_attention_dim": None,
         "conv_in_channels": None,
     }
     check_settings(adapter, NEW_MOTION, must)

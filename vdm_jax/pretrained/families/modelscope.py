@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vdm_jax.pretrained.families.unets import EVERYWHERE, KEYS, Family, attention, common, unet_names
+from vdm_jax.pretrained.families.unets import EVERYWHERE, IMAGE_DEFAULTS, KEYS, Family, attention, common, unet_names
 from vdm_jax.pretrained.folder import Config, check_settings
 from vdm_jax.pretrained.names import Naming
 
@@ -10,7 +10,9 @@ from vdm_jax.pretrained.names import Naming
 def unet(config: Config) -> tuple[dict[str, Any], Naming]:
     """Returns the arguments of `UNet` and the names of its parameters."""
     arguments = common(config, "3D")
-    check_settings(config, {*KEYS, "attention_head_dim"}, EVERYWHERE | {"num_attention_heads": None})
+    # diffusers 0.15 wrote the image networks' keys, too; every transformer here has matrices at both ends.
+    older = IMAGE_DEFAULTS | {"mid_block_type": "UNetMidBlock3DCrossAttn", "use_linear_projection": True}
+    check_settings(config, {*KEYS, "attention_head_dim"}, EVERYWHERE | older)
     size, groups = config["attention_head_dim"], arguments["groups"]  # here the key does hold the size of a head
     heads = [width // size for width in config["block_out_channels"]]
     arguments |= {

@@ -20,7 +20,7 @@ class Family:
         unet: from a config.json to the arguments of `UNet` and the names of its parameters.
         frames, side, fps: of a video; `side` is (rows, columns) of the latents, or one number for both.
         steps, guidance, known_noise: fields of `generation.settings.Settings`.
-        scheduler: from the content of scheduler_config.json to the scheduler's config of this family.
+        scheduler: from the content of an image model's scheduler_config.json to the config with motion modules.
         first_frame: the network is conditioned on its first frame, not on text.
     """
 

@@ -4,7 +4,6 @@ A setting that is not implemented is an error, never ignored.
 """
 
 import functools
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from flax import nnx
 from vdm_jax.errors import InputError
 from vdm_jax.models.text.clip import ClipText, ClipVision
 from vdm_jax.models.transformer import ACTIVATIONS
-from vdm_jax.pretrained.folder import Config, Weights, component
+from vdm_jax.pretrained.folder import Config, Weights, component, read_json
 from vdm_jax.pretrained.lora import Lora, merge_lora
 from vdm_jax.pretrained.names import Naming, Part, Table, load_part
 
@@ -48,8 +47,14 @@ COMMON = {
 }
 # Settings of training, and of other programs.
 IGNORED = ("_name_or_path", "model_type", "transformers_version", "torch_dtype", "dtype", "initializer_range")
-IGNORED += ("_attn_implementation_autoset",)
-_IGNORED = (*IGNORED, "dropout", "attention_dropout", "initializer_factor")
+IGNORED += ("_attn_implementation_autoset", "_attn_implementation", "_attn_implementation_internal")
+IGNORED += ("attn_implementation", "gradient_checkpointing", "_commit_hash", "problem_type", "id2label", "label2id")
+IGNORED += ("return_dict", "torchscript", "use_cache", "output_attentions", "output_hidden_states", "use_bfloat16")
+IGNORED += ("tie_word_embeddings", "chunk_size_feed_forward")
+_IGNORED = (*IGNORED, "dropout", "attention_dropout", "initializer_factor", "logit_scale_init_value")
+# Settings of other kinds of transformers, which change the computation.
+_MUST = {"use_attention_mask": (False, None), "is_decoder": (False,), "is_encoder_decoder": (False,)}
+_MUST |= {"add_cross_attention": (False,), "pruned_heads": ({}, None), "quantization_config": (None,)}
 # For each model_type: module, its class in transformers, names of its tensors, the argument of each key, ignored keys.
 _KINDS = {
     "clip_text_model": (
@@ -116,23 +121,12 @@ def read_model(folder: Path, model_type: str, published: str = "") -> Config:
     return config
 
 
-def read_json(path: Path) -> Config:
-    """Returns the object in a JSON file. Raises InputError for a file that cannot be read, or holds no object."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} must hold an object, not {type(config).__name__}")
-    return config
-
-
 def translate(config: Config) -> tuple[type[nnx.Module], dict[str, Any], Naming]:
     """Returns (module, its arguments, names of its parameters) of a config. Raises InputError as `load_encoder`."""
     if config.get("model_type") not in _KINDS:
         raise InputError(f"model_type={config.get('model_type')!r} must be one of {', '.join(_KINDS)}")
     module, architecture, table, keys, ignored = _KINDS[config["model_type"]]
-    must = {"architectures": ([architecture], None), "use_attention_mask": (False, None)}
+    must = _MUST | {"architectures": ([architecture], None)}
     arguments = arguments_of(architecture, config, keys, ignored, must)
     if arguments.get("end") == 2:
         arguments["end"] = None  # old configs have 2 by mistake; the end token is the highest one
@@ -165,7 +159,7 @@ def arguments_of(
         valid, description = special.get(key, positive)
         if not valid(config[key]):
             raise InputError(f"{name}: {key}={config[key]!r} is not implemented; it must be {description}")
-    if config["hidden_size"] % config["num_attention_heads"]:
-        size, heads = config["hidden_size"], config["num_attention_heads"]
+    size, heads = config.get("hidden_size", 0), config.get("num_attention_heads", 1)
+    if size % heads:
         raise InputError(f"{name}: hidden_size={size} must be a multiple of num_attention_heads={heads}")
     return {argument: config[key] for key, argument in keys.items()}

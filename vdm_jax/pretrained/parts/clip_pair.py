@@ -11,7 +11,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.pretrained.folder import Config
 from vdm_jax.pretrained.names import Naming, Part, load_part
 from vdm_jax.pretrained.parts.clip import read_model, read_weights, translate
-from vdm_jax.pretrained.tokenizers import ClipTokenizer, load_tokenizer
+from vdm_jax.pretrained.tokenizers import PromptTokenizer, load_tokenizer
 
 PUBLISHED = "a folder with config.json, model.safetensors and tokenizer files, such as openai/clip-vit-large-patch14"
 
@@ -31,7 +31,7 @@ class PublishedClip:
 
     text: Part
     image: Part
-    tokenize: ClipTokenizer
+    tokenize: PromptTokenizer
 
 
 def load_clip(folder: str | Path, *, mesh: Mesh | None = None) -> PublishedClip:

@@ -1,0 +1,69 @@
+"""The sampling commands of README.md and docs/published.md, on folders rebuilt small from the published configs."""
+
+import itertools
+import re
+import shlex
+from fnmatch import fnmatch
+
+import numpy as np
+import pytest
+
+from tests.end_to_end.conftest import ROOT
+from tests.pretrained.pipelines import write_adapter, write_image_to_video, write_lora, write_pipeline
+from vdm_jax.video import write_image
+
+TEXTS = "".join((ROOT / name).read_text() for name in ("README.md", "docs/published.md"))
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", TEXTS, re.DOTALL)).replace("\\\n", " ")
+COMMANDS = sorted(
+    {line for line in BLOCKS.splitlines() if line.startswith("python experiments/sample.py --pretrained")}
+)
+COMMANDS = [shlex.split(line, comments=True)[2:] for line in COMMANDS if "exported/" not in line]  # a run's own
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    write_pipeline(folder / "text-to-video-ms-1.7b", "modelscope", "text-to-video-ms-1.7b")
+    image = write_pipeline(folder / "stable-diffusion-v1-5", "image", "stable-diffusion-v1-5")
+    adapter = "animatediff-motion-adapter-v1-5-2"
+    write_adapter(folder / adapter, image, adapter)
+    video = "stable-video-diffusion-img2vid-xt"
+    write_image_to_video(folder / video, video)
+    (folder / "animatediff-motion-lora-zoom-out").mkdir()
+    write_lora(folder / "animatediff-motion-lora-zoom-out" / "diffusion_pytorch_model.safetensors", text=False)
+    write_lora(folder / "style.safetensors")
+    write_image(folder / "first.png", np.full((16, 16, 3), 200, np.uint8), {})
+    return folder
+
+
+def test_what_is_downloaded_is_what_is_read(folder):
+    downloads = [shlex.split(line) for line in BLOCKS.splitlines() if line.startswith("hf download")]
+    for words in downloads:
+        patterns = [word for flag, word in itertools.pairwise(words) if flag == "--include"]
+        where = folder / words[words.index("--local-dir") + 1]
+        files = [str(path.relative_to(where)) for path in where.rglob("*") if path.is_file()]
+        assert files
+        assert not [file for file in files if not any(fnmatch(file, pattern) for pattern in patterns)]
+        for unread in ("unet/diffusion_pytorch_model.bin", "safety_checker/model.safetensors", "v1-5.ckpt"):
+            assert not any(fnmatch(unread, pattern) for pattern in patterns)
+
+
+def test_the_documents_have_a_command_for_each_kind_of_model():
+    assert {words[1] for words in COMMANDS} >= {
+        "text-to-video-ms-1.7b",
+        "stable-diffusion-v1-5",
+        "stable-video-diffusion-img2vid-xt",
+    }
+    assert any("--lora" in words for words in COMMANDS)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_command_draws_one_video(words, run, folder):
+    small = ["--steps=1", "--size=16,16", "--format=npy", f"--out=out{COMMANDS.index(words)}"]
+    out, err = run(folder, "sample.py", *words, *small)
+    assert "1 videos in" in out
+    assert re.search(r"[\d,]+ parameters, 0\.\d+ GiB in (float32|bfloat16); .* decodes at most \d+ of \d+ frames", err)
+    (file,) = (folder / small[-1].removeprefix("--out=")).glob("0*.npy")
+    video = np.load(file)
+    assert video.shape[1:] == (16, 16, 3)
+    assert np.isfinite(video).all()
