@@ -24,6 +24,7 @@ from vdm_jax.frozen import restore_frozen
 from vdm_jax.model import Model, TextEncoder
 from vdm_jax.models.codec import PIXELS
 from vdm_jax.models.dit import DiT
+from vdm_jax.models.mmdit import MMDiT
 from vdm_jax.models.rngs import Keys
 from vdm_jax.models.text.bytes import ByteEncoder
 from vdm_jax.models.unet import UNet
@@ -35,7 +36,7 @@ from vdm_jax.split import Split, in_common, join, make_split
 from vdm_jax.typing import Params, PyTree
 
 # What `kind` names. A new kind is registered here: NETWORKS["mine"] = Mine.
-NETWORKS: dict[str, Callable[..., nnx.Module]] = {"unet": UNet, "dit": DiT}
+NETWORKS: dict[str, Callable[..., nnx.Module]] = {"unet": UNet, "dit": DiT, "mmdit": MMDiT}
 TEXT_ENCODERS: dict[str, Callable[..., nnx.Module]] = {"bytes": ByteEncoder}
 LOADERS = {"network": published.load_network, "text": published.load_text, "codec": published.load_codec}
 
@@ -173,7 +174,7 @@ def _load_part(config: ConfigDict, part: str, mesh: Mesh | None) -> tuple:
         raise InputError(f"{name}.folder={folder} is a run without a {part} of its own")
     if part != "network":
         return getattr(run, part), run.params[part]
-    fields = ("network", "process", "prediction", "masks", "text_per_frame", "sampling", "unet_config")
+    fields = ("network", "process", "prediction", "masks", "text_per_frame", "null_mask", "sampling", "unet_config")
     sizes = run.latent_shape[3], run.text.width if run.text else 0
     return {field: getattr(run, field) for field in fields}, run.params["network"], sizes
 

@@ -49,6 +49,7 @@ class Model:
         first_frame: conditions on the first frame, else None (`families.stable_video_diffusion.FirstFrame`).
         time_per_frame: the network was trained with a time for each frame.
         text_per_frame: each frame may have a text of its own, so that prompts can change from frame to frame.
+        null_mask: the null text of guidance counts as many tokens as the prompt.
         noise_window: (length, stride) of FreeNoise's windows, None for independent noise.
         sampling: defaults of `generation.settings.Settings`.
         unet_config: config.json of a published network.
@@ -68,6 +69,7 @@ class Model:
     first_frame: Callable[..., Conditions] | None = None
     time_per_frame: bool = False
     text_per_frame: bool = False
+    null_mask: bool = False
     noise_window: tuple[int, int] | None = None
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
     unet_config: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False, compare=False)

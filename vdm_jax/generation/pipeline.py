@@ -254,8 +254,9 @@ def _branches(
     noise = gaussian(keys, CHANNELS, model.latent_shape, jnp.float32)
     channels = model.channels(len(tokens), known if settings.respect == "concat" else None, noise, known_noise)
     full = Conditions(model.encode(params, tokens, shares=shares), channels)
-    null_text = model.encode(params, null[None, None])
-    return [full._replace(text=jax.tree.map(lambda n, c: jnp.broadcast_to(n, c.shape), null_text, full.text)), full]
+    text = model.encode(params, null[None, None])
+    text = jax.tree.map(lambda n, c: jnp.broadcast_to(n, c.shape), text, full.text)
+    return [full._replace(text=text._replace(mask=full.text.mask) if model.null_mask else text), full]
 
 
 def whole(videos: Float[Array, "B T H W C"], mesh: Mesh) -> Float[np.ndarray, "B T H W C"]:

@@ -33,13 +33,13 @@ def read_json(path: Path) -> Config:
     return config
 
 
-def read_config(folder: str | Path, name: str = "unet") -> dict[str, Any]:
-    """Returns the config.json of a folder, or of its subfolder `name` if the folder is a whole pipeline.
+def read_config(folder: str | Path, name: str = "") -> dict[str, Any]:
+    """Returns the config.json of a folder, or of its subfolder `name` (default: the network's) in a pipeline's folder.
 
     Raises:
         InputError: the file is missing, or is no diffusers config.
     """
-    path = component(folder, name) / "config.json"
+    path = (component(folder, name) if name else network_folder(folder)) / "config.json"
     config = read_json(path)
     if "_class_name" not in config:
         raise InputError(f"{path} is not a diffusers config: it has no _class_name")
@@ -74,6 +74,12 @@ def component(folder: str | Path, name: str) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; download the model elsewhere and point at it")
     return folder / name if (folder / "model_index.json").exists() else folder
+
+
+def network_folder(folder: str | Path) -> Path:
+    """Returns the folder of the network in a pipeline's folder, else the folder itself."""
+    transformer = component(folder, "transformer")
+    return transformer if transformer.is_dir() else component(folder, "unet")
 
 
 def snapshot(folder: str | Path) -> Path:

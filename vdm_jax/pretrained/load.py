@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from vdm_jax.errors import InputError
 from vdm_jax.model import Model, TextEncoder
 from vdm_jax.models.codec import Codec, latent_codec
+from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import FAMILIES
 from vdm_jax.pretrained.families.stable_video_diffusion import FirstFrame
@@ -56,8 +57,11 @@ def load_network(
     schedule = read_scheduler(snapshot(folder), scheduler, *([family.scheduler] if moves else []))
     sampling = {name: getattr(family, name) for name in ("steps", "guidance", "known_noise")} | schedule.sampling
     fields = dict(network=unet.graphdef, process=schedule.process, prediction=schedule.prediction, sampling=sampling)
-    fields |= dict(unet_config=unet.config, text_per_frame=not family.first_frame)
-    return fields, unet.params, (unet.config["out_channels"], unet.config["cross_attention_dim"])
+    fields |= dict(unet_config=unet.config, text_per_frame=not family.first_frame and family.kind is UNet)
+    fields["null_mask"] = family.null_mask
+    widths = (unet.config[key] for key in ("text_dim", "caption_channels", "cross_attention_dim") if key in unet.config)
+    module = nnx.merge(unet.graphdef, unet.params)
+    return fields, unet.params, (getattr(module, "channels_out", unet.config["out_channels"]), next(widths))
 
 
 def load_text(
@@ -133,8 +137,8 @@ def load_published(
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Model:
-    """Loads the model of a pipeline's folder: ModelScope, AnimateDiff, Stable Diffusion with a motion adapter, or
-    Stable Video Diffusion.
+    """Loads the model of a pipeline's folder: ModelScope, AnimateDiff, Stable Diffusion with a motion adapter, Stable
+    Video Diffusion, Latte or Wan.
 
     Args:
         folder: in the diffusers format.
@@ -193,7 +197,7 @@ def load_published(
         motion = 127 if motion is None else motion
         first_frame = FirstFrame(image.graphdef, image.config["image_size"], codec, family.fps, motion)
     else:
-        text, params["text"] = load_text(folder, loras=changes, **common)
+        text, params["text"] = load_text(folder, loras=changes, **family.text, **common)
     _log_sizes(params, dtype, min(codec.decoded or frames, frames), frames)
     return Model(
         text=text,

@@ -32,7 +32,7 @@ DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")
 
 _NAME = re.compile(
     r"(?:base_model\.model\.)?"
-    r"(?:unet\.|lora_unet_|(?P<text>text_encoder\.|lora_te1?_|(?=text_model\.|encoder\.layers\.)))?"
+    r"(?:unet\.|transformer\.|lora_unet_|(?P<text>text_encoder\.|lora_te1?_|(?=text_model\.|encoder\.layers\.)))?"
     r"(?P<module>.+?)"
     r"(?:(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)(?P<matrix>A|B|down|up)\.weight"
     r"|\.(?P<role>alpha|hada_w[12]_[ab]|dora_scale|lora_magnitude_vector)(?:(?<=vector)\.weight)?)"

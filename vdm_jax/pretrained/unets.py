@@ -1,4 +1,4 @@
-"""Loads published U-Nets from their folders, and saves them."""
+"""Loads published networks from their folders, and saves them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +12,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from vdm_jax.models.rngs import Keys
-from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh, on_cpu
-from vdm_jax.pretrained.families import animatediff, translate
-from vdm_jax.pretrained.folder import Weights, component, read_config, write_folder
+from vdm_jax.pretrained.families import FAMILIES, animatediff, translate
+from vdm_jax.pretrained.folder import Weights, component, network_folder, read_config, write_folder
 from vdm_jax.pretrained.lora import Lora, merge_lora
 from vdm_jax.pretrained.names import Part, load_part, torch_tensors
 from vdm_jax.typing import Params, PyTree
@@ -34,7 +33,7 @@ def load_unet(
     params_dtype: str = "float32",
     **options: Any,
 ) -> Part:
-    """Loads a U-Net from its folder or from its pipeline's folder; a motion adapter is put into an image network.
+    """Loads a network from its folder or from its pipeline's folder; a motion adapter is put into an image network.
 
     Args:
         folder, motion_adapter: in the diffusers format.
@@ -44,13 +43,13 @@ def load_unet(
         seed: of the other parameters of new motion modules.
         loras: merged into the weights.
         mesh: default: all devices along data.
-        options: arguments of `UNet` that the config does not decide: dtype, attention, remat.
+        options: arguments of the network that the config does not decide: dtype, attention, remat.
 
     Raises:
         InputError: an unknown family or setting, pickles, tensors that do not fit the config, or a LoRA that does not
             fit.
     """
-    config, folders, new = read_config(folder), [component(folder, "unet")], "$^"
+    config, folders, new = read_config(folder), [network_folder(folder)], "$^"
     if motion_adapter:
         config = animatediff.with_motion(config, read_config(motion_adapter, "motion_adapter"))
         folders.append(component(motion_adapter, "motion_adapter"))
@@ -64,12 +63,13 @@ def load_unet(
     for lora in loras:
         merge_lora(lora.where, lora.unet, weights)
     where = " and ".join(map(str, folders))
-    unet = load_part(weights, UNet, arguments, naming, config, mesh=mesh, where=where, dtype=params_dtype, new=new)
-    params = _initialised(unet.params, lambda: UNet(**arguments, rngs=Keys(seed)), mesh)
+    kind = FAMILIES[config["_class_name"]].kind
+    unet = load_part(weights, kind, arguments, naming, config, mesh=mesh, where=where, dtype=params_dtype, new=new)
+    params = _initialised(unet.params, lambda: kind(**arguments, rngs=Keys(seed)), mesh)
     return Part(unet.graphdef, params, config)
 
 
-def _initialised(params: PyTree, make: Callable[[], UNet], mesh: Mesh) -> Params:
+def _initialised(params: PyTree, make: Callable[[], nnx.Module], mesh: Mesh) -> Params:
     """Replaces parameters that are still shapes by new ones; the last matrix of each motion module is 0."""
     flat = flatten_dict(params)
     new = {path: leaf for path, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)}

@@ -1,13 +1,15 @@
-"""Lists the published families by the class name in a U-Net's config.json; each has a file."""
+"""Lists the published families by the class name in a network's config.json; each has a file."""
 
 from typing import Any
 
 from vdm_jax.errors import InputError
 from vdm_jax.pretrained.families.animatediff import ANIMATEDIFF
+from vdm_jax.pretrained.families.latte import LATTE
 from vdm_jax.pretrained.families.modelscope import MODELSCOPE
 from vdm_jax.pretrained.families.stable_diffusion import STABLE_DIFFUSION
 from vdm_jax.pretrained.families.stable_video_diffusion import STABLE_VIDEO_DIFFUSION
 from vdm_jax.pretrained.families.unets import Family
+from vdm_jax.pretrained.families.wan import WAN
 from vdm_jax.pretrained.folder import Config
 from vdm_jax.pretrained.names import Naming
 
@@ -16,11 +18,13 @@ FAMILIES: dict[str, Family] = {
     "UNet3DConditionModel": MODELSCOPE,
     "UNetMotionModel": ANIMATEDIFF,
     "UNetSpatioTemporalConditionModel": STABLE_VIDEO_DIFFUSION,
+    "LatteTransformer3DModel": LATTE,
+    "WanTransformer3DModel": WAN,
 }
 
 
 def translate(config: Config, **motion: Any) -> tuple[dict[str, Any], Naming]:
-    """Returns the arguments of `UNet` and the names of its parameters for a config.json.
+    """Returns the arguments of the network and the names of its parameters for a config.json.
 
     `motion` are choices for motion modules that no config holds: per_frame_norm, window.
 
@@ -36,6 +40,6 @@ def translate(config: Config, **motion: Any) -> tuple[dict[str, Any], Naming]:
         option = f"free_noise={','.join(map(str, value))}" if key == "window" else f"{key}={value}"
         raise InputError(f"{option} needs a network with motion modules (AnimateDiff)")
     try:
-        return FAMILIES[name].unet(config, **motion)
+        return FAMILIES[name].network(config, **motion)
     except KeyError as error:
         raise InputError(f"{name}: its config must have {error}") from error

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from vdm_jax.models.dit import DiT
 from vdm_jax.pretrained.families.transformers import COMMON, common, dit_names
+from vdm_jax.pretrained.families.unets import Family
 from vdm_jax.pretrained.folder import Config, check_settings
 from vdm_jax.pretrained.names import Naming
 
@@ -42,3 +44,8 @@ def dit(config: Config) -> tuple[dict[str, Any], Naming]:
         *dit_names("adaln_single/emb/timestep_embedder", "adaln_single/linear", "caption_projection"),
     )
     return arguments, Naming(table, stacked=r"^layers/", patch=(patch, patch))
+
+
+# T5 reads 120 tokens. The published pipeline cuts the text of a single prompt after its last token, and the null text
+# after as many; with several prompts it lets the network see zeros instead. Here every prompt is cut.
+LATTE = Family(dit, DiT, frames=16, side=64, text=dict(length=120), null_mask=True)

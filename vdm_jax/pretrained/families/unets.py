@@ -4,10 +4,13 @@ A setting that is not implemented is an error, never ignored.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from flax import nnx
+
 from vdm_jax.errors import InputError
+from vdm_jax.models.unet import UNet
 from vdm_jax.pretrained.folder import Config
 from vdm_jax.pretrained.names import BLOCKS, Naming, Table
 
@@ -17,14 +20,18 @@ class Family:
     """A published family: how its network is read, and how its videos are sampled by default.
 
     Args:
-        unet: from a config.json to the arguments of `UNet` and the names of its parameters.
+        network: from a config.json to the arguments of `kind` and the names of its parameters.
+        kind: of network.
         frames, side, fps: of a video; `side` is (rows, columns) of the latents, or one number for both.
         steps, guidance, known_noise: fields of `generation.settings.Settings`.
         scheduler: from the content of an image model's scheduler_config.json to the config with motion modules.
         first_frame: the network is conditioned on its first frame, not on text.
+        text: arguments of `load.load_text`: how many tokens a text has, and what the network sees of padding.
+        null_mask: in guidance, the null text has as many tokens as the prompt.
     """
 
-    unet: Callable[..., tuple[dict[str, Any], Naming]]
+    network: Callable[..., tuple[dict[str, Any], Naming]]
+    kind: Callable[..., nnx.Module] = UNet
     frames: int = 1
     side: Sequence[int] | int = 64
     fps: float = 8.0
@@ -33,6 +40,8 @@ class Family:
     known_noise: float = 0.0
     scheduler: Callable[[Config], Config] = lambda config: config
     first_frame: bool = False
+    text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    null_mask: bool = False
 
 
 EVERYWHERE = {"downsample_padding": 1, "mid_block_scale_factor": 1, "act_fn": "silu", "time_cond_proj_dim": None}

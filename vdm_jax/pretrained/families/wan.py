@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from vdm_jax.models.dit import DiT
 from vdm_jax.pretrained.families.transformers import COMMON, common, dit_names
+from vdm_jax.pretrained.families.unets import Family
 from vdm_jax.pretrained.folder import Config, check_settings
 from vdm_jax.pretrained.names import Naming
 
@@ -49,3 +51,6 @@ def dit(config: Config) -> tuple[dict[str, Any], Naming]:
         ),
     )
     return arguments, Naming(table, stacked=r"^layers/", patch=(patch_time, patch, patch), framed=r"table$")
+
+
+WAN = Family(dit, DiT, frames=81, side=(60, 104), fps=16.0, guidance=5.0, text=dict(length=512, padding="zeros"))
