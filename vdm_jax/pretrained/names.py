@@ -35,6 +35,7 @@ class Naming(NamedTuple):
             of the block follows.
         fused: (pattern, replacement, part, parts) for parameters that are parts of one published tensor, along its
             first axis; the replacement gives the path of the tensor.
+        ones: (pattern, count) for parameters whose published tensor ends in so many axes of size 1.
     """
 
     table: Table
@@ -42,6 +43,7 @@ class Naming(NamedTuple):
     over_time: str = r"time_conv/.*conv(s/\d|1|2)/kernel$"
     stacked: str = r"$^"
     fused: Sequence[tuple[str, str, int, int]] = ()
+    ones: Sequence[tuple[str, int]] = ()
 
 
 class Tensor(NamedTuple):
@@ -88,8 +90,14 @@ def torch_name(path: str, naming: Naming) -> str:
     return path.replace("/", ".")
 
 
+def _ones(path: str, naming: Naming) -> int:
+    return next((count for pattern, count in naming.ones if re.search(pattern, path)), 0)
+
+
 def to_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
     """Returns a parameter in the published layout."""
+    if count := _ones(path, naming):
+        return array.T.reshape(*array.shape[::-1], *[1] * count)
     if not path.endswith("/kernel"):
         return array
     if array.ndim > 2:
@@ -101,6 +109,8 @@ def to_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
 
 def from_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
     """Returns a published tensor in the layout of our parameter: the inverse of `to_torch`."""
+    if count := _ones(path, naming):
+        return array.reshape(array.shape[:-count]).T
     if not path.endswith("/kernel"):
         return array
     if array.ndim == 2:

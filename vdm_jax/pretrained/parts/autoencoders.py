@@ -47,7 +47,7 @@ def load_autoencoder(
     config, where = read_config(folder, "vae"), component(folder, "vae")
     arguments, _ = translate(config)
     weights = Weights(where)
-    naming = _naming_of(weights, arguments["in_time"])
+    naming = naming_of(weights, arguments["in_time"])
     module = nnx.eval_shape(lambda: Autoencoder(**arguments, dtype=dtype, rngs=Keys(0)))
     mesh = make_mesh() if mesh is None else mesh
     params = load_params(weights, module, naming, mesh=mesh, where=str(where), dtype=params_dtype)
@@ -128,7 +128,7 @@ def _naming(in_time: bool, parts: Sequence[str] = PARTS) -> Naming:
     )
 
 
-def _naming_of(weights: Weights, in_time: bool) -> Naming:
+def naming_of(weights: Weights, in_time: bool) -> Naming:
     """Returns the names and layouts of a file, by the present or the old names."""
     first = next((name for name in weights if name.endswith(f"attentions.0.{OLD_PARTS[0]}.weight")), None)
     if first is None:
