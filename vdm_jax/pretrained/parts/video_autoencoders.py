@@ -7,12 +7,10 @@ file, and Open-Sora 1.2 a folder of its own: an autoencoder of images, and a tem
 import itertools
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
-from jax.sharding import Mesh
 
 from vdm_jax.errors import InputError
 from vdm_jax.models.autoencoder import Autoencoder
@@ -79,43 +77,55 @@ def video_config(path: str | Path) -> Config | None:
     return config | {"_class_name": name} if name in (WAN, HUNYUAN, OPEN_SORA) else None
 
 
-def load_video_codec(
-    path: str | Path, config: Config, *, mesh: Mesh | None = None, dtype="float32", params_dtype="float32"
-) -> tuple[Codec, Params]:
-    """Loads the autoencoder of `video_config(path)`.
+def load_module(path: str | Path, **options: Any) -> tuple[nnx.GraphDef, Params]:
+    """Loads Wan's or HunyuanVideo's `VideoAutoencoder`; `options` are mesh, dtype and params_dtype.
 
     Raises:
         InputError: a setting that is not implemented, pickles, or tensors that do not fit the config.
     """
-    where = Path(path) if Path(path).is_file() else component(path, "vae")
-    weights, mesh = Weights(where), make_mesh() if mesh is None else mesh
+    where = _place(path)
+    return _load(Weights(where), where, VideoAutoencoder, *translate(video_config(path)), **options)
 
-    def load(weights: Weights, kind: Callable[..., nnx.Module], arguments: dict[str, Any], naming: Naming):
-        module = nnx.eval_shape(lambda: kind(**arguments, dtype=dtype, rngs=Keys(0)))
-        params = load_params(weights, module, naming, mesh=mesh, where=str(where), dtype=params_dtype)
-        return nnx.split(module)[0], params
 
-    arguments, naming = translate(config)
+def load_video_codec(path: str | Path, config: Config, **options: Any) -> tuple[Codec, Params]:
+    """Loads the codec of `video_config(path)`; `options` and errors are those of `load_module`."""
+    arguments, _ = translate(config)
     time, side = (math.prod(factors) for factors in zip(*arguments["down"], strict=True))
-    if config["_class_name"] != OPEN_SORA:
-        graphdef, params = load(weights, VideoAutoencoder, arguments, naming)
-        wan = config["_class_name"] == WAN
-        mean, std = _statistics(config, arguments["latent_channels"])
-        factors, channels = (time, side * arguments["patch"]), arguments["channels_in"]
-        common = dict(factors=factors, mean=mean, std=std, video_channels=channels)
-        return video_codec(graphdef, **common, streams=wan, clip=wan), params
+    if config["_class_name"] == OPEN_SORA:
+        return _load_stack(_place(path), config, time, options)
+    graphdef, params = load_module(path, **options)
+    wan = config["_class_name"] == WAN
+    mean, std = _statistics(config, arguments["latent_channels"])
+    factors, channels = (time, side * arguments["patch"]), arguments["channels_in"]
+    common = dict(factors=factors, mean=mean, std=std, video_channels=channels)
+    return video_codec(graphdef, **common, streams=wan, clip=wan), params
+
+
+def _place(path: str | Path) -> Path:
+    return Path(path) if Path(path).is_file() else component(path, "vae")
+
+
+def _load(weights, where, kind, arguments, naming, *, mesh=None, dtype="float32", params_dtype="float32"):
+    module = nnx.eval_shape(lambda: kind(**arguments, dtype=dtype, rngs=Keys(0)))
+    mesh = make_mesh() if mesh is None else mesh
+    params = load_params(weights, module, naming, mesh=mesh, where=str(where), dtype=params_dtype)
+    return nnx.split(module)[0], params
+
+
+def _load_stack(where: Path, config: Config, factor: int, options: dict[str, Any]) -> tuple[Codec, Params]:
+    weights = Weights(where)
     if missing := [name for name in ("shift", "scale") if name not in weights]:
         raise InputError(f"{where} holds no {missing[0]}")
     mean, std = (weights.take(name).ravel().tolist() for name in ("shift", "scale"))
     frames = weights.part("spatial_vae.")
-    graphdef, params = load(weights, VideoAutoencoder, arguments, naming)
-    image_arguments, _ = autoencoders.translate(_IMAGES)
-    image_naming = autoencoders.naming_of(frames, in_time=False)
-    image_naming = image_naming._replace(table=(*image_naming.table, ("^", "spatial_vae/module/")))
-    image_graphdef, image_params = load(frames, Autoencoder, image_arguments, image_naming)
-    sizes = dict(channels=4, factor=2 ** (len(image_arguments["widths"]) - 1), video_channels=3)
+    graphdef, params = _load(weights, where, VideoAutoencoder, *translate(config), **options)
+    arguments, _ = autoencoders.translate(_IMAGES)
+    naming = autoencoders.naming_of(frames, in_time=False)
+    naming = naming._replace(table=(*naming.table, ("^", "spatial_vae/module/")))
+    image_graphdef, image_params = _load(frames, where, Autoencoder, arguments, naming, **options)
+    sizes = dict(channels=4, factor=2 ** (len(arguments["widths"]) - 1), video_channels=3)
     images = latent_codec(image_graphdef, **sizes, scale=_IMAGE_SCALE)
-    codec = stacked_codec(images, graphdef, factor=time, mean=mean, std=std, chunk=config["micro_frame_size"])
+    codec = stacked_codec(images, graphdef, factor=factor, mean=mean, std=std, chunk=config["micro_frame_size"])
     return codec, {"images": image_params, "time": params}
 
 
