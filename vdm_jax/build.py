@@ -78,8 +78,6 @@ def _build(groups: str, mesh: Mesh | None) -> Model:
         raise InputError(f"model.codec.kind={parts.codec.get('kind')!r} must be 'pixels', or model.codec have a folder")
     shape = (data.frames, data.height, data.width, data.channels)
     latents = codec.shape(shape)
-    if data.joint_images and codec.factors[0] > 1:
-        raise InputError(f"data.joint_images={data.joint_images} must be 0: the autoencoder mixes all frames")
     if "text" in loaded:
         text, params["text"] = _load_part(published.load_text, "text", parts.text.to_dict(), **common)
     if "network" in loaded:
@@ -118,6 +116,8 @@ def _build(groups: str, mesh: Mesh | None) -> Model:
 
 def _check_sizes(network: nnx.Module, latents: tuple[int, ...], video: tuple[int, ...], stills: int) -> None:
     """Raises InputError for latents that the network cannot draw."""
+    if stills and latents[0] != video[0]:
+        raise InputError(f"data.joint_images={stills} must be 0: a latent of the autoencoder stands for several frames")
     try:
         network.check(*latents[:3], stills)
     except InputError as error:

@@ -1,5 +1,7 @@
 """Causal layers against plain convolutions, and piece by piece."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,9 +30,9 @@ def test_a_causal_convolution_is_one_over_three_axes_with_padding_in_front(paddi
 
 
 def test_pieces_see_the_frames_before_them():
+    common = dict(padding="zeros", dtype="float32", rngs=Keys(0))
     first, second = (
-        randomised(lambda i=i: CausalConv(3, 3, kernel=kernel, padding="zeros", dtype="float32", rngs=Keys(i)))
-        for i, kernel in enumerate([(3, 1), (2, 3)])
+        randomised(functools.partial(CausalConv, 3, 3, kernel=kernel, **common)) for kernel in [(3, 1), (2, 3)]
     )
     x = normal(0, 1, 7, 4, 4, 3)
 

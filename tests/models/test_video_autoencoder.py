@@ -45,8 +45,7 @@ def mean(module):
 
 @pytest.mark.parametrize(("kind", "counts"), [("wan", (5, 3)), ("hunyuan", (5, 2)), ("shuffle", (4, 1))])
 def test_shapes(kind, counts):
-    module, (time, side) = make(kind), factors(kind)
-    frames, latents = counts
+    module, side, (frames, latents) = make(kind), factors(kind)[1], counts
     means, log_variance = jax.eval_shape(module.encode, jnp.zeros((2, frames, SIDE, SIDE, 3)))
     assert means.shape == log_variance.shape == (2, latents, SIDE // side, SIDE // side, 4)
     assert jax.eval_shape(module.decode, means).shape == (2, frames, SIDE, SIDE, 3)
@@ -73,9 +72,8 @@ def test_pieces_need_the_memory_of_one():
         return in_pieces(lambda x, past: module.decode(x, past=past), z, 1)
 
     growth = [temporary(function, 33) / temporary(function, 9) for function in (streamed, module.decode)]
-    video = 4 * 3 * (4 * 4) ** 2 * 2 * (33 - 9)
-    assert temporary(streamed, 33) - temporary(streamed, 9) < 3 * video  # the result, not yet joined
-    assert growth[1] > 2 * growth[0]
+    # What grows is the result: three channels of it, against the widths of the levels.
+    assert growth[0] < 2 < growth[1]
 
 
 @pytest.mark.parametrize(("kind", "causal"), [("wan", True), ("residual", True), ("past", True), ("hunyuan", False)])
@@ -121,16 +119,15 @@ def test_arguments_that_cannot_be(options, message):
         make("wan", **options)
 
 
-MESHES = {"data": dict(data=8), "context": dict(data=2, context=4), "all": dict(data=2, fsdp=2, context=2)}
-
-
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("kind", ["residual", "hunyuan"])
-def test_a_mesh_computes_what_one_device_computes(kind, mesh):
-    module, (time, _) = make(kind), factors(kind)
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [("residual", dict(data=8)), ("hunyuan", dict(data=2, fsdp=2, context=2)), ("shuffle", dict(data=2, context=4))],
+)
+def test_a_mesh_computes_what_one_device_computes(kind, sizes):
+    module, mesh = make(kind, blocks=(1, 1)), make_mesh(**sizes)
     graphdef, params = nnx.split(module)
-    params, mesh = nnx.to_pure_dict(params), make_mesh(**MESHES[mesh])
-    video = normal(0, 8, 1 + time, 2 * SIDE, SIDE, 3)
+    params = nnx.to_pure_dict(params)
+    video = normal(0, 8, 4 if kind == "shuffle" else 3, 2 * SIDE, SIDE, 3)
 
     def loss(params, video, *layout):
         module = nnx.merge(graphdef, params)
@@ -143,6 +140,6 @@ def test_a_mesh_computes_what_one_device_computes(kind, mesh):
     sharded = jax.device_put(params, shardings(mesh, params)), jax.device_put(video, batch_sharding(mesh))
     (_, found), sharded_gradients = jax.jit(lambda *args: step(*args, ActivationLayout(mesh)))(*sharded)
     for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
     for a, b in zip(jax.tree.leaves(sharded_gradients), jax.tree.leaves(gradients), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 1e-6)
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 1e-5)

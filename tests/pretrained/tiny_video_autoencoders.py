@@ -54,6 +54,7 @@ VIDEO_AUTOENCODERS = {
     "hunyuan, odd sizes": (_hunyuan([8, 8, 16], 4, layers_per_block=2), 2, 5, 13, 10),
     "hunyuan, one frame": (_hunyuan([8, 8, 16], 2, scaling_factor=0.5), 2, 1, 8, 6),
 }
+GOLDEN = ("wan, half in time", "wan 2.2, two blocks", "hunyuan, odd sizes")  # of which answers are kept
 
 
 def inputs(name):

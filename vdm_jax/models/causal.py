@@ -1,6 +1,7 @@
 """Causal layers of autoencoders of videos: they look back in time only, on a whole video or piece by piece."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
 
-from vdm_jax.models.layers import GroupNorm, StridedConv, UpsampleConv
+from vdm_jax.models.layers import GroupNorm
 from vdm_jax.models.layout import ONE_DEVICE, Layout
 from vdm_jax.typing import Array, Float
 
@@ -69,41 +70,44 @@ class CausalConv(nnx.Module):
     with gradients (32 to 192 channels, 5 to 9 frames).
 
     Args:
-        kernel, stride: of time and of space. An even number of rows divided by stride 2 gives half of them.
+        kernel, stride: of time and of space; a kernel of 0 in time convolves each frame, and has four axes.
         before: frames that it looks back.
         padding: "zeros" around a video; "replicate", its border; "first", the first frame in time and zeros in space;
-            "nothing" in time.
+            "nothing" in time; "after", zeros below and right of a frame alone.
     """
 
     def __init__(
         self, channels_in, channels, *, kernel=(3, 3), stride=(1, 1), before=None, padding, bias=True, dtype, rngs
     ):
+        time, side = kernel
         self.stride, self.padding, self.dtype = stride, padding, jnp.dtype(dtype)
-        self.before = kernel[0] - 1 if before is None else before
-        shape = (kernel[0], kernel[1], kernel[1], channels_in, channels)
+        self.before = max(time - 1, 0) if before is None else before
+        shape = (*[time] * (time > 0), side, side, channels_in, channels)
         self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(channels, jnp.float32)) if bias else None
 
-    def __call__(self, x: Float[Array, "B T H W C"], past: Past) -> Float[Array, "B T2 H2 W2 C2"]:
+    def __call__(
+        self, x: Float[Array, "B T H W C"], past: Past, layout: Layout = ONE_DEVICE
+    ) -> Float[Array, "B T2 H2 W2 C2"]:
         """Convolves a piece of a video."""
         kernel = self.kernel[...].astype(self.dtype)
+        kernel = kernel if kernel.ndim == 5 else kernel[None]
         taps, side = kernel.shape[:2]
         x = past(x.astype(self.dtype), self.before, self.padding)
-        frames, border = (x.shape[1] - taps) // self.stride[0] + 1, side // 2
+        frames, border = (x.shape[1] - taps) // self.stride[0] + 1, (side // 2, side // 2)
         if self.padding == "replicate":
-            x = jnp.pad(x, [(0, 0), (0, 0), (border, border), (border, border), (0, 0)], mode="edge")
-            border = 0
-
-        def convolve(images, kernel):
-            if side == 1:
-                return images @ kernel[0, 0]
-            window = dict(window_strides=self.stride[1:] * 2, padding=[(border, border)] * 2)
-            return jax.lax.conv_general_dilated(images, kernel, dimension_numbers=("NHWC", "HWIO", "NHWC"), **window)
+            x = jnp.pad(x, [(0, 0), (0, 0), border, border, (0, 0)], mode="edge")
+        if self.padding in ("replicate", "after"):
+            border = (0, int(self.padding == "after"))
 
         def tap(i):
-            return ONE_DEVICE.per_frame(
-                lambda images: convolve(images, kernel[i]), x[:, i :: self.stride[0]][:, :frames]
-            )
+            images = x[:, i :: self.stride[0]][:, :frames]
+            if side == 1:
+                return images @ kernel[i, 0, 0]
+            axes = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            window = dict(window_strides=self.stride[1:] * 2, padding=[border] * 2)
+            convolve = functools.partial(jax.lax.conv_general_dilated, rhs=kernel[i], **window, **axes)
+            return layout.per_frame(convolve, images)
 
         y = sum(tap(i) for i in range(taps))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
@@ -147,10 +151,10 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T H W C"], past: Past, layout: Layout) -> Float[Array, "B T H W C2"]:
         """Adds the convolutions to x."""
-        x = layout(x, "time")
-        hidden = self.conv1(jax.nn.silu(self.norm1(x)), past)
-        hidden = self.conv2(jax.nn.silu(self.norm2(hidden)), past)
-        return layout((x if self.shortcut is None else self.shortcut(x)) + hidden, "time")
+        x = layout(x, "space")
+        hidden = self.conv1(jax.nn.silu(self.norm1(x)), past, layout)
+        hidden = self.conv2(jax.nn.silu(self.norm2(hidden)), past, layout)
+        return layout((x if self.shortcut is None else self.shortcut(x)) + hidden, "space")
 
 
 class Down(nnx.Module):
@@ -162,7 +166,7 @@ class Down(nnx.Module):
 
     def __init__(self, channels, factors: Factors, style: Style, rngs):
         if style.resample == "separate":
-            self.space = StridedConv(channels, channels, border_after=True, dtype=style.dtype, rngs=rngs)
+            self.space = style.conv(channels, channels, rngs, kernel=(0, 3), stride=(1, 2), padding="after")
             options = dict(kernel=(3, 1), stride=(2, 1), before=1, padding="nothing")
             self.time = style.conv(channels, channels, rngs, **options) if factors[0] == 2 else None
         else:
@@ -170,14 +174,14 @@ class Down(nnx.Module):
             self.conv = style.conv(channels, channels, rngs, stride=factors, before=before)
         self.separate = style.resample == "separate"
 
-    def __call__(self, x: Float[Array, "B T H W C"], past: Past) -> Float[Array, "B T2 H2 W2 C"]:
+    def __call__(self, x: Float[Array, "B T H W C"], past: Past, layout: Layout) -> Float[Array, "B T2 H2 W2 C"]:
         """Returns a smaller piece."""
         if not self.separate:
-            return self.conv(x, past)
-        x = self.space(x, ONE_DEVICE)
+            return self.conv(x, past, layout)
+        x = self.space(x, past, layout)
         if self.time is None:
             return x
-        rest = self.time(x, past)
+        rest = self.time(x, past, layout)
         return jnp.concatenate([x[:, :1], rest], axis=1) if past.begins else rest
 
 
@@ -194,24 +198,24 @@ class Up(nnx.Module):
         if self.resample == "separate":
             options = dict(kernel=(3, 1), padding="zeros")
             self.time = style.conv(channels, 2 * channels, rngs, **options) if factors[0] == 2 else None
-            self.space = UpsampleConv(channels, channels_out, dtype=style.dtype, rngs=rngs)
+            self.space = style.conv(channels, channels_out, rngs, kernel=(0, 3))
         else:
             more = factors[0] if self.resample == "shuffle" else 1
             self.conv = style.conv(channels, more * channels_out, rngs)
 
-    def __call__(self, x: Float[Array, "B T H W C"], past: Past) -> Float[Array, "B T2 H2 W2 C2"]:
+    def __call__(self, x: Float[Array, "B T H W C"], past: Past, layout: Layout) -> Float[Array, "B T2 H2 W2 C2"]:
         """Returns a larger piece."""
         time, space = self.factors
         if self.resample == "shuffle":
-            return rearrange(self.conv(x, past), "b t h w (c i) -> b (t i) h w c", i=time)
+            return rearrange(self.conv(x, past, layout), "b t h w (c i) -> b (t i) h w c", i=time)
         if self.resample == "nearest":
             x = repeat(x, "b t h w c -> b (t i) (h j) (w k) c", i=time, j=space, k=space)
-            return self.conv(x[:, time - 1 :] if past.begins else x, past)
+            return self.conv(x[:, time - 1 :] if past.begins else x, past, layout)
         if self.time is not None:
             first, rest = (x[:, :1], x[:, 1:]) if past.begins else (x[:, :0], x)
-            rest = rearrange(self.time(rest, past), "b t h w (i c) -> b (t i) h w c", i=2)
+            rest = rearrange(self.time(rest, past, layout), "b t h w (i c) -> b (t i) h w c", i=2)
             x = jnp.concatenate([first, rest], axis=1)
-        return self.space(x, (2 * x.shape[2], 2 * x.shape[3]), ONE_DEVICE)
+        return self.space(repeat(x, "b t h w c -> b t (h i) (w j) c", i=2, j=2), past, layout)
 
 
 def average(x: Float[Array, "B T H W C"], factors: Factors, channels: int) -> Float[Array, "B T2 H2 W2 C2"]:

@@ -4,6 +4,9 @@ With its arguments one network is Wan's autoencoder, 2.1 and 2.2 (Wan Team 2025,
 et al. 2024, arXiv 2412.03603), which Open-Sora 2 has as well, and the temporal autoencoder of Open-Sora 1.2 (Zheng et
 al. 2024, arXiv 2412.20404), whose frames are latents of an autoencoder of images.
 
+On a mesh, frames lie over `context` where they divide, else every device of `context` computes all of its batch. Rows
+are never split: XLA (JAX 0.10) computes some convolutions that are split along rows wrongly.
+
 Norms of single positions (Wan) make a network strictly causal: it then runs on a whole video or piece by piece
 (`causal.in_pieces`), with the same result. Group norms over frames let early latents depend on later frames.
 """
@@ -41,12 +44,12 @@ class Level(nnx.Module):
         for block in self.blocks:
             x = block(x, past, layout)
         if self.resample is not None:
-            x = layout(self.resample(layout(x, "time"), past), "time")
+            x = layout(self.resample(layout(x, "space"), past, layout), "space")
         if self.shortcut is None:
             return x
         kind, *arguments = self.shortcut
         added = average(start, *arguments) if kind == "average" else duplicate(start, *arguments, past.begins)
-        return layout(x + added, "time")
+        return layout(x + added, "space")
 
 
 class MiddleAttention(nnx.Module):
@@ -97,11 +100,11 @@ class Encoder(nnx.Module):
         self.conv_out = style.conv(width, channels_out, rngs, kernel=(kernel_out,) * 2)
 
     def __call__(self, x: Float[Array, "B T H W C"], past: Past, layout: Layout) -> Float[Array, "B T2 H2 W2 C2"]:
-        x = layout(self.conv_in(layout(x, "time"), past), "time")
+        x = layout(self.conv_in(layout(x, "space"), past, layout), "space")
         for level in self.levels:
             x = level(x, past, layout)
-        x = layout(self.middle(x, past, layout), "time")
-        return layout(self.conv_out(jax.nn.silu(self.norm(x)), past), "time")
+        x = layout(self.middle(x, past, layout), "space")
+        return layout(self.conv_out(jax.nn.silu(self.norm(x)), past, layout), "space")
 
 
 class Decoder(nnx.Module):
@@ -120,11 +123,11 @@ class Decoder(nnx.Module):
         self.norm, self.conv_out = style.norm(wide, rngs), style.conv(wide, channels_out, rngs)
 
     def __call__(self, z: Float[Array, "B T H W C"], past: Past, layout: Layout) -> Float[Array, "B T2 H2 W2 C2"]:
-        x = layout(self.conv_in(layout(z, "time"), past), "time")
-        x = layout(self.middle(x, past, layout), "time")
+        x = layout(self.conv_in(layout(z, "space"), past, layout), "space")
+        x = layout(self.middle(x, past, layout), "space")
         for level in self.levels:
             x = level(x, past, layout)
-        return layout(self.conv_out(jax.nn.silu(self.norm(x)), past), "time")
+        return layout(self.conv_out(jax.nn.silu(self.norm(x)), past, layout), "space")
 
 
 class VideoAutoencoder(nnx.Module):

@@ -192,7 +192,7 @@ def _wan(config: Config) -> tuple[dict[str, Any], Naming]:
     table = [
         *_attention("to_qkv", "proj", norm="norm"),
         *levels,
-        (r"(blocks/\d+|sampler|samplers/0)/space/conv/", r"\1/resample/1/"),
+        (r"(blocks/\d+|sampler|samplers/0)/space/", r"\1/resample/1/"),
         (r"/time/", "/time_conv/"),
         (r"^(en|de)coder/norm/", r"\1coder/norm_out/"),
         (r"/scale$", "/gamma"),
