@@ -189,8 +189,8 @@ class Up(nnx.Module):
     """Multiplies frames, rows and columns by factors; 1 + n frames become 1 + t n, but t + t n in "shuffle".
 
     "separate": a convolution of three frames makes two of one, but for the first frame, then nearest neighbours and a
-    convolution of each frame. "nearest": nearest neighbours, then a convolution. "shuffle": a convolution to t times
-    the channels, which become frames.
+    convolution of each frame. "nearest": nearest neighbours, then a convolution. "shuffle": a convolution to more
+    channels, which become frames, rows and columns.
     """
 
     def __init__(self, channels, channels_out, factors: Factors, style: Style, rngs):
@@ -200,14 +200,15 @@ class Up(nnx.Module):
             self.time = style.conv(channels, 2 * channels, rngs, **options) if factors[0] == 2 else None
             self.space = style.conv(channels, channels_out, rngs, kernel=(0, 3))
         else:
-            more = factors[0] if self.resample == "shuffle" else 1
+            more = factors[0] * factors[1] ** 2 if self.resample == "shuffle" else 1
             self.conv = style.conv(channels, more * channels_out, rngs)
 
     def __call__(self, x: Float[Array, "B T H W C"], past: Past, layout: Layout) -> Float[Array, "B T2 H2 W2 C2"]:
         """Returns a larger piece."""
         time, space = self.factors
         if self.resample == "shuffle":
-            return rearrange(self.conv(x, past, layout), "b t h w (c i) -> b (t i) h w c", i=time)
+            x = self.conv(x, past, layout)
+            return rearrange(x, "b t h w (c i j k) -> b (t i) (h j) (w k) c", i=time, j=space, k=space)
         if self.resample == "nearest":
             x = repeat(x, "b t h w c -> b (t i) (h j) (w k) c", i=time, j=space, k=space)
             return self.conv(x[:, time - 1 :] if past.begins else x, past, layout)
