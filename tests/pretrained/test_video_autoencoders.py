@@ -191,6 +191,7 @@ def test_open_soras_networks_at_full_size():
         (HUNYUAN | {"spatial_compression_ratio": 8}, "3 levels are too few"),
         (config_of_open_sora() | {"vae_temporal": {"type": "other"}}, "vae_temporal='other' is not implemented"),
         (config_of_open_sora() | {"cal_loss": True}, "cal_loss=True is not implemented"),
+        (config_of_open_sora() | {"micro_frame_size": None}, "micro_frame_size=None is not implemented; it must be 17"),
     ],
 )
 def test_a_setting_that_is_not_implemented_is_refused(config, message):

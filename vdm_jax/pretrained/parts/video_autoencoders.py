@@ -57,6 +57,7 @@ _IMAGES: Config = {
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
+_CHUNK = 17  # frames
 _IMAGE_SCALE = 0.18215  # as published, although it is the autoencoder of SDXL (0.13025)
 
 
@@ -125,7 +126,7 @@ def _load_stack(where: Path, config: Config, factor: int, options: dict[str, Any
     image_graphdef, image_params = _load(frames, where, Autoencoder, arguments, naming, **options)
     sizes = dict(channels=4, factor=2 ** (len(arguments["widths"]) - 1), video_channels=3)
     images = latent_codec(image_graphdef, **sizes, scale=_IMAGE_SCALE)
-    codec = stacked_codec(images, graphdef, factor=factor, mean=mean, std=std, chunk=config["micro_frame_size"])
+    codec = stacked_codec(images, graphdef, factor=factor, mean=mean, std=std, chunk=_CHUNK)
     return codec, {"images": image_params, "time": params}
 
 
@@ -247,10 +248,11 @@ def _hunyuan(config: Config) -> tuple[dict[str, Any], Naming]:
 
 
 def _open_sora(config: Config) -> tuple[dict[str, Any], Naming]:
-    known = {"vae_2d", "from_pretrained", "freeze_vae_2d", "micro_frame_size", "shift", "scale"}
+    known = {"vae_2d", "from_pretrained", "freeze_vae_2d", "shift", "scale"}
     known |= {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version"}
     kind = config.get("vae_temporal", {}).get("type")
-    check_settings(config | {"vae_temporal": kind}, known, {"cal_loss": False, "vae_temporal": "VAE_Temporal_SD"})
+    must = {"cal_loss": False, "vae_temporal": "VAE_Temporal_SD", "micro_frame_size": _CHUNK}
+    check_settings(config | {"vae_temporal": kind}, known, must)
     arguments = _TEMPORAL | dict(
         channels_in=4,
         channels_out=4,
