@@ -1,13 +1,16 @@
 """New parts and loaded parts in one model: a new U-Net in a published autoencoder's latents, with published CLIP."""
 
+import dataclasses
 import functools
 import json
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.pretrained.pipelines import write_image_to_video, write_pipeline
+from tests.pretrained.tiny_video_autoencoders import VIDEO_AUTOENCODERS, tensors_of
 from vdm_jax import Pipeline
 from vdm_jax.build import build, load, objective_of, split_of
 from vdm_jax.checkpoints import Checkpoints
@@ -51,6 +54,42 @@ def loaded_config(folder):
     config.model.network = dict(folder=str(folder))
     config.known.mixture = {}
     return config
+
+
+@pytest.fixture
+def causal_config(tmp_path):
+    """Returns a config of a new network in the latents of a causal autoencoder, three for five frames."""
+    published = VIDEO_AUTOENCODERS["wan, half in time"][0]
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    save_file(tensors_of(published), tmp_path / "diffusion_pytorch_model.safetensors")
+    config = mixed_config(tmp_path)
+    config.data.frames, config.model.text = 5, default_config().model.text
+    return config
+
+
+def test_a_new_network_draws_in_the_latents_of_a_causal_autoencoder(causal_config):
+    model = build(causal_config)
+    assert (model.shape, model.latent_shape) == ((5, SIDE, SIDE, 3), (3, SIDE // 2, SIDE // 2, 4))
+    split = split_of(causal_config, model)
+    model = dataclasses.replace(model, params=split.frozen | split.initialise(*split.arrays))
+    known = Known(np.ones((1, 5, SIDE, SIDE, 3), np.float32), np.arange(5)[None, :, None, None, None] < 1)
+    videos = Pipeline(model)(["a text"], known=known)
+    assert videos.shape == (1, 5, SIDE, SIDE, 3)
+    assert np.isfinite(videos).all()
+    assert (videos[:, 0] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (dict(frames=6), r"frames=6 must be 1 \+ a multiple of 2 \(the autoencoder's\): 5 or 7"),
+        (dict(joint_images=2), "data.joint_images=2 must be 0: a latent of the autoencoder stands for several frames"),
+    ],
+)
+def test_frames_that_do_not_fit_a_causal_autoencoder(causal_config, data, message):
+    causal_config.data.update(data)
+    with pytest.raises(InputError, match=message):
+        build(causal_config)
 
 
 def take_step(config, mesh):

@@ -111,6 +111,8 @@ def _build(groups: str, mesh: Mesh | None = None) -> Model:
 
 def _check_sizes(network: nnx.Module, latents: tuple[int, ...], video: tuple[int, ...], stills: int) -> None:
     """Raises InputError for latents that the network cannot draw."""
+    if stills and latents[0] != video[0]:
+        raise InputError(f"data.joint_images={stills} must be 0: a latent of the autoencoder stands for several frames")
     try:
         network.check(*latents[:3], stills)
     except InputError as error:

@@ -94,9 +94,9 @@ def test_every_device_decodes_its_own_videos(folder, pipeline):
     mesh, rows = make_mesh(devices=jax.devices()[:2]), []
     model = load(folder, frames=4, mesh=mesh)
 
-    def decode(params, latents):
+    def decode(params, latents, frames):
         rows.append({shard.data.shape[0] for shard in latents.addressable_shards})
-        return model.codec.decode(params, latents)
+        return model.codec.decode(params, latents, frames)
 
     model_that_notes = dataclasses.replace(model, codec=dataclasses.replace(model.codec, decode=decode))
     videos = Pipeline(model_that_notes, mesh)(["the cat", "in 12"], seed=1, steps=2)

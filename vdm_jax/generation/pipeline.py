@@ -117,7 +117,7 @@ class Pipeline:
             inputs = *inputs, np.uint32(first + start + np.arange(len(rows)))
             tokens_, shares_, pixels, index = jax.device_put(inputs, batch_sharding(self.mesh))
             latents = draw(model.params, tokens_, shares_, pixels, index, null, np.uint32([seed, block]), weights)
-            videos = jnp.clip(model.codec.decode(model.params.get("codec", {}), latents), -1, 1)
+            videos = jnp.clip(model.codec.decode(model.params.get("codec", {}), latents, model.shape[0]), -1, 1)
             if pixels is not None and coarse == 1 and settings.exact:
                 videos = pixels.put(videos)
             yield whole(videos, self.mesh)[: len(prompts) - start]

@@ -158,10 +158,10 @@ class Autoencoder(nnx.Module):
                 raise InputError(f"groups={groups} must divide every width, not {width}")
         if in_time and blocks > 2:
             raise InputError(f"blocks={blocks} must be 1 or 2 with a decoder in time: no more are run in its middle")
-        common, moments = dict(dtype=dtype, rngs=rngs), 2 * latent_channels
+        common, numbers = dict(dtype=dtype, rngs=rngs), 2 * latent_channels
         shape = dict(widths=widths, blocks=blocks, groups=groups) | common
-        self.encoder = Encoder(channels_in, moments, **shape)
-        self.quant = nnx.Linear(moments, moments, **common) if quant else None
+        self.encoder = Encoder(channels_in, numbers, **shape)
+        self.quant = nnx.Linear(numbers, numbers, **common) if quant else None
         self.post_quant = nnx.Linear(latent_channels, latent_channels, **common) if post_quant else None
         self.decoder = Decoder(latent_channels, channels_out, in_time=in_time, **shape)
 
@@ -169,16 +169,19 @@ class Autoencoder(nnx.Module):
         self, video: Float[Array, "B T H W C"], layout: Layout = ONE_DEVICE
     ) -> tuple[Float[Array, "B T H2 W2 C2"], Float[Array, "B T H2 W2 C2"]]:
         """Returns mean (the mode) and log variance of the latents of a video in [-1, 1], not scaled."""
-        moments = self.encoder(video, layout)
-        if self.quant is not None:
-            moments = self.quant(moments)
-        mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-        return mean, jnp.clip(log_variance, -30.0, 20.0)
+        encoded = self.encoder(video, layout)
+        return moments(encoded if self.quant is None else self.quant(encoded))
 
     def decode(self, latents: Float[Array, "B T H W C"], layout: Layout = ONE_DEVICE) -> Float[Array, "B T H2 W2 C2"]:
         """Returns the video of latents in the scale of `encode`, without `Codec.scale`."""
         latents = latents if self.post_quant is None else self.post_quant(latents)
         return self.decoder(latents, layout).astype(jnp.float32)
+
+
+def moments(encoded: Float[Array, "B T H W C2"]) -> tuple[Float[Array, "B T H W C"], Float[Array, "B T H W C"]]:
+    """Splits the result of an encoder into mean and log variance, in float32."""
+    mean, log_variance = jnp.split(encoded.astype(jnp.float32), 2, axis=-1)
+    return mean, jnp.clip(log_variance, -30.0, 20.0)
 
 
 def decode_in_chunks(decode: Decode, latents: Float[Array, "B T H W C"], frames: int) -> Float[Array, "B T H2 W2 C2"]:

@@ -22,6 +22,7 @@ from vdm_jax.pretrained.parts.autoencoders import SCALE, load_autoencoder, trans
 from vdm_jax.pretrained.parts.bert import load_bert
 from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder
 from vdm_jax.pretrained.parts.t5 import load_t5
+from vdm_jax.pretrained.parts.video_autoencoders import load_video_codec, video_config
 from vdm_jax.pretrained.schedulers import read_scheduler
 from vdm_jax.pretrained.tokenizers import load_bert_tokenizer, load_t5_tokenizer, load_tokenizer
 from vdm_jax.pretrained.unets import load_unet
@@ -106,11 +107,16 @@ def load_text(
 
 
 def load_codec(folder: str | Path, *, chunk: int | None = None, **options: Any) -> tuple[Codec, Params]:
-    """Loads the autoencoder of a pipeline's folder.
+    """Loads the autoencoder of a pipeline's folder, or a causal one of videos from what Open-Sora publishes.
 
     `chunk` is how many frames a decoder in time takes at once (default: all, as published); it changes the result.
     `options`: mesh, dtype, params_dtype.
     """
+    config = video_config(folder)
+    if config is not None:
+        if chunk is not None:
+            raise InputError(f"chunk={chunk} is for Stable Video Diffusion's decoder, not for {config['_class_name']}")
+        return load_video_codec(folder, config, **options)
     autoencoder = load_autoencoder(folder, **options)
     arguments, _ = translate(autoencoder.config)
     sizes = dict(channels=arguments["latent_channels"], video_channels=arguments["channels_in"])

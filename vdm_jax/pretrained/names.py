@@ -42,6 +42,7 @@ class Naming(NamedTuple):
         patch: sizes of the patches of a transformer, whose stem is a convolution over them. `packed`: stems and head
             are matrices, in which the pixels of a channel lie together; ours has the channels of a pixel together.
         framed: pattern of parameters whose published tensor has a first axis of length 1.
+        ones: (pattern, count) for parameters whose published tensor ends in so many axes of size 1.
     """
 
     table: Table
@@ -52,6 +53,7 @@ class Naming(NamedTuple):
     patch: tuple[int, ...] = ()
     packed: bool = False
     framed: str = r"$^"
+    ones: Sequence[tuple[str, int]] = ()
 
 
 # The parts of blocks have the same names in all families.
@@ -81,11 +83,17 @@ def torch_name(path: str, naming: Naming) -> str:
     return path.replace("/", ".")
 
 
+def _ones(path: str, naming: Naming) -> int:
+    return next((count for pattern, count in naming.ones if re.search(pattern, path)), 0)
+
+
 def to_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
     """Returns a parameter in the published layout."""
     if naming.packed and re.match(HEAD, path):
         channels = array.reshape(-1, *naming.patch, array.shape[-1] // math.prod(naming.patch))
         array = np.moveaxis(channels, -1, 1).reshape(array.shape)
+    if count := _ones(path, naming):
+        return array.T.reshape(*array.shape[::-1], *[1] * count)
     if not path.endswith("/kernel"):
         return array[None] if re.search(naming.framed, path) else array
     if naming.patch and re.match(STEMS, path):
@@ -104,6 +112,8 @@ def from_torch(path: str, array: np.ndarray, naming: Naming) -> np.ndarray:
     if naming.packed and re.match(HEAD, path):
         channels = array.reshape(-1, *naming.patch, *array.shape[1:])
         array = np.moveaxis(channels, 0, len(naming.patch)).reshape(array.shape)
+    if count := _ones(path, naming):
+        return array.reshape(array.shape[:-count]).T
     if not path.endswith("/kernel"):
         return array[0] if re.search(naming.framed, path) else array
     if naming.patch and re.match(STEMS, path):
