@@ -12,7 +12,7 @@ from tests.parity.test_unets import theirs as theirs_of
 from tests.pretrained.make_golden_text import train_sentencepiece
 from tests.pretrained.networks import relative
 from tests.pretrained.tiny_autoencoders import AUTOENCODERS
-from tests.pretrained.transformers import LATTE
+from tests.pretrained.transformers import LATTE, WAN
 from vdm_jax import Pipeline
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.load import load_published
@@ -66,3 +66,15 @@ def test_latte(tmp_path):
     pipe = diffusers.LattePipeline(transformer=theirs(LATTE), scheduler=scheduler, **parts)
     options = dict(video_length=4, clean_caption=False)
     assert compare(pipe, tmp_path / "latte", PROMPT, 4, (16, 16), **options) < 1e-4
+
+
+def test_wan(tmp_path):
+    sizes = dict(base_dim=4, z_dim=4, dim_mult=[1, 2, 4, 4], num_res_blocks=1)
+    statistics = dict(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.7, 1.0, 2.0])
+    vae = randomised(diffusers.AutoencoderKLWan(**sizes, **statistics))
+    scheduler = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+    )
+    parts = text_parts(tmp_path, "UMT5", "T5Tokenizer", 10) | {"vae": vae}
+    pipe = diffusers.WanPipeline(transformer=theirs(WAN), scheduler=scheduler, **parts)
+    assert compare(pipe, tmp_path / "wan", PROMPT, 5, (32, 48), num_frames=5) < 1e-4

@@ -199,7 +199,7 @@ def _wan(config: Config) -> tuple[dict[str, Any], Naming]:
         (r"/scale$", "/gamma"),
         *_COMMON,
     ]
-    fused = [(rf"attention/{name}/(kernel|bias)$", r"attention/qkv/\1", i, 3) for i, name in enumerate("qkv")]
+    fused = [(rf"attention/{name}/(kernel|bias)$", r"attention/qkv/\1", (i, i + 1), 3) for i, name in enumerate("qkv")]
     ones = [(r"attention/(norm/scale|attention/\w+/kernel)$", 2), (r"(norm\d?/scale|(shortcut|quant)/kernel)$", 3)]
     return arguments, Naming(table, fused=fused, ones=ones)
 
