@@ -9,7 +9,7 @@ version = next(
     for line in Path("vdm_jax/__init__.py").read_text().splitlines()
     if line.startswith("__version__")
 )
-parity = ["torch", "diffusers>=0.42", "transformers>=5", "accelerate", "peft", "sentencepiece>=0.2"]
+parity = ["torch", "diffusers>=0.42", "transformers>=5", "accelerate", "peft", "sentencepiece>=0.2", "ftfy"]
 
 setup(
     name="vdm_jax",

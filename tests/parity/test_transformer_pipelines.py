@@ -14,6 +14,8 @@ from tests.pretrained.networks import relative
 from tests.pretrained.tiny_autoencoders import AUTOENCODERS
 from tests.pretrained.transformers import LATTE, WAN
 from vdm_jax import Pipeline
+from vdm_jax.generation.modes import keyframes
+from vdm_jax.generation.windows import generate
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.load import load_published
 
@@ -46,14 +48,21 @@ def randomised(module):
     return module.eval()
 
 
-def compare(pipe, folder, prompt, frames, size, **arguments):
+def compare(pipe, folder, frames, size, picture=None, **arguments):
+    """Draws five steps with both; `picture` is the first frame, in [0, 1]."""
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(folder)
     ours = Pipeline(load_published(folder, frames=frames, size=size, mesh=ONE), ONE)
-    drawn = ours([prompt], seed=3, steps=5, negative=NEGATIVE)
+    options = dict(seed=3, steps=5, negative=NEGATIVE)
+    if picture is None:
+        drawn = ours([PROMPT], **options)
+    else:
+        task = keyframes({0: 2 * picture - 1}, frames, ours.model.fps)
+        *_, drawn = generate(ours, [PROMPT], task, respect="times", exact=False, **options)
+        arguments["image"] = torch.from_numpy(picture).permute(2, 0, 1)[None]
     arguments |= dict(negative_prompt=NEGATIVE, num_inference_steps=5, guidance_scale=ours.settings.guidance)
     arguments |= dict(height=size[0], width=size[1], output_type="np", latents=noise(3, ours.model.latent_shape))
-    frames = pipe(prompt, **arguments).frames
+    frames = pipe(prompt=PROMPT, **arguments).frames
     expected = np.asarray(frames, np.float32).reshape(drawn.shape)
     expected = expected / 255 if expected.max() > 1.5 else expected
     assert expected.std() > 0.05
@@ -65,10 +74,11 @@ def test_latte(tmp_path):
     parts = text_parts(tmp_path, "T5", "T5Tokenizer", 12) | {"vae": theirs_of(AUTOENCODERS["image"][0])}
     pipe = diffusers.LattePipeline(transformer=theirs(LATTE), scheduler=scheduler, **parts)
     options = dict(video_length=4, clean_caption=False)
-    assert compare(pipe, tmp_path / "latte", PROMPT, 4, (16, 16), **options) < 1e-4
+    assert compare(pipe, tmp_path / "latte", 4, (16, 16), **options) < 1e-4
 
 
-def test_wan(tmp_path):
+@pytest.mark.parametrize("animate", [False, True])
+def test_wan(animate, tmp_path):
     sizes = dict(base_dim=4, z_dim=4, dim_mult=[1, 2, 4, 4], num_res_blocks=1)
     statistics = dict(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.7, 1.0, 2.0])
     vae = randomised(diffusers.AutoencoderKLWan(**sizes, **statistics))
@@ -76,5 +86,10 @@ def test_wan(tmp_path):
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
     )
     parts = text_parts(tmp_path, "UMT5", "T5Tokenizer", 10) | {"vae": vae}
-    pipe = diffusers.WanPipeline(transformer=theirs(WAN), scheduler=scheduler, **parts)
-    assert compare(pipe, tmp_path / "wan", PROMPT, 5, (32, 48), num_frames=5) < 1e-4
+    parts |= dict(transformer=theirs(WAN), scheduler=scheduler)
+    if animate:  # Wan 2.2 5B: the first frame is known, at time 0
+        pipe = diffusers.WanImageToVideoPipeline(**parts, expand_timesteps=True)
+        picture = np.random.default_rng(0).uniform(size=(32, 48, 3)).astype(np.float32)
+    else:
+        pipe, picture = diffusers.WanPipeline(**parts), None
+    assert compare(pipe, tmp_path / "wan", 5, (32, 48), picture, num_frames=5) < 1e-4

@@ -214,6 +214,8 @@ def load_published(
         first_frame=first_frame,
         noise_window=free_noise,
         loaded=frozenset(params),
+        # Wan 2.2 5B: known frames are at time 0.
+        time_per_frame=bool(read_json(snapshot(folder) / "model_index.json").get("expand_timesteps")),
         origin=repr((str(folder), str(motion_adapter), [(str(f), s) for f, s in loras], loading)),
         **fields,
     )
