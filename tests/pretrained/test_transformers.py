@@ -1,5 +1,6 @@
 """The published transformers: the original code's outputs, the names of all tensors, and refusals."""
 
+import json
 import math
 
 import jax
@@ -25,6 +26,7 @@ from tests.pretrained.transformers import (
 from vdm_jax.errors import InputError
 from vdm_jax.models.conditions import Conditions, Text
 from vdm_jax.pretrained.families import open_sora
+from vdm_jax.pretrained.load import load_published
 from vdm_jax.pretrained.names import torch_shapes, torch_tensors
 
 TOLERANCE = 5e-6  # relative, float32
@@ -101,3 +103,12 @@ def test_tensors_come_back_as_they_were(config):
 def test_a_setting_that_is_not_implemented_is_refused_by_name(config, change, line):
     with pytest.raises(InputError, match=line):
         KINDS[config["_class_name"]][0](config | change)
+
+
+def test_a_pipeline_of_two_networks_is_refused(tmp_path):
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(WAN))
+    index = {"_class_name": "WanPipeline", "transformer_2": ["diffusers", "WanTransformer3DModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="has two networks"):
+        load_published(tmp_path)

@@ -169,7 +169,9 @@ def load_published(
         raise InputError(f"{folder} draws images; a motion adapter makes them move (motion_adapter)")
     if kind not in FAMILIES:
         raise InputError(f"{kind} is not implemented; {', '.join(FAMILIES)} are")
-    family = FAMILIES[kind]
+    family, index = FAMILIES[kind], read_json(snapshot(folder) / "model_index.json")
+    if any(index.get("transformer_2") or ()):
+        raise InputError(f"{folder} has two networks, one for each part of the times, which is not implemented")
     for name, value in (("chunk", chunk), ("motion", motion)):
         if value is not None and not family.first_frame:
             raise InputError(f"{name}={value} is for Stable Video Diffusion, not for {kind}")
@@ -214,8 +216,7 @@ def load_published(
         first_frame=first_frame,
         noise_window=free_noise,
         loaded=frozenset(params),
-        # Wan 2.2 5B: known frames are at time 0.
-        time_per_frame=bool(read_json(snapshot(folder) / "model_index.json").get("expand_timesteps")),
+        time_per_frame=bool(index.get("expand_timesteps")),  # Wan 2.2 5B: known frames are at time 0
         origin=repr((str(folder), str(motion_adapter), [(str(f), s) for f, s in loras], loading)),
         **fields,
     )
