@@ -159,7 +159,7 @@ class DiT(nnx.Module):
             raise InputError(f"{z.shape[-1]} channels of z and of what is known must be {self.channels_in}")
         if self.pad:
             z = jnp.pad(z, ((0, 0), (0, 0), (0, -height % self.patch[1]), (0, -width % self.patch[1]), (0, 0)))
-        x = self.stem(layout(z, "space"), layout)
+        x = layout(self.stem(layout(z, "space"), layout), "space")
         embedding = self._embed(time, conditions)
         if self.plane is not None:
             x = x + plane_code(*x.shape[2:], self._span(height, width, *x.shape[2:4])).astype(x.dtype)

@@ -200,11 +200,11 @@ class MMDiT(nnx.Module):
             raise InputError("a time for each frame is not for a transformer of two streams: the text has one time")
         if known is not None and (self.known is None or z.shape[-1] + known.shape[-1] != self.channels_in):
             raise InputError(f"{known.shape[-1]} known channels must be {self.channels_in - self.channels_out}")
-        x = self.stem(layout(z, "space"), layout)
+        x = layout(self.stem(layout(z, "space"), layout), "space")
         if self.known is not None:
             shape = (*z.shape[:-1], self.channels_in - self.channels_out)
             known = jnp.zeros(shape, z.dtype) if known is None else jnp.roll(known, 1, axis=-1)  # the mask comes first
-            x = x + self.known(layout(known, "space"), layout)
+            x = x + layout(self.known(layout(known, "space"), layout), "space")
         embedding = self.time(sinusoid(time, 256)) + self.pooled(text.pooled[:, 0])
         inputs = Inputs(embedding, text.mask, axis_angles(*x.shape[1:4], self.axes))
         x, _ = self.single(self.double((x, self.text(text.tokens)), inputs, layout), inputs, layout)
