@@ -275,16 +275,16 @@ def test_noise_becomes_z_at_the_first_time(name):
         ({"solver": "unipc", "order": 4}, "order=4, kind='bh2' must be 1, 2 or 3, and bh1 or bh2"),
         ({"solver": "pndm", "of": "x"}, "of='x' must be eps or v"),
         ({"solver": "tcd"}, "solver 'tcd' needs a discrete process"),
+        ({"solver": "lcm", "process": make_process("edm")}, "needs a process whose network time counts training steps"),
         ({"solver": "lcm"}, "solver='lcm' with eta=0.0 adds noise and so needs keys"),
     ],
 )
 def test_bad_input(options, message):
-    process = make_process("cosine")
-    options = {"times": jnp.array([1.0, 0.0])} | options
+    options = {"times": jnp.array([1.0, 0.0]), "process": make_process("cosine")} | options
     if "keys" in options:
         options["keys"] = jax.random.split(jax.random.key(0), 1)
     with pytest.raises(InputError, match=message):
-        sample(lambda z, t: (z, z), jnp.ones((1, 2)), process=process, **options)
+        sample(lambda z, t: (z, z), jnp.ones((1, 2)), **options)
 
 
 def test_ancestral_noise_is_correlated_as_the_first_is():

@@ -179,7 +179,7 @@ CASES = {
     ),
     "a base model for the export of another run": (
         ["experiments/export.py", "--run={run}", "--out={new}", "--pretrained=x"],
-        "trained a network of its own",
+        "run was not trained on such a folder",
     ),
     "a LoRA without its model": ([*SAMPLE, "--lora=x"], "--lora needs --pretrained=<model>"),
     "a LoRA of another kind": (
@@ -226,7 +226,7 @@ CASES = {
     "unknown solver": ([*SAMPLE, "--solver=rk4"], "solver 'rk4' is unknown; known are ddim, heun"),
     "unknown grid": ([*SAMPLE, "--grid=log"], "grid 'log' is unknown; known are uniform"),
     "no steps": ([*SAMPLE, "--steps=0"], "steps=0 must be at least 1"),
-    "eta out of range": ([*SAMPLE, "--eta=2"], "eta=2.0 must be between 0 (DDIM) and 1"),
+    "eta out of range": ([*SAMPLE, "--eta=2"], "eta=2.0 must be between 0 (no noise) and 1"),
     "seed out of range": ([*SAMPLE, "--seed=4294967296"], "seed=4294967296 must be at least 0 and below"),
     "no videos": ([*SAMPLE, "--num=0"], "num=0"),
     "unknown format": ([*SAMPLE, "--format=gif,mkv"], "--format=mkv must be of mp4, webm, gif, png, npy"),

@@ -1,6 +1,7 @@
 """The sampling commands of README.md and docs/published.md, on folders rebuilt small from the published configs."""
 
 import itertools
+import json
 import re
 import shlex
 from fnmatch import fnmatch
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.conftest import ROOT
-from tests.pretrained.pipelines import write_adapter, write_image_to_video, write_lora, write_pipeline
+from tests.pretrained.pipelines import SCHEDULER, write_adapter, write_image_to_video, write_lora, write_pipeline
 from vdm_jax.video import write_image
 
 TEXTS = "".join((ROOT / name).read_text() for name in ("README.md", "docs/published.md"))
@@ -26,7 +27,10 @@ def folder(tmp_path_factory):
     write_pipeline(folder / "text-to-video-ms-1.7b", "modelscope", "text-to-video-ms-1.7b")
     image = write_pipeline(folder / "stable-diffusion-v1-5", "image", "stable-diffusion-v1-5")
     adapter = "animatediff-motion-adapter-v1-5-2"
-    write_adapter(folder / adapter, image, adapter)
+    for name in (adapter, "animatelcm"):
+        write_adapter(folder / name, image, adapter)
+    (folder / "my").mkdir()
+    (folder / "my" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     video = "stable-video-diffusion-img2vid-xt"
     write_image_to_video(folder / video, video)
     (folder / "animatediff-motion-lora-zoom-out").mkdir()

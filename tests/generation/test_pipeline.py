@@ -248,7 +248,7 @@ def test_what_is_known_is_no_reason_to_compile_again(pipeline, channels, caplog)
         ({"guidance": -1.0}, "guidance=-1.0 must not be negative"),
         ({"guidence": 3.0}, "guidence: no such setting; there are steps, solver"),
         ({"solver": "rk4"}, "'rk4' is unknown"),
-        ({"eta": 0.5, "solver": "heun"}, "only ddim adds noise"),
+        ({"eta": 0.5, "solver": "heun"}, "only ddim, dpmpp and tcd take it"),
         ({"grid": "leading"}, "need a discrete process"),
         ({"rescale": 2.0}, "rescale=2.0 must be between"),
         ({"interval": (0.5, 0.2)}, "interval="),

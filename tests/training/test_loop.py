@@ -209,6 +209,8 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(config, tmp_path):
     assert max(kept) < lines[-1]["step"]
 
 
+# Threads of Orbax report to an event loop that the failure has closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("what", ["checkpoint", "metrics"])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_from_what_was_saved(config, whole, tmp_path, caplog, what):
     """The limit of a file's size stands for the disk."""

@@ -255,6 +255,8 @@ def lcm(times: Times, process: Process, scaling: float = 10.0) -> Table:
     """
     (alpha, alpha_s), (sigma, sigma_s) = evaluate(process.alpha_sigma, np.stack([times[:-1], times[1:]]))
     scaled = scaling * evaluate(process.network_time, times[:-1])
+    if (scaled < 0).any():
+        raise InputError("solver 'lcm' needs a process whose network time counts training steps")
     skip, out = 0.25 / (scaled**2 + 0.25), scaled / np.sqrt(scaled**2 + 0.25)
     table = _first_order(times[:-1], times[1:], process)
     return table._replace(x=alpha_s * (out + skip * alpha), eps=alpha_s * skip * sigma, noise=sigma_s)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, PyTree, Scalar
@@ -84,9 +85,20 @@ def _clip_by_norm(most: float | int) -> optax.GradientTransformationExtraArgs:
 
 
 def _matrices(params: PyTree) -> PyTree:
-    """Returns which axes of each parameter are rows and columns of a matrix to Muon; None leaves vectors to Adam."""
-    numbers = optax.contrib.MuonDimensionNumbers
-    return jax.tree.map(lambda x: numbers(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None, params)
+    """Returns which axes of each parameter are rows and columns of a matrix to Muon; None leaves vectors to Adam.
+
+    The matrices of stacked blocks (`models.stack`), and their vectors, stay apart.
+    """
+    flat = flatten_dict(params)
+    stacked = {path[:-1] for path, x in flat.items() if path[-1] == "kernel" and x.ndim == 3}
+
+    def numbers(path: tuple, x: Array):
+        if x.ndim < 2 or path[-1] in ("scale", "table") or (path[-1] == "bias" and path[:-1] in stacked):
+            return None
+        first = 1 if path[:-1] in stacked else 0
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, x.ndim - 1)), x.ndim - 1)
+
+    return unflatten_dict({path: numbers(path, x) for path, x in flat.items()})
 
 
 def ema_decay(step: Array, decay: float | int) -> Scalar:
