@@ -16,6 +16,7 @@ def get_config():
     """Returns the config."""
     config = read_file(Path(__file__).with_name("moving_digits.py"))
     with config.unlocked():
+        config.steps = 2000
         config.process = dict(name="flow", shift=8**0.5)
         config.objective = dict(prediction="flow", time_sampling="logit_normal", mean=-0.3, std=0.8)
         config.model.network = dict(kind="dit", width=128, depth=4, heads=4, patch=4, patch_time=2, cross="none")

@@ -78,8 +78,11 @@ class Block(nnx.Module):
         if self.cross is not None:
             hidden = _pixels(x if self.cross_norm is None else self.cross_norm(x))
             x = x + self.cross(hidden, inputs.tokens, text_mask=inputs.text_mask).reshape(x.shape)
-        hidden = self.up(self.norm(x) * (1 + scale2) + shift2)
-        return layout(x + gate2 * self.down(jax.nn.gelu(hidden)), where)
+        hidden = layout.per_position(self._feed, self.norm(x) * (1 + scale2) + shift2)
+        return layout(x + gate2 * hidden, where)
+
+    def _feed(self, x):
+        return self.down(jax.nn.gelu(self.up(x)))
 
     def _vectors(self, modulation, dtype):
         if hasattr(self, "modulation"):

@@ -154,6 +154,10 @@ class ActivationLayout(Layout):
             spec = P(BATCH)  # a coarse level has fewer rows than devices: each device computes all of its batch
         return self._constrain(x, spec)
 
+    def per_position(self, function: Callable, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
+        """Applies a function of vectors to each position; axes stay apart, so that each can be sharded."""
+        return function(x)
+
     def per_frame(self, function: Callable, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C2"]:
         """Applies a function of (B·T) images in the layout of space slots.
 

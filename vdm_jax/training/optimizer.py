@@ -90,9 +90,11 @@ def _matrices(params: PyTree) -> PyTree:
     The matrices of stacked blocks (`models.stack`), and their vectors, stay apart.
     """
     flat = flatten_dict(params)
-    stacked = {path[:-1] for path, x in flat.items() if path[-1] == "kernel" and x.ndim == 3}
+    stacked = {path[:-1] for path, x in flat.items() if path[-1] == "kernel" and getattr(x, "ndim", 0) == 3}
 
-    def numbers(path: tuple, x: Array):
+    def numbers(path: tuple, x: Array | optax.MaskedNode):
+        if isinstance(x, optax.MaskedNode):
+            return x
         if x.ndim < 2 or path[-1] in ("scale", "table") or (path[-1] == "bias" and path[:-1] in stacked):
             return None
         first = 1 if path[:-1] in stacked else 0
