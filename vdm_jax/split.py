@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Float, Key, Params, PyTree
 
-TIME_SLOTS = r"^network/.*(time_conv|time_attention|stem_attention)/"
+TIME_SLOTS = r"^network/.*(time_conv|time_attention|stem_attention|layers/time)/"
 ATTENTION = r"^network/.*(attention\d?|cross)/([qkv]|qkv|text_kv|out)/kernel$"
 
 
@@ -41,9 +41,9 @@ def make_split(
 
     Args:
         params: {"network": ..., "text": ..., "codec": ...}.
-        parts: "all" of the network, its "time" slots, "lora" (low-rank changes of its attention), or a regular
-            expression on paths such as "network/down/0/0/space_conv/conv1/kernel". With "all", a text encoder that is
-            not loaded is trained, too.
+        parts: "all" of the network, its "time" slots or blocks, "lora" (low-rank changes of its attention), or a
+            regular expression on paths such as "network/down/0/0/space_conv/conv1/kernel". With "all", a text encoder
+            that is not loaded is trained, too.
         rank: of low-rank changes.
         loaded: the parts ("network", "text", "codec") that come out of a folder.
         make_new: computes the values of all new parameters.
@@ -105,11 +105,11 @@ def low_rank(params: PyTree, rank: int, key: Key[Array, ""]) -> Params:
     numbers = itertools.count()
 
     def factors(kernel):
-        inputs, outputs = kernel.shape
+        *blocks, inputs, outputs = kernel.shape  # of stacked blocks each has its own
         if not 1 <= rank <= min(inputs, outputs):
             raise InputError(f"train.rank={rank} must be at least 1 and at most {min(inputs, outputs)}")
-        down = jax.random.normal(jax.random.fold_in(key, next(numbers)), (inputs, rank)) / np.sqrt(inputs)
-        return {"lora_down": down, "lora_up": jnp.zeros((rank, outputs))}
+        down = jax.random.normal(jax.random.fold_in(key, next(numbers)), (*blocks, inputs, rank)) / np.sqrt(inputs)
+        return {"lora_down": down, "lora_up": jnp.zeros((*blocks, rank, outputs))}
 
     return jax.tree.map(factors, params)
 
@@ -119,7 +119,7 @@ def join(trained: Params, frozen: Params) -> Params:
     if not isinstance(trained, dict):
         return trained
     if "lora_down" in trained:
-        change: Float[Array, "I O"] = trained["lora_down"] @ trained["lora_up"]
+        change: Float[Array, "*blocks I O"] = trained["lora_down"] @ trained["lora_up"]
         return frozen + change.astype(frozen.dtype)
     return frozen | {name: join(part, frozen.get(name, {})) for name, part in trained.items()}
 

@@ -26,8 +26,11 @@ from tests.pretrained.transformers import (
 from vdm_jax.errors import InputError
 from vdm_jax.models.conditions import Conditions, Text
 from vdm_jax.pretrained.families import open_sora
+from vdm_jax.pretrained.folder import Weights, write_folder
 from vdm_jax.pretrained.load import load_published
-from vdm_jax.pretrained.names import torch_shapes, torch_tensors
+from vdm_jax.pretrained.lora import merge_lora, read_lora, save_lora
+from vdm_jax.pretrained.names import load_part, torch_shapes, torch_tensors
+from vdm_jax.split import divide, join, low_rank
 
 TOLERANCE = 5e-6  # relative, float32
 
@@ -112,3 +115,42 @@ def test_a_pipeline_of_two_networks_is_refused(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="has two networks"):
         load_published(tmp_path)
+
+
+@pytest.mark.parametrize("config", [LATTE, WAN], ids=lambda c: c["_class_name"])
+def test_low_rank_changes_are_written_and_read_for_each_block(config, tmp_path):
+    module, naming = abstract(config)
+    rng = np.random.default_rng(0)
+    shapes = torch_shapes(nnx.to_pure_dict(nnx.split(module)[1]), naming)
+    tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    _, params, naming = module_of(config, tensors)
+    matrices, _ = divide({"network": params}, "lora")
+    changes = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), low_rank(matrices, 2, jax.random.key(0))
+    )
+    save_lora(changes["network"], naming, tmp_path / "lora")
+    write_folder(tmp_path / "network", tensors)
+    weights = Weights(tmp_path / "network")
+    lora = read_lora(tmp_path / "lora", 1.0)
+    merge_lora(lora.where, lora.unet, weights)
+    kind, arguments = KINDS[config["_class_name"]][1], KINDS[config["_class_name"]][0](config)[0]
+    merged = load_part(weights, kind, arguments, naming, config, where="the file").params
+    expected = join(changes, {"network": params})["network"]
+    for (path, found), value in zip(
+        jax.tree_util.tree_leaves_with_path(merged), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+    assert len(lora.unet) == config["num_layers"] * (12 if config is LATTE else 8)
+
+
+@pytest.mark.parametrize(("config", "parts", "share"), [(LATTE, "time", 0.4), (WAN, "lora", 0.5)])
+def test_time_blocks_or_attention_are_trained_alone(config, parts, share):
+    module, _ = abstract(config)
+    params = {"network": nnx.to_pure_dict(nnx.split(module)[1])}
+    trained, frozen = divide(params, parts)
+
+    def count(tree):
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+    assert count(trained) + count(frozen) == count(params)
+    assert share / 2 < count(trained) / count(params) < 2 * share

@@ -21,7 +21,7 @@ import numpy as np
 from vdm_jax.errors import InputError
 from vdm_jax.parallel.sharding import path_name
 from vdm_jax.pretrained.folder import Weights, open_safetensors, read_json, refuse_pickles, snapshot, write_folder
-from vdm_jax.pretrained.names import Naming, first_three, torch_name
+from vdm_jax.pretrained.names import Naming, first_three, tensors_for
 from vdm_jax.typing import Params
 
 FILE = "pytorch_lora_weights.safetensors"  # the usual name in a folder
@@ -135,7 +135,7 @@ def read_lora(path: str | Path, strength: float | int = 1.0) -> Lora:
 
 
 def save_lora(changes: Params, naming: Naming, folder: str | Path) -> None:
-    """Writes low-rank changes of a U-Net's matrices into a folder, under PEFT's names.
+    """Writes low-rank changes of a network's matrices into a folder, under PEFT's names.
 
     Args:
         changes: instead of each matrix (in, out) its `lora_down` (in, rank) and `lora_up` (rank, out).
@@ -146,8 +146,10 @@ def save_lora(changes: Params, naming: Naming, folder: str | Path) -> None:
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(changes):
         kernel, _, matrix = path_name(path).rpartition("/")
-        module = torch_name(kernel, naming).removesuffix(".weight")
-        tensors[f"unet.{module}.{PEFT[matrix]}.weight"] = np.ascontiguousarray(np.asarray(leaf).T)
+        names, array = tensors_for(kernel, leaf.shape, naming), np.asarray(leaf)
+        for (name, *_), block in zip(names, array if array.ndim == 3 else [array], strict=True):
+            module = f"{'transformer' if naming.patch else 'unet'}.{name.removesuffix('.weight')}"
+            tensors[f"{module}.{PEFT[matrix]}.weight"] = np.ascontiguousarray(block.T)
     write_folder(folder, tensors, name=FILE.removesuffix(".safetensors"))
 
 
