@@ -5,6 +5,17 @@
 
 Paper: Latte (Ma et al. 2024, arXiv 2401.03048), blocks along space and time in turns; rectified flow with logit-normal
     times (Esser et al. 2024, arXiv 2403.03206).
+Network: 1.76 M parameters; 64 positions of 2×4×4 pixels, 4 pairs of blocks of width 128, the pooled text alone.
+Data, text encoder and optimizer: as configs/moving_digits.py.
+Hardware and time: 2 CPU cores; about 12 minutes (34 to 48 videos a second on a machine with other work, November 2026).
+Expect (November 2026, one seed, 200 held-out captions, 8 DDIM steps; real clips have 99.5 %, 100 % and 0):
+
+    guidance    right digit    right direction    jerk in pixels
+    3           44 %           100 %              0.43
+    1           30 %           100 %              0.23
+
+    The U-Net of configs/moving_digits.py draws 94 % right digits in a third of the time. Patches of 4×4 pixels, a quarter
+    of a digit, are the likely cause; patches of 2×2 were not trained, at four times the cost.
 """
 
 from pathlib import Path
