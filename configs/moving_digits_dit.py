@@ -14,8 +14,8 @@ Expect (November 2026, one seed, 200 held-out captions, 8 DDIM steps; real clips
     3           44 %           100 %              0.43
     1           30 %           100 %              0.23
 
-    The U-Net of configs/moving_digits.py draws 94 % right digits in a third of the time. Patches of 4×4 pixels, a quarter
-    of a digit, are the likely cause; patches of 2×2 were not trained, at four times the cost.
+    The U-Net of configs/moving_digits.py draws 94 % right digits in a third of the time. Patches of 4×4 pixels, a
+    quarter of a digit, are the likely cause; patches of 2×2 were not trained, at four times the cost.
 """
 
 from pathlib import Path
