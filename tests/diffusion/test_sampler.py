@@ -275,7 +275,10 @@ def test_noise_becomes_z_at_the_first_time(name):
         ({"solver": "unipc", "order": 4}, "order=4, kind='bh2' must be 1, 2 or 3, and bh1 or bh2"),
         ({"solver": "pndm", "of": "x"}, "of='x' must be eps or v"),
         ({"solver": "tcd"}, "solver 'tcd' needs a discrete process"),
-        ({"solver": "lcm", "process": make_process("edm")}, "needs a process whose network time counts training steps"),
+        (
+            {"solver": "lcm", "process": make_process("edm"), "times": jnp.array([1.0, 0.1, 0.0])},
+            "needs a process whose network time counts training steps",
+        ),
         ({"solver": "lcm"}, "solver='lcm' with eta=0.0 adds noise and so needs keys"),
     ],
 )

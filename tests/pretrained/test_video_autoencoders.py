@@ -25,9 +25,9 @@ from tests.pretrained.tiny_video_autoencoders import (
 from vdm_jax.errors import InputError
 from vdm_jax.models.autoencoder import Autoencoder
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.pretrained.folder import write_folder
+from vdm_jax.pretrained.folder import Weights, write_folder
 from vdm_jax.pretrained.load import load_codec
-from vdm_jax.pretrained.names import from_tensors, named_leaves, torch_tensors
+from vdm_jax.pretrained.names import load_params, torch_tensors
 from vdm_jax.pretrained.parts import video_autoencoders as parts
 from vdm_jax.pretrained.parts.autoencoders import translate as translate_images
 from vdm_jax.pretrained.parts.video_autoencoders import load_module, translate, video_config
@@ -126,15 +126,12 @@ def config_of_open_sora():
 
 
 @pytest.mark.parametrize("frames", [1, 7])
-def test_open_soras_temporal_network_answers_as_the_original(tiny, frames):
+def test_open_soras_temporal_network_answers_as_the_original(tiny, frames, tmp_path):
     config = config_of_open_sora()
     assert {name: array.shape for name, array in tiny.items()} == shapes_of(config)
-    graphdef, abstract = nnx.split(abstract_of(config))
-    _, naming = translate(config)
-    leaves = [
-        from_tensors(path, x.shape, tiny.__getitem__, naming) for path, x in named_leaves(nnx.to_pure_dict(abstract))
-    ]
-    params = jax.tree.unflatten(jax.tree.structure(nnx.to_pure_dict(abstract)), leaves)
+    write_folder(tmp_path, tiny)
+    module, (_, naming) = abstract_of(config), translate(config)
+    graphdef, params = nnx.split(module)[0], load_params(Weights(tmp_path), module, naming, where="the file")
     kept = {key: np.moveaxis(array, 1, -1) for key, array in np.load(TEMPORAL).items() if not key.startswith("w/")}
     encode, decode = compiled(graphdef)
     mean, log_variance = encode(params, kept[f"x{frames}"])
