@@ -46,8 +46,8 @@ from vdm_jax.pretrained.parts.videomae import load_videomae, translate
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 ONE = make_mesh(devices=jax.devices()[:1])

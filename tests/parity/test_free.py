@@ -25,8 +25,8 @@ from vdm_jax.pretrained.load import load_published
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
+    import diffusers
+    import torch
     from diffusers.pipelines import free_init_utils, free_noise_utils
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]

@@ -25,9 +25,9 @@ from vdm_jax.split import join
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
-    peft = pytest.importorskip("peft")
+    import diffusers
+    import peft
+    import torch
     from diffusers.training_utils import _collate_lora_metadata
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]

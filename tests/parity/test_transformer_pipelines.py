@@ -21,9 +21,9 @@ from vdm_jax.pretrained.load import load_published
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
-    transformers = pytest.importorskip("transformers")
+    import diffusers
+    import torch
+    import transformers
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 ONE = make_mesh(devices=jax.devices()[:1])
