@@ -27,6 +27,7 @@ from vdm_jax.models.dit import DiT
 from vdm_jax.models.mmdit import MMDiT
 from vdm_jax.models.rngs import Keys
 from vdm_jax.models.text.bytes import ByteEncoder
+from vdm_jax.models.text.classes import ClassTable
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import sharded
@@ -37,7 +38,7 @@ from vdm_jax.typing import Params, PyTree
 
 # What `kind` names. A new kind is registered here: NETWORKS["mine"] = Mine.
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {"unet": UNet, "dit": DiT, "mmdit": MMDiT}
-TEXT_ENCODERS: dict[str, Callable[..., nnx.Module]] = {"bytes": ByteEncoder}
+TEXT_ENCODERS: dict[str, Callable[..., nnx.Module]] = {"bytes": ByteEncoder, "classes": ClassTable}
 LOADERS = {"network": published.load_network, "text": published.load_text, "codec": published.load_codec}
 
 
