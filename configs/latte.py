@@ -2,23 +2,24 @@
 
     python experiments/train.py --config=configs/latte.py:moving_digits_class --workdir=runs/latte_digits
     python experiments/evaluate.py --run=runs/latte_digits --num=200 --guidance=1,3 --steps=50
-    python experiments/train.py --config=configs/latte.py:ucf101 --workdir=runs/latte_ucf101 \
-        --config.data.data_dir=datasets --config.model.codec.folder=stable-diffusion-v1-5 --config.mesh.data=1 \
-        --config.mesh.fsdp=8
+    python experiments/train.py --config=configs/latte.py:ucf101,stable-diffusion-v1-5 --workdir=runs/latte_ucf101 \
+        --config.data.data_dir=datasets --config.mesh.data=1 --config.mesh.fsdp=8
 
 The argument is a row:
 
     row                    what                                                       parameters
-    ucf101                 101 classes, 256×256×16, in latents, TFDS                  675,124,768
-    sky                    unconditional, 256×256×16, in latents, a folder of videos  673,679,...
-    moving_digits_class    10 digits × 4 directions, 16×16×8, pixels                  ...
+    ucf101                 101 classes, 256×256×16, in latents, TFDS                  675,108,880
+    sky                    unconditional, 256×256×16, in latents, a folder of videos  673,663,120
+    moving_digits_class    10 digits × 4 directions, 16×16×8, pixels                  736,036
     latte_1                tunes the published Latte-1 with texts, 512×512×16         1,057,246,880
+
+A comma and a folder after the row replace the folder of published parts, as in `ucf101,my/stable-diffusion`.
 
 Recipe: Latte-XL/2, 14 pairs of blocks along space and time (28 in all) of width 1152 with 16 heads, adaLN-zero in each
     block, patches of 2×2 latents of one frame, a code of the frame before the first block along time. Noise prediction
     with 1000 steps of linear β; AdamW with a constant rate of 1e-4, batches of 40 (5 on each of 8 GPUs), clipping at
     0.1, an average with 0.9999, mirrored clips. The codec is any Stable Diffusion folder's.
-Differences: no learned variance; the gradient is clipped from the first step, not from the 100,000th (sky: 20,000th); a
+Differences: no learned variance (18,448 parameters); the gradient is clipped from the first step, not from the 100,000th (sky: 20,000th); a
     clip of ucf101 has 16 frames in a row, not every third, since some of its videos have fewer than 46; the vector of a
     class passes through a matrix.
 Classes: a caption or a prompt belongs to the class whose name it holds: `--prompt=ApplyEyeMakeup`. The captions of
@@ -55,12 +56,13 @@ DIGITS_THAT_MOVE = tuple(
 )
 
 
-def get_config(row: str = "ucf101"):
-    """Returns the config of a row."""
+def get_config(argument: str = "ucf101"):
+    """Returns the config of a row, with the default folder of published parts or another."""
+    row, *folder = argument.split(",", 1)
     rows = {"ucf101": ucf101, "sky": sky, "moving_digits_class": moving_digits_class, "latte_1": latte_1}
     if row not in rows:
         raise ValueError(f"row {row!r} must be one of {', '.join(rows)}")
-    return rows[row]()
+    return rows[row](*folder)
 
 
 def network(**sizes) -> dict:
@@ -68,7 +70,7 @@ def network(**sizes) -> dict:
     return dict(kind="dit", modulation="block", qk_norm=None, time_position="code", cross="none", patch=2) | sizes
 
 
-def sky():
+def sky(folder: str = "stable-diffusion-v1-5"):
     """Returns the config of unconditional videos in latents."""
     config = default_config()
     config.steps, config.batch_size, config.ema = 1_000_000, 40, 0.9999
@@ -77,7 +79,7 @@ def sky():
     config.model.dtype = "bfloat16"
     config.model.network = network(width=1152, depth=14, heads=16, remat="full")
     config.model.text = dict(kind="none")
-    config.model.codec = dict(folder="stable-diffusion-v1-5")
+    config.model.codec = dict(folder=folder)
     config.process = dict(name="ddpm")
     config.objective = dict(prediction="eps")
     config.optimizer = dict(
@@ -95,9 +97,9 @@ def sky():
     return config
 
 
-def ucf101():
+def ucf101(folder: str = "stable-diffusion-v1-5"):
     """Returns the config of videos of a class in latents."""
-    config = sky()
+    config = sky(folder)
     config.data.update(dict(name="ucf101", data_dir="datasets", stride=1))
     with config.unlocked():
         config.model.text = dict(kind="classes", classes=tuple(UCF101), width=1152)
@@ -117,9 +119,9 @@ def moving_digits_class():
     return config
 
 
-def latte_1():
+def latte_1(folder: str = "Latte-1"):
     """Returns the config of tuning the published network, with its text encoder and autoencoder."""
-    config, folder = sky(), "Latte-1"
+    config = sky()
     config.steps, config.batch_size = 10_000, 8
     config.data.update(dict(height=512, width=512, stride=1, fps=8.0, flip=False))
     with config.unlocked():

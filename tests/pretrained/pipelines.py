@@ -182,10 +182,8 @@ def write_part(folder, name, config, kind, arguments, naming):
     return folder
 
 
-def write_transformer(folder: Path, config: dict, autoencoder: dict, scheduler: dict, text: dict) -> Path:
-    """A pipeline of a published transformer: its configs, and a tokenizer of five words."""
-    translate, kind = KINDS[config["_class_name"]]
-    write_part(folder / "transformer", NAMES[0], config, kind, *translate(config))
+def write_parts(folder: Path, autoencoder: dict, text: dict, scheduler: dict = SCHEDULER, name: str = "Parts") -> Path:
+    """A pipeline without a network: an autoencoder, and a T5 with a tokenizer of three words."""
     write_part(folder / "text_encoder", "model", text, T5, *t5.translate(text))
     in_time = autoencoder["_class_name"] != "AutoencoderKL"
     kind, module = (VideoAutoencoder, video_autoencoders) if in_time else (Autoencoder, autoencoders)
@@ -195,7 +193,15 @@ def write_transformer(folder: Path, config: dict, autoencoder: dict, scheduler: 
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     (folder / "tokenizer").mkdir()
     backend.save(str(folder / "tokenizer" / "tokenizer.json"))
-    return _finish(folder, scheduler, f"{config['_class_name'].removesuffix('Transformer3DModel')}Pipeline")
+    return _finish(folder, scheduler, name)
+
+
+def write_transformer(folder: Path, config: dict, autoencoder: dict, scheduler: dict, text: dict) -> Path:
+    """A pipeline of a published transformer."""
+    translate, kind = KINDS[config["_class_name"]]
+    write_part(folder / "transformer", NAMES[0], config, kind, *translate(config))
+    name = config["_class_name"].replace("Transformer3DModel", "Pipeline")
+    return write_parts(folder, autoencoder, text, scheduler, name)
 
 
 def write_latte(folder: Path) -> Path:
