@@ -19,9 +19,9 @@ Recipe: Latte-XL/2, 14 pairs of blocks along space and time (28 in all) of width
     block, patches of 2×2 latents of one frame, a code of the frame before the first block along time. Noise prediction
     with 1000 steps of linear β; AdamW with a constant rate of 1e-4, batches of 40 (5 on each of 8 GPUs), clipping at
     0.1, an average with 0.9999, mirrored clips. The codec is any Stable Diffusion folder's.
-Differences: no learned variance (18,448 parameters); the gradient is clipped from the first step, not from the 100,000th (sky: 20,000th); a
-    clip of ucf101 has 16 frames in a row, not every third, since some of its videos have fewer than 46; the vector of a
-    class passes through a matrix.
+Differences: no learned variance (18,448 parameters); the gradient is clipped from the first step, not from the
+    100,000th (sky: 20,000th); a clip of ucf101 has 16 frames in a row, not every third, since some of its videos have
+    fewer than 46; the vector of a class passes through a matrix.
 Classes: a caption or a prompt belongs to the class whose name it holds: `--prompt=ApplyEyeMakeup`. The captions of
     TFDS' ucf101 are these names.
 
@@ -46,7 +46,7 @@ PoleVault PommelHorse PullUps Punch PushUps Rafting RockClimbingIndoor RopeClimb
 Shotput SkateBoarding Skiing Skijet SkyDiving SoccerJuggling SoccerPenalty StillRings SumoWrestling Surfing Swing
 TableTennisShot TaiChi TennisSwing ThrowDiscus TrampolineJumping Typing UnevenBars VolleyballSpiking WalkingWithDog
 WallPushups WritingOnBoard YoYo
-""".split()
+""".split()  # noqa: SIM905
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # "the digit 3 moves to the left", "a three going left": the digit, then the direction.
 DIGITS_THAT_MOVE = tuple(

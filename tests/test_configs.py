@@ -104,7 +104,9 @@ def test_a_config_tunes_a_published_network_as_it_is_sampled(name, folder, kind,
     assert text.pop("folder") == str(place / folder)
     assert text == FAMILIES[kind].text
     trained = flatten_dict(split_of(config, model).trained)
-    assert {path[-1] for path in trained if "lora" in path[-1]} == ({"lora_down", "lora_up"} if "lora" in name else set())
+    assert {path[-1] for path in trained if "lora" in path[-1]} == (
+        {"lora_down", "lora_up"} if "lora" in name else set()
+    )
     optimizer_of(config)
     check_sampling(Settings(**model.sampling), model, [""])
 

@@ -110,7 +110,7 @@ def test_low_rank_changes_begin_as_none_and_add_their_product(params):
 def test_a_part_that_does_not_exist_cannot_be_trained(params):
     with pytest.raises(InputError, match=r"train\.parts='some': the model has no such parameters"):
         divide(params, "some")
-    with pytest.raises(InputError, match=r"train.parts='\[' is neither all, time, attention, lora nor a regular expression"):
+    with pytest.raises(InputError, match=r"train.parts='\[' is neither all, time, attention, lora nor a regular"):
         divide(params, "[")
     with pytest.raises(InputError, match=r"train\.parts='time': the model has no such parameters"):
         divide({"text": params["text"], "network": {"stem": params["network"]["stem"]}}, "time")

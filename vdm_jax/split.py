@@ -1,4 +1,4 @@
-"""Which parameters are trained: all of the network, time slots, attention, low-rank changes, or what a pattern finds."""
+"""Which parameters are trained: all of the network, time slots, attention, low-rank changes, or those of a pattern."""
 
 import dataclasses
 import itertools

@@ -126,7 +126,7 @@ def test_a_transformer_is_trained_as_a_whole_or_in_part(step, folder, parts, tra
 
 def test_a_transformer_without_blocks_along_time_has_no_such_part(place):
     config = config_of(place, "wan", "time")
-    with pytest.raises(InputError, match="train.parts='time': the model has no such parameters"):
+    with pytest.raises(InputError, match=r"train.parts='time': the model has no such parameters"):
         split_of(config, build(config, ONE))
 
 
