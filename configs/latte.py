@@ -48,9 +48,9 @@ TableTennisShot TaiChi TennisSwing ThrowDiscus TrampolineJumping Typing UnevenBa
 WallPushups WritingOnBoard YoYo
 """.split()  # noqa: SIM905
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# "the digit 3 moves to the left", "a three going left": the digit, then the direction.
+# "3 left" is the class of "the digit 3 moves to the left" and of "a three going left".
 DIGITS_THAT_MOVE = tuple(
-    rf"({number}|{word})\b.*\b{direction}(wards)?"
+    (f"{number} {direction}", rf"({number}|{word})\b.*\b{direction}(wards)?")
     for number, word in enumerate(DIGITS)
     for direction in ("left", "right", "up", "down")
 )

@@ -83,7 +83,9 @@ def test_classes_have_a_vector_each_and_so_has_none(place):
         model = build(config_of(f"latte.py:{name}", place / "images"), ONE)
         assert count(model.params["text"]) == (classes + 1) * width
         assert model.latent_shape[0] == (8 if name == "moving_digits_class" else 16)
-    with pytest.raises(InputError, match="text 'Dancing' must be empty or hold one of the 40 classes"):
+    with pytest.raises(
+        InputError, match="'Dancing' must be empty or hold one of the 40 classes 0 left, 0 right, 0 up …; it"
+    ):
         model.tokenize("Dancing")
 
 
