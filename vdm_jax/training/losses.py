@@ -75,6 +75,8 @@ def denoising(model: Model, objective: Objective, *, stills: int = 0, layout: La
             # The null condition is the empty text, whose tokens are a start token and padding.
             tokens = jnp.where(draws.drop[:, None, None], model.tokenize(""), batch["tokens"])
             text = model.encode(params, tokens, frames=x.shape[1])
+            if model.null_mask:  # as in guidance; the compiler drops all of this encoding but the mask
+                text = text._replace(mask=model.encode(params, batch["tokens"], frames=x.shape[1]).mask)
         is_still = jnp.broadcast_to(jnp.arange(x.shape[1]) >= x.shape[1] - stills, x.shape[:2]) if stills else None
         conditions = Conditions(text, batch.get("known"), None, is_still)
 
