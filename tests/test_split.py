@@ -132,7 +132,7 @@ def test_trained_parameters_begin_as_loaded_or_new_ones(params):
         np.testing.assert_array_equal(leaf, flatten_dict(expected)[path])
     assert_equal(join(begun, split.frozen)["codec"], params["codec"])
     make_split(unflatten_dict(fresh), r"/(up|time)/", 1, seed=0, make_new=lambda: values)
-    with pytest.raises(InputError, match=r"train.parts='stem/' leaves 4 new parameters untrained \(network/up/0/0/"):
+    with pytest.raises(InputError, match=r"train.parts='stem/' leaves 5 new parameters untrained \(network/up/0/0/"):
         make_split(unflatten_dict(fresh), "stem/", 1, seed=0, make_new=lambda: values)
     with pytest.raises(InputError, match=r"train.parts='lora' leaves \d new parameters untrained"):
         make_split(unflatten_dict(fresh), "lora", 1, seed=0, make_new=lambda: values)
