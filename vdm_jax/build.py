@@ -31,6 +31,7 @@ from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import sharded
 from vdm_jax.pretrained import load as published
+from vdm_jax.pretrained.folder import is_pipeline, snapshot
 from vdm_jax.released import is_released, released_path
 from vdm_jax.split import Split, in_common, join, make_split
 from vdm_jax.typing import Params, PyTree
@@ -86,7 +87,7 @@ def _build(groups: str, mesh: Mesh | None = None) -> Model:
         text, params["text"] = _load_part(config, "text", mesh)
     if "network" in loaded:
         own, params["network"], sizes = _load_part(config, "network", mesh)
-        fields |= own
+        fields |= published.at_size(own, shape)
     modules = nnx.eval_shape(lambda: make_parts(config, latents[3], text))
     for name, module in modules.items():
         params[name] = nnx.to_pure_dict(nnx.split(module)[1])
@@ -176,7 +177,8 @@ def _load_part(config: ConfigDict, part: str, mesh: Mesh | None) -> tuple:
         raise InputError(f"{name}.folder={folder} is a run without a {part} of its own")
     if part != "network":
         return getattr(run, part), run.params[part]
-    fields = ("network", "process", "prediction", "masks", "text_per_frame", "null_mask", "sampling", "unet_config")
+    fields = ("network", "process", "prediction", "masks", "text_per_frame", "null_mask", "scalars", "sampling")
+    fields = (*fields, "unet_config")
     sizes = run.latent_shape[3], run.text.width if run.text else 0
     return {field: getattr(run, field) for field in fields}, run.params["network"], sizes
 
@@ -254,7 +256,7 @@ def load(path: str | Path, *, mesh: Mesh | None = None, **options: Any) -> Model
     Raises:
         InputError: no such folder, no checkpoint, a checkpoint that does not fit the config, or an unknown option.
     """
-    if (published.snapshot(path) / "model_index.json").exists():
+    if is_pipeline(snapshot(path)):
         try:
             return published.load_published(path, mesh=mesh, **options)
         except TypeError as error:

@@ -140,6 +140,8 @@ class Pipeline:
         """Returns the tokens of the null condition. Raises InputError where the model takes no text."""
         if negative and self.model.text is None:
             raise InputError(f"negative prompt {negative[:40]!r}: this model takes no text")
+        if negative and "null_text" in self.model.params["network"]:
+            raise InputError(f"negative prompt {negative[:40]!r}: this model has a learned null text instead")
         return self.model.tokenize(negative)
 
     def check(
@@ -253,10 +255,8 @@ def _branches(
         return [model.first_frame.null(full), full]
     noise = gaussian(keys, CHANNELS, model.latent_shape, jnp.float32)
     channels = model.channels(len(tokens), known if settings.respect == "concat" else None, noise, known_noise)
-    full = Conditions(model.encode(params, tokens, shares=shares), channels)
-    text = model.encode(params, null[None, None])
-    text = jax.tree.map(lambda n, c: jnp.broadcast_to(n, c.shape), text, full.text)
-    return [full._replace(text=text._replace(mask=full.text.mask) if model.null_mask else text), full]
+    full = Conditions(model.encode(params, tokens, shares=shares), channels, model.scalars_of(len(tokens)))
+    return [full._replace(text=model.null_text(params, null, full.text)), full]
 
 
 def whole(videos: Float[Array, "B T H W C"], mesh: Mesh) -> Float[np.ndarray, "B T H W C"]:

@@ -65,6 +65,8 @@ class DiT(nnx.Module):
             is added to the embedding of time.
         scalars: (width of the sinusoid of each scalar condition, how many there are), None for none.
         frequencies: width of the sinusoid of time.
+        null_text: rows of a learned null text, 0 for none. The network does not read them: `Model.null_text` puts them
+            in the place of a prompt's tokens.
         variance: the network also predicts a variance for each channel, which is dropped (Nichol & Dhariwal 2021).
         max_frames: upper bound on the number of frames, None for any.
         dtype: of the computation; parameters are float32.
@@ -96,6 +98,7 @@ class DiT(nnx.Module):
         pooled: bool = True,
         scalars: tuple[int, int] | None = None,
         frequencies: int = 256,
+        null_text: int = 0,
         variance: bool = False,
         max_frames: int | None = None,
         dtype: str = "float32",
@@ -119,6 +122,8 @@ class DiT(nnx.Module):
         self.pooled = nnx.Linear(pooled_width, width, **common) if pooled and pooled_width else None
         reads = bool(text_width) and cross != "none"
         self.text = EmbeddingMLP(text_width, width, width, activation=jax.nn.gelu, **common) if reads else None
+        if null_text:
+            self.null_text = nnx.Param(0.02 * jax.random.normal(rngs.params(), (null_text, text_width), jnp.float32))
         alongs = {"space_time": ("space", "time"), "all": ("all",)}[attend]
         block = dict(width=width, hidden=hidden or 4 * width, heads=heads, qk_norm=qk_norm, interleaved=interleaved)
         block |= dict(cross_norm=cross_norm, modulation=modulation)

@@ -41,9 +41,10 @@ def read_config(folder: str | Path, name: str = "") -> dict[str, Any]:
     """
     path = (component(folder, name) if name else network_folder(folder)) / "config.json"
     config = read_json(path)
-    if "_class_name" not in config:
+    name = config.get("_class_name") or config.get("model_type")
+    if name is None:
         raise InputError(f"{path} is not a diffusers config: it has no _class_name")
-    return config
+    return config | {"_class_name": name}
 
 
 IGNORED = ("_class_name", "_diffusers_version", "_name_or_path", "sample_size", "num_frames")
@@ -73,7 +74,13 @@ def component(folder: str | Path, name: str) -> Path:
     folder = snapshot(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; download the model elsewhere and point at it")
-    return folder / name if (folder / "model_index.json").exists() else folder
+    return folder / name if is_pipeline(folder) else folder
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether a folder holds the parts of a whole model: it has a model_index.json, or, put together by hand, a
+    transformer."""
+    return (folder / "model_index.json").exists() or (folder / "transformer" / "config.json").exists()
 
 
 def network_folder(folder: str | Path) -> Path:

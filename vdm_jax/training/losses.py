@@ -73,10 +73,14 @@ def denoising(model: Model, objective: Objective, *, stills: int = 0, layout: La
         text = None
         if model.text is not None:
             # The null condition is the empty text, whose tokens are a start token and padding.
-            tokens = jnp.where(draws.drop[:, None, None], model.tokenize(""), batch["tokens"])
+            drop, learned = draws.drop[:, None, None], "null_text" in params["network"]
+            tokens = batch["tokens"] if learned else jnp.where(drop, model.tokenize(""), batch["tokens"])
             text = model.encode(params, tokens, frames=x.shape[1])
+            if learned:
+                null = model.null_text(params, model.tokenize(""), text)
+                text = text._replace(tokens=jnp.where(drop[..., None], null.tokens, text.tokens))
         is_still = jnp.broadcast_to(jnp.arange(x.shape[1]) >= x.shape[1] - stills, x.shape[:2]) if stills else None
-        conditions = Conditions(text, batch.get("known"), None, is_still)
+        conditions = Conditions(text, batch.get("known"), model.scalars_of(len(x)), is_still)
 
         def predict(z, network_time, _):
             return network(z, network_time, conditions, key=key, layout=layout)

@@ -13,6 +13,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.models.unet import UNet
 from vdm_jax.pretrained.folder import Config
 from vdm_jax.pretrained.names import BLOCKS, Naming, Table
+from vdm_jax.pretrained.schedulers import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Family:
         first_frame: the network is conditioned on its first frame, not on text.
         text: arguments of `load.load_text`: how many tokens a text has, and what the network sees of padding.
         null_mask: in guidance, the null text has as many tokens as the prompt.
+        time_per_frame: known frames may stand at time 0.
+        at_size: from the shape of a video to fields of `Model` that depend on it.
+        schedule: of a family whose folders have no scheduler.
     """
 
     network: Callable[..., tuple[dict[str, Any], Naming]]
@@ -42,6 +46,9 @@ class Family:
     first_frame: bool = False
     text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     null_mask: bool = False
+    time_per_frame: bool = False
+    at_size: Callable[[tuple[int, ...]], Mapping[str, Any]] = lambda shape: {}
+    schedule: Schedule | None = None
 
 
 EVERYWHERE = {"downsample_padding": 1, "mid_block_scale_factor": 1, "act_fn": "silu", "time_cond_proj_dim": None}

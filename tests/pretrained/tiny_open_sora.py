@@ -1,0 +1,55 @@
+"""Open-Sora 1.2 in the published files, tiny: networks of the original code, and other parts random."""
+
+from pathlib import Path
+
+import numpy as np
+
+from tests.pretrained import tiny_autoencoders
+from tests.pretrained.make_golden_text import ENCODERS, GOLDEN
+from tests.pretrained.make_golden_text import write as write_text
+from tests.pretrained.transformers import STDIT3, fixture
+from vdm_jax.pretrained.folder import write_folder
+from vdm_jax.pretrained.parts import video_autoencoders as parts
+
+# Weights, inputs and results of Open-Sora 1.2's own temporal network (v1.2.0, commit 17cce908), with few channels.
+TEMPORAL = Path(__file__).parent / "open_sora_temporal.npz"
+OPEN_SORA = {
+    "model_type": "VideoAutoencoderPipeline",
+    "architectures": ["VideoAutoencoderPipeline"],
+    "cal_loss": False,
+    "freeze_vae_2d": False,
+    "from_pretrained": None,
+    "micro_frame_size": 17,
+    "scale": [3.85, 2.32, 2.33, 3.06],
+    "shift": [-0.1, 0.34, 0.27, 0.98],
+    "torch_dtype": "float32",
+    "transformers_version": "4.36.2",
+    "vae_2d": {"type": "VideoAutoencoderKL", "from_pretrained": "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers"},
+    "vae_temporal": {"type": "VAE_Temporal_SD", "from_pretrained": None},
+}
+
+
+def temporal_tensors(monkeypatch):
+    """Sets few channels for both networks of the autoencoder; returns the tensors of the temporal one."""
+    monkeypatch.setattr(parts, "_TEMPORAL", dict(widths=(4, 8, 8, 16), blocks=(1, 1), middle=1, groups=2))
+    monkeypatch.setattr(parts, "_IMAGES", tiny_autoencoders.AUTOENCODERS["image"][0])
+    arrays = np.load(TEMPORAL)
+    return {f"temporal_vae.{name[2:]}": arrays[name] for name in arrays if name.startswith("w/")}
+
+
+def autoencoder_tensors(temporal):
+    """All tensors of the autoencoder's file."""
+    images = tiny_autoencoders.tensors_of(parts._IMAGES)
+    buffers = {name: np.float32(OPEN_SORA[name]).reshape(1, 4, 1, 1, 1) for name in ("shift", "scale")}
+    return temporal | buffers | {f"spatial_vae.module.{name}": array for name, array in images.items()}
+
+
+def write_open_sora(folder: Path, temporal) -> Path:
+    """The folder that docs/published.md puts together."""
+    network = {key: value for key, value in STDIT3.items() if key != "_class_name"} | {"model_type": "STDiT3"}
+    write_folder(folder / "transformer", fixture("stdit3_tiny")[0], network, "model")
+    write_folder(folder / "vae", autoencoder_tensors(temporal), OPEN_SORA, "model")
+    write_text(folder / "text_encoder", ENCODERS["t5"] | {"d_model": network["caption_channels"]})
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "spiece.model").write_bytes(np.load(GOLDEN)["spiece"].tobytes())
+    return folder
