@@ -27,6 +27,7 @@ from vdm_jax.models.dit import DiT
 from vdm_jax.models.mmdit import MMDiT
 from vdm_jax.models.rngs import Keys
 from vdm_jax.models.text.bytes import ByteEncoder
+from vdm_jax.models.text.classes import ClassTable
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import sharded
@@ -38,7 +39,7 @@ from vdm_jax.typing import Params, PyTree
 
 # What `kind` names. A new kind is registered here: NETWORKS["mine"] = Mine.
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {"unet": UNet, "dit": DiT, "mmdit": MMDiT}
-TEXT_ENCODERS: dict[str, Callable[..., nnx.Module]] = {"bytes": ByteEncoder}
+TEXT_ENCODERS: dict[str, Callable[..., nnx.Module]] = {"bytes": ByteEncoder, "classes": ClassTable}
 LOADERS = {"network": published.load_network, "text": published.load_text, "codec": published.load_codec}
 
 
@@ -55,6 +56,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Model:
     """
     groups = {name: config[name] for name in ("model", "known", "process", "objective", "seed")}
     groups["data"] = {name: config.data[name] for name in ("frames", "height", "width", "channels", "joint_images")}
+    groups["fps"] = config.sample.fps
     key = ConfigDict(groups).to_json()
     loads = any("folder" in config.model[part] for part in LOADERS)
     model = _build.__wrapped__(key, mesh or make_mesh()) if loads else _build(key)
@@ -64,7 +66,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Model:
         names += ("solver", "eta", "grid", "clip")
     respect = "concat" if model.tell == "channels" else "times" if model.time_per_frame else "replace"
     sampling = {name: sample[name] for name in names} | {"interval": tuple(sample.interval), "respect": respect}
-    return dataclasses.replace(model, sampling=dict(model.sampling) | sampling, fps=sample.fps)
+    return dataclasses.replace(model, sampling=dict(model.sampling) | sampling)
 
 
 @functools.lru_cache(maxsize=8)  # shapes take half a second, and nobody changes a Model
@@ -99,6 +101,8 @@ def _build(groups: str, mesh: Mesh | None = None) -> Model:
         prediction = objective_of(config).prediction
         fields |= dict(network=nnx.split(modules["network"])[0], process=process_of(config), prediction=prediction)
     module, masks = nnx.merge(fields["network"], params["network"]), fields["masks"]
+    if "network" not in loaded and getattr(module, "scalar_width", None):
+        fields["scalars"] = (config.fps,)
     for name, size in (("height", data.height), ("width", data.width)):
         if masks and size % masks.downsample:
             raise InputError(f"data.{name}={size} must be a multiple of known.downsample={masks.downsample}")
@@ -106,7 +110,7 @@ def _build(groups: str, mesh: Mesh | None = None) -> Model:
     time_per_frame = objective_of(config).time_per_frame or (masks is not None and masks.tell == "times")
     if time_per_frame and getattr(module, "folds_frames", False):
         raise InputError("a time for each frame needs a network with patch_time=1 and resample='space'")
-    common = dict(shape=shape, fps=8.0, params=params, time_per_frame=time_per_frame, loaded=loaded)
+    common = dict(shape=shape, fps=config.fps, params=params, time_per_frame=time_per_frame, loaded=loaded)
     return Model(text=text, codec=codec, **common, **fields)
 
 

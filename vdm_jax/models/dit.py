@@ -63,7 +63,8 @@ class DiT(nnx.Module):
         modulation: "shared" or "block" (`Block`).
         text_width, pooled_width: of text tokens, and of the pooled text vector, 0 for none. `pooled`: the pooled vector
             is added to the embedding of time.
-        scalars: (width of the sinusoid of each scalar condition, how many there are), None for none.
+        scalars: (width of the sinusoid of each scalar condition, how many there are), None for none. A new network
+            takes one, the frame rate.
         frequencies: width of the sinusoid of time.
         null_text: rows of a learned null text, 0 for none. The network does not read them: `Model.null_text` puts them
             in the place of a prompt's tokens.

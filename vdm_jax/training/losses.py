@@ -77,7 +77,7 @@ def denoising(model: Model, objective: Objective, *, stills: int = 0, layout: La
             tokens = batch["tokens"] if learned else jnp.where(drop, model.tokenize(""), batch["tokens"])
             text = model.encode(params, tokens, frames=x.shape[1])
             if learned:
-                null = model.null_text(params, model.tokenize(""), text)
+                null = model.null_text(params, jnp.asarray(model.tokenize("")), text)
                 text = text._replace(tokens=jnp.where(drop[..., None], null.tokens, text.tokens))
         is_still = jnp.broadcast_to(jnp.arange(x.shape[1]) >= x.shape[1] - stills, x.shape[:2]) if stills else None
         conditions = Conditions(text, batch.get("known"), model.scalars_of(len(x)), is_still)
