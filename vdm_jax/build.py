@@ -108,6 +108,7 @@ def _build(groups: str, mesh: Mesh | None = None) -> Model:
             raise InputError(f"data.{name}={size} must be a multiple of known.downsample={masks.downsample}")
     _check_sizes(module, latents, shape, data.joint_images)
     time_per_frame = objective_of(config).time_per_frame or (masks is not None and masks.tell == "times")
+    time_per_frame |= fields.pop("time_per_frame", False)
     if time_per_frame and getattr(module, "folds_frames", False):
         raise InputError("a time for each frame needs a network with patch_time=1 and resample='space'")
     common = dict(shape=shape, fps=config.fps, params=params, time_per_frame=time_per_frame, loaded=loaded)
@@ -182,7 +183,7 @@ def _load_part(config: ConfigDict, part: str, mesh: Mesh | None) -> tuple:
     if part != "network":
         return getattr(run, part), run.params[part]
     fields = ("network", "process", "prediction", "masks", "text_per_frame", "null_mask", "scalars", "sampling")
-    fields = (*fields, "unet_config")
+    fields = (*fields, "unet_config", "time_per_frame", "weights", "guides_known")
     sizes = run.latent_shape[3], run.text.width if run.text else 0
     return {field: getattr(run, field) for field in fields}, run.params["network"], sizes
 

@@ -34,6 +34,11 @@ class TextEncoder:
         return nnx.merge(self.graphdef, params)(tokens)
 
 
+def one_weight(guidance: Array | float, steps: int, frames: int) -> list[Any]:
+    """Returns the weights of plain guidance."""
+    return [guidance]
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A video diffusion model. Without `params` it is hashable: a program is compiled once for equal models.
@@ -51,6 +56,9 @@ class Model:
         text_per_frame: each frame may have a text of its own, so that prompts can change from frame to frame.
         null_mask: the null text of guidance counts as many tokens as the prompt.
         scalars: numbers that the network is conditioned on, such as the frame rate.
+        weights: from (guidance scale, steps, frames of latents) to the weights of guidance between its branches
+            (`diffusion.guidance.guided`).
+        guides_known: what is known is a branch of its own, between the null condition and the full one.
         noise_window: (length, stride) of FreeNoise's windows, None for independent noise.
         sampling: defaults of `generation.settings.Settings`.
         unet_config: config.json of a published network.
@@ -72,6 +80,8 @@ class Model:
     text_per_frame: bool = False
     null_mask: bool = False
     scalars: tuple[float, ...] = ()
+    weights: Callable[..., list[Any]] = one_weight
+    guides_known: bool = False
     noise_window: tuple[int, int] | None = None
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
     unet_config: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False, compare=False)

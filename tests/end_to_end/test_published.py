@@ -11,7 +11,7 @@ import pytest
 
 from tests.end_to_end.conftest import ROOT
 from tests.pretrained.pipelines import SCHEDULER, write_adapter, write_image_to_video, write_lora, write_pipeline
-from tests.pretrained.tiny_open_sora import temporal_tensors, write_open_sora
+from tests.pretrained.tiny_open_sora import temporal_tensors, write_open_sora, write_open_sora_2
 from vdm_jax.video import write_image
 
 TEXTS = "".join((ROOT / name).read_text() for name in ("README.md", "docs/published.md"))
@@ -37,6 +37,7 @@ def folder(tmp_path_factory, monkeypatch):
     for name in (adapter, "animatelcm"):
         write_adapter(folder / name, image, adapter)
     write_open_sora(folder / "open-sora-1.2", temporal_tensors(monkeypatch))
+    write_open_sora_2(folder / "open-sora-2", monkeypatch)
     (folder / "my").mkdir()
     (folder / "my" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     video = "stable-video-diffusion-img2vid-xt"
@@ -69,12 +70,13 @@ def test_the_documents_have_a_command_for_each_kind_of_model():
         "stable-diffusion-v1-5",
         "stable-video-diffusion-img2vid-xt",
         "open-sora-1.2",
+        "open-sora-2",
     }
     assert any("--lora" in words for words in COMMANDS)
 
 
-# The files of Open-Sora's autoencoder do not say its sizes, so a command has only the real ones (test_open_sora.py).
-SMALL = [words for words in COMMANDS if "open-sora-1.2" not in words]
+# Open-Sora's files do not say all sizes, so a command has only the real ones (tests/pretrained/test_open_sora.py).
+SMALL = [words for words in COMMANDS if not words[1].startswith("open-sora")]
 
 
 @pytest.mark.parametrize("words", SMALL, ids=" ".join)

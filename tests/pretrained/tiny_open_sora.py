@@ -1,14 +1,21 @@
-"""Open-Sora 1.2 in the published files, tiny: networks of the original code, and other parts random."""
+"""Open-Sora in the published files, tiny: networks of the original code, and other parts random."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
-from tests.pretrained import tiny_autoencoders
+from tests.pretrained import tiny_autoencoders, tiny_video_autoencoders
+from tests.pretrained.make_golden_clip import write_vocabulary
 from tests.pretrained.make_golden_text import ENCODERS, GOLDEN
 from tests.pretrained.make_golden_text import write as write_text
-from tests.pretrained.transformers import STDIT3, fixture
+from tests.pretrained.pipelines import TEXT, write_part
+from tests.pretrained.tiny_video_autoencoders import VIDEO_AUTOENCODERS
+from tests.pretrained.transformers import MMDIT, STDIT3, fixture
+from vdm_jax.pretrained.families import open_sora_2
 from vdm_jax.pretrained.folder import write_folder
+from vdm_jax.pretrained.parts import clip
 from vdm_jax.pretrained.parts import video_autoencoders as parts
 
 # Weights, inputs and results of Open-Sora 1.2's own temporal network (v1.2.0, commit 17cce908), with few channels.
@@ -52,4 +59,27 @@ def write_open_sora(folder: Path, temporal) -> Path:
     write_text(folder / "text_encoder", ENCODERS["t5"] | {"d_model": network["caption_channels"]})
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "spiece.model").write_bytes(np.load(GOLDEN)["spiece"].tobytes())
+    return folder
+
+
+def write_open_sora_2(folder: Path, monkeypatch) -> Path:
+    """The folder of Open-Sora 2.0 that docs/published.md puts together; the published files have no configs."""
+    autoencoder = VIDEO_AUTOENCODERS["hunyuan"][0]
+    for published, tiny in ((open_sora_2.PUBLISHED, MMDIT), (parts._HUNYUAN, autoencoder)):
+        for key in published.keys() & tiny.keys():
+            monkeypatch.setitem(published, key, tiny[key])
+    for part, name, tensors in (
+        ("transformer", "Open_Sora_v2", fixture("opensora2_mmdit_tiny")[0]),
+        ("vae", "hunyuan_vae", tiny_video_autoencoders.tensors_of(autoencoder)),
+    ):
+        (folder / part).mkdir(parents=True)
+        save_file(tensors, folder / part / f"{name}.safetensors")
+    write_text(folder / "text_encoder", ENCODERS["t5"] | {"d_model": MMDIT["context_in_dim"]})
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "spiece.model").write_bytes(np.load(GOLDEN)["spiece"].tobytes())
+    words = write_vocabulary(folder / "clip" / "tokenizer")
+    count = len(json.loads((words / "vocab.json").read_text()))
+    text = TEXT | {"hidden_size": MMDIT["vec_in_dim"], "vocab_size": count, "eos_token_id": count - 1}
+    kind, arguments, naming = clip.translate(text)
+    write_part(folder / "clip" / "text_encoder", "model", text, kind, arguments, naming)
     return folder

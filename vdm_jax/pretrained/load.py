@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from vdm_jax.errors import InputError
 from vdm_jax.model import Model, TextEncoder
 from vdm_jax.models.codec import Codec, latent_codec
+from vdm_jax.models.text.pair import TextPair
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import FAMILIES
@@ -32,7 +33,7 @@ from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder
 from vdm_jax.pretrained.parts.t5 import load_t5
 from vdm_jax.pretrained.parts.video_autoencoders import load_video_codec, video_config
 from vdm_jax.pretrained.schedulers import read_scheduler
-from vdm_jax.pretrained.tokenizers import load_bert_tokenizer, load_t5_tokenizer, load_tokenizer
+from vdm_jax.pretrained.tokenizers import PairTokenizer, load_bert_tokenizer, load_t5_tokenizer, load_tokenizer
 from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.typing import Params
 
@@ -68,11 +69,13 @@ def load_network(
         schedule = read_scheduler(snapshot(folder), scheduler, *([family.scheduler] if moves else []))
     elif scheduler is not None:
         raise InputError(f"scheduler={scheduler} is not for {unet.config['_class_name']}, which has one schedule")
-    sampling = {name: getattr(family, name) for name in ("steps", "guidance", "known_noise")} | schedule.sampling
+    names = ("steps", "guidance", "known_noise", "respect")
+    sampling = {name: getattr(family, name) for name in names} | schedule.sampling
     fields = dict(network=unet.graphdef, process=schedule.process, prediction=schedule.prediction, sampling=sampling)
     fields |= dict(unet_config=unet.config, text_per_frame=not family.first_frame and family.kind is UNet)
-    fields["null_mask"] = family.null_mask
-    widths = (unet.config[key] for key in ("text_dim", "caption_channels", "cross_attention_dim") if key in unet.config)
+    fields |= family.model
+    keys = ("text_dim", "caption_channels", "cross_attention_dim", "context_in_dim")
+    widths = (unet.config[key] for key in keys if key in unet.config)
     module = nnx.merge(unet.graphdef, unet.params)
     return fields, unet.params, (getattr(module, "channels_out", unet.config.get("out_channels")), next(widths))
 
@@ -89,6 +92,7 @@ def load_text(
     package: str = "",
     sha256: Sequence[tuple[str, str]] = (),
     length: int | None = None,
+    pooled: str = "",
     loras: Sequence[Lora] = (),
     **options: Any,
 ) -> tuple[TextEncoder, Params]:
@@ -99,6 +103,7 @@ def load_text(
         package: a Python package of pip, as "name==version", in whose files `folder` is.
         sha256: pairs of a file in `folder` and its hash.
         length: tokens of a text, with padding (default: all positions of CLIP and BERT, 512 of T5).
+        pooled: another encoder, in `folder`, whose pooled vector takes the place of the encoder's own.
         options: mesh, dtype, params_dtype; padding of T5 and BERT; masked of T5.
 
     Raises:
@@ -121,7 +126,20 @@ def load_text(
         raise InputError(f"{folder}: length={length} must be at most {positions}")
     encoder, tokenize = load(folder, **options), load_words(folder, length=length or positions or 512)
     width = nnx.merge(encoder.graphdef, encoder.params).width
-    return TextEncoder(encoder.graphdef, tokenize, width, width), encoder.params
+    text = TextEncoder(encoder.graphdef, tokenize, width, width)
+    if not pooled:
+        return text, encoder.params
+    common = {key: value for key, value in options.items() if key in ("mesh", "dtype", "params_dtype")}
+    return paired(text, encoder.params, *load_text(snapshot(folder) / pooled, **common))
+
+
+def paired(text: TextEncoder, params: Params, other: TextEncoder, other_params: Params) -> tuple[TextEncoder, Params]:
+    """Returns the text encoder that has its tokens from one encoder, and its pooled vector from another."""
+    length = len(text.tokenize(""))
+    pair = TextPair(nnx.merge(text.graphdef, params), nnx.merge(other.graphdef, other_params), length)
+    graphdef, state = nnx.split(pair)
+    tokenize = PairTokenizer(text.tokenize, other.tokenize)
+    return TextEncoder(graphdef, tokenize, text.width, other.pooled_width), nnx.to_pure_dict(state)
 
 
 def load_codec(folder: str | Path, *, chunk: int | None = None, **options: Any) -> tuple[Codec, Params]:
@@ -162,7 +180,7 @@ def load_published(
     **options: Any,
 ) -> Model:
     """Loads the model of a pipeline's folder: ModelScope, AnimateDiff, Stable Diffusion with a motion adapter, Stable
-    Video Diffusion, Latte, Open-Sora 1.2 or Wan.
+    Video Diffusion, Latte, Open-Sora or Wan.
 
     Args:
         folder: in the diffusers format.
@@ -218,7 +236,9 @@ def load_published(
         first_frame = FirstFrame(image.graphdef, image.config["image_size"], codec, family.fps, motion)
     else:
         length = {"length": config["model_max_length"]} if "model_max_length" in config else {}
-        text, params["text"] = load_text(folder, loras=changes, **dict(family.text) | length, **common)
+        text, params["text"] = load_text(folder, loras=changes, **family.text | length, **common)
+    if index.get("expand_timesteps"):  # Wan 2.2 5B: known frames are at time 0
+        fields["time_per_frame"] = True
     _log_sizes(params, dtype, min(codec.decoded or frames, frames), frames)
     return Model(
         text=text,
@@ -229,8 +249,6 @@ def load_published(
         first_frame=first_frame,
         noise_window=free_noise,
         loaded=frozenset(params),
-        # Wan 2.2 5B, and Open-Sora 1.2: known frames are at time 0.
-        time_per_frame=family.time_per_frame or bool(index.get("expand_timesteps")),
         origin=repr((str(folder), str(motion_adapter), [(str(f), s) for f, s in loras], loading)),
         **fields,
     )

@@ -56,6 +56,8 @@ def load_unet(
     elif new_motion is not None:
         config = animatediff.with_motion(config, animatediff.new_adapter(new_motion))
         new = "/time_attention/"
+    if config["_class_name"] in FAMILIES:
+        config = FAMILIES[config["_class_name"]].config | config
     arguments, naming = translate(config, per_frame_norm=per_frame_norm, window=window)
     arguments = dict(**arguments, **options)
     weights, mesh = Weights(*folders), mesh or make_mesh()

@@ -110,7 +110,7 @@ OPEN_SORA = Family(
     fps=FPS,
     steps=30,
     guidance=7.0,
-    time_per_frame=True,
+    model=dict(time_per_frame=True),
     at_size=_at_size,
     schedule=Schedule(Flow(), "reverse_flow", "ddim", "uniform", {}, {}),
 )
