@@ -71,6 +71,27 @@ def test_options_reach_the_optimizer_and_contributed_ones_are_found():
     assert isinstance(make_optimizer("ademamix", optax.constant_schedule(1e-3)), tuple)  # of optax.contrib
 
 
+def test_muon_orthogonalises_each_matrix_of_stacked_blocks_and_leaves_their_vectors_to_adam():
+    def draw(*shape):
+        return jax.random.normal(jax.random.key(len(shape) * sum(shape)), shape)
+
+    vectors = {"up": {"bias": draw(3, 6)}, "norm": {"scale": draw(3, 4)}, "block": {"table": draw(3, 6)}}
+    stacked = vectors | {"up": {"kernel": draw(3, 4, 6)} | vectors["up"]}
+    muon = make_optimizer("muon", lambda step: 1.0)
+    updates = first_update(muon, stacked)
+    each = [first_update(muon, jax.tree.map(lambda x, i=i: x[i], stacked)) for i in range(3)]
+    jax.tree.map(lambda a, *e: np.testing.assert_allclose(a, jnp.stack(e), atol=1e-5), updates, *each)
+    del updates["up"]["kernel"]
+    adam = first_update(make_optimizer("adamw", lambda step: 1.0, weight_decay=0, nesterov=True), vectors)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), updates, adam)
+
+
+def first_update(tx, grads):
+    """Returns the first update of parameters that are zero."""
+    params = jax.tree.map(jnp.zeros_like, grads)
+    return jax.jit(tx.update)(grads, tx.init(params), params)[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -13,7 +13,7 @@ from flax import nnx
 
 from vdm_jax.errors import InputError
 from vdm_jax.models.attention import IMPLEMENTATIONS, Source, attend, choose_implementation, split_heads
-from vdm_jax.models.conditions import Conditions
+from vdm_jax.models.conditions import Conditions, check_divides
 from vdm_jax.models.dit_block import EPSILON, PLAIN
 from vdm_jax.models.layers import EmbeddingMLP, Fold, Unfold, layer_norm, zeros
 from vdm_jax.models.layout import ONE_DEVICE, Layout
@@ -215,10 +215,7 @@ class MMDiT(nnx.Module):
 
     def check(self, frames: int, height: int, width: int, stills: int = 0) -> None:
         """Raises InputError for sizes that the patches do not divide, or for stills."""
-        time, space = self.patch
-        for name, size, factor in (("height", height, space), ("width", width, space), ("frames", frames, time)):
-            if size % factor:
-                raise InputError(f"{name}={size} must be a multiple of {factor} (patch of the transformer)")
+        check_divides("patch of the transformer", self.patch, frames, height, width)
         if stills:
             raise InputError(f"joint_images={stills} is not for a transformer whose tokens all see each other")
 
