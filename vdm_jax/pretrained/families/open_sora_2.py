@@ -129,7 +129,8 @@ OPEN_SORA_2 = Family(
     steps=50,
     guidance=7.5,
     text=dict(length=512, masked=False, padding="kept", pooled="clip/text_encoder"),
-    model=dict(weights=oscillating_weights, guides_known=True, masks=MaskMixture({"nothing": 1.0})),
+    # It was also trained on last frames and on first and last ones, with the weight 1 each.
+    model=dict(weights=oscillating_weights, guides_known=True, masks=MaskMixture({"nothing": 1.0, "first": 5.0})),
     respect="concat",
     at_size=_at_size,
     schedule=Schedule(Flow(), "flow", "ddim", "uniform", {}, {}),
