@@ -1,58 +1,70 @@
-"""Open-Sora 1.2 (Zheng et al. 2024, arXiv 2412.20404), stage 1 of its training: 240p, 51 frames, with known frames.
+"""Open-Sora 1.2 (Zheng et al. 2024, arXiv 2412.20404), STDiT3-XL/2: text to video, known frames at time 0.
 
     python experiments/train.py --config=configs/open_sora.py:stage1 --workdir=runs/open_sora \
-        --config.data.data_dir=videos --config.mesh.data=1 --config.mesh.fsdp=8
+        --config.data.data_dir=my/videos --config.model.text.folder=t5-v1_1-xxl \
+        --config.model.codec.folder=OpenSora-VAE-v1.2 --config.mesh.data=1 --config.mesh.fsdp=8
+    python experiments/sample.py --run=runs/open_sora --image=first.png --respect=times --prompt="a panda"
 
-It needs the autoencoder and the text encoder in `open-sora-1.2` (docs/published.md says how to get them).
+Network: 28 pairs of blocks along space and time of width 1152 with 16 heads, all of which read the text, conditioned on
+    the frame rate; 1,207,643,936 parameters. STDiT3-XL/2 has 36 more, the frequencies of positions, which are constants
+    here. Its null text is a learned buffer; here it is the empty text.
+Text: T5 v1.1 XXL, 300 tokens, padding masked. Codec: Open-Sora's autoencoder; 51 frames are 15 latents.
+Recipe: rectified flow, times from a logit-normal, shifted by √(rows·columns/512²) · √(5·(frames div 17)) = 2.41;
+    AdamW with a rate of 1e-4 after 1000 steps, ε = 1e-15, no weight decay, clipping at 1, an average with 0.99.
+    Known frames are clean, at t = 0, and have no loss. Open-Sora's shares of them (stages 1 and 2) and the masks here:
 
-Network: STDiT3-XL/2, new: 28 pairs of blocks of width 1152, 1.2 billion parameters.
-Process and objective: rectified flow with the shift of this size, logit-normal times. Known frames stand at t = 0.
-Optimizer: AdamW at 1e-4 with ε = 1e-15, no weight decay; 1,000 steps of warm-up; clipping at 1; EMA 0.99.
-Differences: the published training mixes sizes and lengths in buckets, takes its spatial blocks from PixArt-Σ, and
-    learns the null text. This has one size, begins at random, and the null condition is the empty text. The mixture of
-    masks is the published one as far as this project has its kinds: never are first and last frames known together.
-Hardware and time: meant for a cluster. It was never trained; no time and no score is claimed (December 2026).
+    image_head .05                               first .05
+    quarter_head .005                            first_k .005
+    quarter_tail .005, image_tail .025           last_k .03
+    interpolate .005                             every_nth .005
+    random .05, quarter_random .005,
+        image_random .025                        frames .08
+    quarter_head_tail .005,
+        image_head_tail .025                     none: both ends at once have no mask here
+    else nothing                                 nothing .83
+
+Differences: one size, 240×424×51, where stage 1 mixes 16 buckets of sizes; all blocks from new parameters, where
+    Open-Sora began with PixArt's and trained in eight parts; the numbers of frames of the masks; means of the
+    autoencoder in place of samples; the batch of 32 is a choice.
+Hardware and time: never run at full size; no time and no score is claimed (November 2026).
 """
 
 from vdm_jax.config import default_config
 
 
-def get_config(stage: str = "stage1", folder: str = "open-sora-1.2"):
-    """Returns the config of a stage; `folder` has the published autoencoder and text encoder."""
+def get_config(stage: str = "stage1"):
+    """Returns the config of the first stage."""
     if stage != "stage1":
         raise ValueError(f"stage {stage!r} must be stage1")
-    config = default_config()
-    frames, height, width = 51, 240, 424
-    config.steps, config.batch_size, config.ema = 30_000, 64, 0.99
-    config.data.update(dict(name="folder", data_dir="videos", frames=frames, height=height, width=width, channels=3))
+    config, frames, rows, columns = default_config(), 51, 240, 424
+    config.steps, config.batch_size, config.ema = 30_000, 32, 0.99
+    config.data.update(dict(name="folder", data_dir="videos", frames=frames, height=rows, width=columns, channels=3))
     config.data.update(dict(fps=24.0, num_workers=8))
-    latents = frames // 17 * 5
-    config.process = dict(name="flow", shift=(height * width / 512**2 * latents) ** 0.5)
-    config.objective = dict(prediction="flow", time_sampling="logit_normal", null_probability=0.1)
-    config.known.tell = "times"
-    config.known.mixture = dict(nothing=0.835, frames=0.075, every_nth=0.005, first=0.05, first_k=0.005, last_k=0.03)
-    config.model = dict(
-        dtype="bfloat16",
-        network=dict(
-            kind="dit",
-            width=1152,
-            depth=28,
-            heads=16,
-            pad=True,
-            plane="area",
-            interleaved=True,
-            cross="each",
-            pooled=False,
-            scalars=(256, 1),
-            variance=True,
-            remat="full",
-        ),
-        text=dict(folder=f"{folder}/text_encoder", length=300),
-        codec=dict(folder=f"{folder}/vae"),
+    config.model.dtype = "bfloat16"
+    config.model.network = dict(
+        kind="dit",
+        width=1152,
+        depth=28,
+        heads=16,
+        pad=True,
+        plane="area",
+        cross="each",
+        interleaved=True,
+        pooled=False,
+        scalars=(256, 1),
+        variance=True,
+        remat="full",
     )
-    config.optimizer.update(dict(name="adamw", learning_rate=1e-4, warmup=1000, decay="constant"))
-    config.optimizer.options = dict(eps=1e-15, weight_decay=0.0)
-    config.checkpoint = dict(every=1_000, keep=2, keep_every=10_000)
-    config.sample.update(dict(steps=30, guidance=7.0, fps=24.0, clip=None))
+    config.model.text = dict(folder="t5-v1_1-xxl", length=300)
+    config.model.codec = dict(folder="OpenSora-VAE-v1.2")
+    config.process = dict(name="flow", shift=(rows * columns / 512**2 * 5 * (frames // 17)) ** 0.5)
+    config.objective = dict(prediction="flow", time_sampling="logit_normal")
+    config.known.tell = "times"
+    config.known.mixture = dict(nothing=0.83, first=0.05, first_k=0.005, last_k=0.03, every_nth=0.005, frames=0.08)
+    options = dict(eps=1e-15, weight_decay=0.0)
+    config.optimizer.update(dict(name="adamw", learning_rate=1e-4, warmup=1000, decay="constant", clip=1.0))
+    config.optimizer.options = options
+    config.checkpoint = dict(every=500, keep=3, keep_every=5_000)
+    config.sample.update(dict(steps=30, guidance=7.0, clip=None, fps=24.0))
     config.lock()
     return config

@@ -33,7 +33,8 @@ def params():
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     layer = {"blocks": {0: {"attention1": {"q": {"kernel": array(6, 4)}, "out": {"kernel": array(4, 6)}}}}}
-    own = {"attention": {"qkv": {"kernel": array(6, 12)}, "out": {"kernel": array(4, 6)}}, "norm": {"scale": array(6)}}
+    out = {"kernel": array(4, 6), "bias": array(6)}
+    own = {"attention": {"qkv": {"kernel": array(6, 12)}, "out": out}, "norm": {"scale": array(6)}}
     down = {"space_attention": layer, "time_attention": jax.tree.map(lambda x: x + 1, layer)}
     up = {"time_conv": {"project": {"kernel": array(18, 6)}}, "time_attention": own}
     return {
@@ -68,6 +69,7 @@ def test_parts_are_what_they_are_called_and_join_to_the_whole(params):
         "all": network | {name for name in everything if name.startswith("text/")},
         "time": {name for name in network if "time_" in name or "stem_attention" in name},
         "lora": {name for name in network if name.endswith(("q/kernel", "qkv/kernel", "out/kernel"))},
+        "attention": {name for name in network if name.split("/")[-2] in ("q", "qkv", "out")},
         r"/up/": {name for name in network if "/up/" in name},
         r"^network/(stem|down)/.*kernel$": {
             name for name in network if name.split("/")[1] in ("stem", "down") and name.endswith("kernel")
@@ -108,7 +110,9 @@ def test_low_rank_changes_begin_as_none_and_add_their_product(params):
 def test_a_part_that_does_not_exist_cannot_be_trained(params):
     with pytest.raises(InputError, match=r"train\.parts='some': the model has no such parameters"):
         divide(params, "some")
-    with pytest.raises(InputError, match=r"train.parts='\[' is neither all, time, lora nor a regular expression"):
+    with pytest.raises(
+        InputError, match=r"train.parts='\[' is neither all, time, attention, lora nor a regular expression"
+    ):
         divide(params, "[")
     with pytest.raises(InputError, match=r"train\.parts='time': the model has no such parameters"):
         divide({"text": params["text"], "network": {"stem": params["network"]["stem"]}}, "time")

@@ -269,7 +269,7 @@ def load(path: str | Path, *, mesh: Mesh | None = None, **options: Any) -> Model
     if not (Path(path) / "config.json").exists():
         raise InputError(
             f"{path} is no run folder: it holds no config.json; nor a published model: it holds no model_index.json "
-            "(hf download <name> --local-dir <folder> makes one)"
+            "(hf download <name> --local-dir <folder> makes one; of Open-Sora's parts, docs/published.md says how)"
         )
     if unknown := options.keys() - {"folder", "motion_adapter"}:
         raise InputError(f"{path} is a run, which has no option {min(unknown)}: its config decides")

@@ -59,8 +59,8 @@ def default_config() -> ml_collections.ConfigDict:
         text=dict(kind="bytes", width=64, depth=2, length=64),  # * models.text.bytes.ByteEncoder; kind "none": no text
         codec=dict(kind="pixels"),
     )
-    # Which parameters are trained: "all" of the network, its "time" slots, "lora" (changes of low `rank` to its
-    # attention), or a regular expression on parameter paths.
+    # Which parameters are trained: "all" of the network, its "time" slots, its "attention", "lora" (changes of low
+    # `rank` to its attention), or a regular expression on parameter paths.
     config.train = dict(parts="all", rank=8)
     config.process = dict(name="cosine")  # * diffusion.process.make_process
     config.objective = dict(prediction="v")  # * diffusion.objective.Objective

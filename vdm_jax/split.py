@@ -1,4 +1,4 @@
-"""Which parameters are trained: all of the network, its time slots, low-rank changes, or whatever a pattern matches."""
+"""Which parameters are trained: all of the network, its time slots or attention, low-rank changes, or a pattern."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,8 @@ from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Float, Key, Params, PyTree
 
 TIME_SLOTS = r"^network/.*(time_conv|time_attention|stem_attention|layers/time)/"
-ATTENTION = r"^network/.*(attention\d?|cross)/([qkv]|qkv|text_kv|out)/kernel$"
+ATTENTION = r"^network/.*(attention\d?|cross)/([qkv]|qkv|text_kv|out|[qk]_norm)/"
+PARTS = {"time": TIME_SLOTS, "attention": ATTENTION, "lora": f"{ATTENTION}kernel$"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,9 +42,9 @@ def make_split(
 
     Args:
         params: {"network": ..., "text": ..., "codec": ...}.
-        parts: "all" of the network, its "time" slots or blocks, "lora" (low-rank changes of its attention), or a
-            regular expression on paths such as "network/down/0/0/space_conv/conv1/kernel". With "all", a text encoder
-            that is not loaded is trained, too.
+        parts: "all" of the network, its "time" slots or blocks, its "attention" (projections and their norms), "lora"
+            (low-rank changes of these projections), or a regular expression on paths such as
+            "network/down/0/0/space_conv/conv1/kernel". With "all", a text encoder that is not loaded is trained, too.
         rank: of low-rank changes.
         loaded: the parts ("network", "text", "codec") that come out of a folder.
         make_new: computes the values of all new parameters.
@@ -86,10 +87,10 @@ def divide(params: PyTree, parts: str, loaded: Collection[str] = ()) -> tuple[Py
         InputError: no parameter matches, or `parts` is no regular expression.
     """
     try:
-        pattern = re.compile({"time": TIME_SLOTS, "lora": ATTENTION}.get(parts, parts))
+        pattern = re.compile(PARTS.get(parts, parts))
     except re.error as error:
         raise InputError(
-            f"train.parts={parts!r} is neither all, time, lora nor a regular expression: {error}"
+            f"train.parts={parts!r} is neither all, {', '.join(PARTS)} nor a regular expression: {error}"
         ) from None
     chosen, rest = {}, {}
     for path, leaf in flatten_dict(params).items():

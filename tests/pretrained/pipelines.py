@@ -8,19 +8,24 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.pretrained.make_golden_clip import ENCODERS, write_vocabulary
 from tests.pretrained.networks import UNETS, tensor
 from tests.pretrained.tiny_autoencoders import AUTOENCODERS
+from tests.pretrained.tiny_video_autoencoders import VIDEO_AUTOENCODERS
+from tests.pretrained.transformers import KINDS, LATTE, WAN
 from vdm_jax.models.autoencoder import Autoencoder
 from vdm_jax.models.rngs import Keys
+from vdm_jax.models.text.t5 import T5
 from vdm_jax.models.unet import UNet
+from vdm_jax.models.video_autoencoder import VideoAutoencoder
 from vdm_jax.parallel.sharding import path_name
 from vdm_jax.pretrained import families
 from vdm_jax.pretrained.families import animatediff
 from vdm_jax.pretrained.folder import NAMES, read_config
 from vdm_jax.pretrained.names import torch_shapes
-from vdm_jax.pretrained.parts import autoencoders, clip
+from vdm_jax.pretrained.parts import autoencoders, clip, t5, video_autoencoders
 from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.split import divide, low_rank
 
@@ -49,6 +54,32 @@ KARRAS = SCHEDULER | {
     "use_karras_sigmas": True,
     "sigma_min": 0.002,
     "sigma_max": 700.0,
+}
+LATTE_SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "clip_sample": False,
+    "variance_type": "learned_range",
+}
+WAN_SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 3.0,
+}
+T5_CONFIG = {
+    "model_type": "t5",
+    "architectures": ["T5EncoderModel"],
+    "vocab_size": 6,
+    "d_ff": 24,
+    "num_layers": 1,
+    "num_heads": 2,
+    "d_kv": 6,
+    "relative_attention_num_buckets": 32,
+    "feed_forward_proj": "gated-gelu",
+    "layer_norm_epsilon": 1e-6,
 }
 PICTURE = ENCODERS["image, exact"] | {"projection_dim": UNETS["svd"][0]["cross_attention_dim"]}
 
@@ -149,3 +180,36 @@ def write_part(folder, name, config, kind, arguments, naming):
     save_file({name: tensor(name, shape) for name, shape in shapes.items()}, folder / f"{name}.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_parts(folder: Path, autoencoder: dict, text: dict, scheduler: dict = SCHEDULER, name: str = "Parts") -> Path:
+    """A pipeline without a network: an autoencoder, and a T5 with a tokenizer of three words."""
+    write_part(folder / "text_encoder", "model", text, T5, *t5.translate(text))
+    in_time = autoencoder["_class_name"] != "AutoencoderKL"
+    kind, module = (VideoAutoencoder, video_autoencoders) if in_time else (Autoencoder, autoencoders)
+    write_part(folder / "vae", NAMES[0], autoencoder, kind, *module.translate(autoencoder))
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in ("the", "cat", "clip"))]
+    backend = Tokenizer(models.Unigram(words, unk_id=2))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    (folder / "tokenizer").mkdir()
+    backend.save(str(folder / "tokenizer" / "tokenizer.json"))
+    return _finish(folder, scheduler, name)
+
+
+def write_transformer(folder: Path, config: dict, autoencoder: dict, scheduler: dict, text: dict) -> Path:
+    """A pipeline of a published transformer."""
+    translate, kind = KINDS[config["_class_name"]]
+    write_part(folder / "transformer", NAMES[0], config, kind, *translate(config))
+    name = config["_class_name"].replace("Transformer3DModel", "Pipeline")
+    return write_parts(folder, autoencoder, text, scheduler, name)
+
+
+def write_latte(folder: Path) -> Path:
+    """Latte: 4 frames of 16×16 pixels from latents of 8×8."""
+    return write_transformer(folder, LATTE, AUTOENCODERS["image"][0], LATTE_SCHEDULER, T5_CONFIG | {"d_model": 12})
+
+
+def write_wan(folder: Path) -> Path:
+    """Wan 2.1: 5 frames of 16×16 pixels from 2 latents of 2×2."""
+    autoencoder, umt5 = VIDEO_AUTOENCODERS["wan"][0], {"model_type": "umt5", "architectures": ["UMT5EncoderModel"]}
+    return write_transformer(folder, WAN, autoencoder, WAN_SCHEDULER, T5_CONFIG | umt5 | {"d_model": 10})

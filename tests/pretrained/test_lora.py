@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tests.pretrained.make_golden_clip import ENCODERS, save
 from tests.pretrained.networks import UNETS, numbers
 from tests.pretrained.pipelines import trained_changes, write_part
+from tests.pretrained.transformers import KINDS, LATTE, WAN
 from vdm_jax.errors import InputError
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
@@ -417,3 +418,68 @@ def test_a_folder_that_cannot_be_written(animatediff, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/lora/.*safetensors cannot be written: "):
         save_lora(trained_changes(animatediff), families.translate(UNETS["animatediff"][0])[1], tmp_path / "file/lora")
+
+
+# ------------------------------------------------------------------------------------------- transformers
+
+# A module of Latte's or of Wan's network → what Wan's original code calls it.
+WANS_OWN = {
+    "blocks.1.attn1.to_q": "blocks.1.self_attn.q",
+    "blocks.0.attn1.to_out.0": "blocks.0.self_attn.o",
+    "blocks.1.attn2.to_k": "blocks.1.cross_attn.k",
+    "blocks.0.attn2.to_v": "blocks.0.cross_attn.v",
+    "blocks.0.ffn.net.0.proj": "blocks.0.ffn.0",
+    "blocks.1.ffn.net.2": "blocks.1.ffn.2",
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_proj": "time_projection.1",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "proj_out": "head.head",
+}
+LATTES = (
+    "transformer_blocks.1.attn1.to_q",
+    "transformer_blocks.0.attn2.to_out.0",
+    "temporal_transformer_blocks.1.attn1.to_v",
+    "temporal_transformer_blocks.0.ff.net.0.proj",
+    "adaln_single.linear",
+    "proj_out",
+)
+
+
+def peft(prefix):
+    return lambda m: (f"{prefix}{m}.lora_A.weight", f"{prefix}{m}.lora_B.weight")
+
+
+def original_peft(m):
+    return peft("diffusion_model.")(WANS_OWN[m])
+
+
+def original_kohya(m):
+    return FORMATS["kohya"][1](WANS_OWN[m])
+
+
+DIALECTS = {
+    "Latte, diffusers": (LATTE, LATTES, peft("transformer.")),
+    "Latte, PEFT": (LATTE, LATTES, peft("base_model.model.")),
+    "Latte, kohya": (LATTE, LATTES, FORMATS["kohya"][1]),
+    "Wan, diffusers": (WAN, WANS_OWN, peft("transformer.")),
+    "Wan, PEFT": (WAN, WANS_OWN, peft("base_model.model.")),
+    "Wan, kohya": (WAN, WANS_OWN, FORMATS["kohya"][1]),
+    "Wan's own names, PEFT": (WAN, WANS_OWN, original_peft),
+    "Wan's own names, kohya": (WAN, WANS_OWN, original_kohya),
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_every_dialect_changes_the_modules_of_a_transformer(name, tmp_path):
+    config, modules, spell = DIALECTS[name]
+    translate, kind = KINDS[config["_class_name"]]
+    folder = write_part(tmp_path / "network", FILE.removesuffix(".safetensors"), config, kind, *translate(config))
+    base, alphas = load_file(folder / FILE), "kohya" in name
+    file = write_lora(tmp_path / "lora.safetensors", base, modules, spell, alpha=3 if alphas else None)
+    lora = read_lora(file, 0.5)
+    assert not lora.text
+    deltas = {
+        module: 0.5 * ((3 + i) / 2 if alphas else 1) * product(module, base[f"{module}.weight"].shape)
+        for i, module in enumerate(modules)
+    }
+    assert_merged(merged(folder, lora), base, deltas)

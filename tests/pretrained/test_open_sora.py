@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from tests.pretrained.networks import relative
 from tests.pretrained.tiny_open_sora import write_open_sora
@@ -95,6 +96,12 @@ def test_what_it_cannot_do_is_refused_in_one_line(pipeline, folder):
         pipeline(["a cat"], negative="a dog")
     with pytest.raises(InputError, match="scheduler=ddim is not for STDiT3, which has one schedule"):
         load(folder, scheduler="ddim")
+    network = folder / "transformer" / "model.safetensors"
+    tensors = load_file(network)
+    save_file(tensors | {"rope.freqs": 2 * tensors["rope.freqs"]}, network)
+    with pytest.raises(InputError, match=r"rope\.freqs are not 10000\^\(-2i/size\)"):
+        load(folder)
+    save_file(tensors, network)
     for part, line in (("text_encoder", "text_encoder/config.json cannot be read"), ("vae", "vae/config.json cannot")):
         shutil.move(folder / part, folder / "away")
         with pytest.raises(InputError, match=line):

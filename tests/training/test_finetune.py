@@ -1,12 +1,13 @@
 """Training on published parts. Weights are random."""
 
 import functools
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from tests.pretrained.pipelines import write_image_to_video, write_pipeline
+from tests.pretrained.pipelines import write_image_to_video, write_latte, write_pipeline, write_wan
 from tests.tiny_config import get_config
 from vdm_jax.build import build, load, load_trained, objective_of, split_of
 from vdm_jax.checkpoints import Checkpoints
@@ -31,12 +32,15 @@ def place(tmp_path_factory):
     write_pipeline(place / "image", "image")
     write_image_to_video(place / "svd")
     write_pipeline(place / "modelscope")
+    write_latte(place / "latte")
+    write_wan(place / "wan")
     return place
 
 
 def config_of(place, folder="image", parts="time", **network):
     config = get_config()
     config.data.height = config.data.width = 16
+    config.data.frames = 5 if folder == "wan" else 4
     folder = {"folder": str(place / folder)}
     config.model.network, config.model.text, config.model.codec = folder | network, folder, folder
     config.train.update(parts=parts, rank=2)
@@ -62,7 +66,7 @@ def step(place):
 def batch_of(model):
     rng = np.random.default_rng(0)
     return {
-        "video": rng.integers(256, size=(4, 4, 16, 16, 3)).astype(np.uint8),
+        "video": rng.integers(256, size=(4, model.shape[0], 16, 16, 3)).astype(np.uint8),
         "tokens": np.stack([model.tokenize(text) for text in ("the cat", "in 12", "", "cat")]),
     }
 
@@ -95,6 +99,35 @@ def test_only_the_part_is_trained(step, folder, parts):
         assert all(name.endswith(("lora_down", "lora_up")) for name in trained)
     else:
         assert changed == set(trained) == {name for name in after if "/attention1/out/" in name and "network" in name}
+
+
+@pytest.mark.parametrize(
+    ("folder", "parts", "trained"),
+    [
+        ("latte", "all", r"^network/"),
+        ("latte", "time", r"^network/layers/time/"),
+        ("latte", "lora", r"^network/layers/.*/(attention|cross)/(q|k|v|out)/kernel/lora_(down|up)$"),
+        ("wan", "attention", r"^network/layers/.*/(attention|cross)/(q|k|v|out|q_norm|k_norm)/(kernel|bias|scale)$"),
+        ("wan", "lora", r"^network/layers/.*/(attention|cross)/(q|k|v|out)/kernel/lora_(down|up)$"),
+    ],
+)
+def test_a_transformer_is_trained_as_a_whole_or_in_part(step, folder, parts, trained):
+    model, split, state, metrics = step(folder, parts)
+    assert (int(state.skipped), bool(metrics["loss"] > 0.1)) == (0, True)
+    assert model.loaded == {"network", "text", "codec"}
+    names = leaves(state.params).keys()
+    assert names == {name for name in names if re.search(trained, name)}
+    before, after = leaves(model.params), leaves(join(state.params, split.frozen))
+    matching = {name for name in after if re.search(trained.replace("/lora_(down|up)", ""), name)}
+    changed = {name for name in after if (after[name] != before[name]).any()}
+    softmax = {name for name in matching if name.endswith("attention/k/bias") or name.endswith("cross/k/bias")}
+    assert changed | softmax == matching  # a bias of all keys changes no attention; what rounding makes of it is noise
+
+
+def test_a_transformer_without_blocks_along_time_has_no_such_part(place):
+    config = config_of(place, "wan", "time")
+    with pytest.raises(InputError, match=r"train\.parts='time': the model has no such parameters"):
+        split_of(config, build(config, ONE))
 
 
 def test_sharded_parameters_train_as_whole_ones(step):
@@ -161,7 +194,7 @@ def test_parts_that_do_not_fit_are_refused(place, changes, message):
     ("parts", "message"),
     [
         ("some", "train.parts='some': the model has no such parameters"),
-        ("(", r"train.parts='\(' is neither all, time, lora nor a regular expression"),
+        ("(", r"train.parts='\(' is neither all, time, attention, lora nor a regular expression"),
         ("lora", "train.parts='lora' on an image model needs a motion_adapter: 'time' trains new ones"),
     ],
 )

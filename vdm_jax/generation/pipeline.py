@@ -257,7 +257,7 @@ def _branches(
     channels = model.channels(len(tokens), known if settings.respect == "concat" else None, noise, known_noise)
     full = Conditions(model.encode(params, tokens, shares=shares), channels, model.scalars_of(len(tokens)))
     branches = [full._replace(text=model.null_text(params, null, full.text)), full]
-    if model.guides_known and known is not None:
+    if model.guides_known and known is not None and settings.respect == "concat":
         branches.insert(0, branches[0]._replace(known=jnp.zeros_like(channels)))
     return branches
 

@@ -13,6 +13,8 @@ arguments:
 | other         | variance   | variance, frame rate, pad      |                          |
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -97,7 +99,7 @@ class DiT(nnx.Module):
         text_width: int = 0,
         pooled_width: int = 0,
         pooled: bool = True,
-        scalars: tuple[int, int] | None = None,
+        scalars: Sequence[int] | None = None,
         frequencies: int = 256,
         null_text: int = 0,
         variance: bool = False,

@@ -1,5 +1,6 @@
 """Loads published folders (diffusers format) as parts of a model, and as whole models."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,13 @@ from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder
 from vdm_jax.pretrained.parts.t5 import load_t5
 from vdm_jax.pretrained.parts.video_autoencoders import load_video_codec, video_config
 from vdm_jax.pretrained.schedulers import read_scheduler
-from vdm_jax.pretrained.tokenizers import PairTokenizer, load_bert_tokenizer, load_t5_tokenizer, load_tokenizer
+from vdm_jax.pretrained.tokenizers import (
+    CLEANING,
+    PairTokenizer,
+    load_bert_tokenizer,
+    load_t5_tokenizer,
+    load_tokenizer,
+)
 from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.typing import Params
 
@@ -93,6 +100,7 @@ def load_text(
     sha256: Sequence[tuple[str, str]] = (),
     length: int | None = None,
     pooled: str = "",
+    clean: str | None = None,
     loras: Sequence[Lora] = (),
     **options: Any,
 ) -> tuple[TextEncoder, Params]:
@@ -104,6 +112,7 @@ def load_text(
         sha256: pairs of a file in `folder` and its hash.
         length: tokens of a text, with padding (default: all positions of CLIP and BERT, 512 of T5).
         pooled: another encoder, in `folder`, whose pooled vector takes the place of the encoder's own.
+        clean: how prompts are cleaned (`tokenizers.CLEANING`: "html" for Wan, "lower" for Latte).
         options: mesh, dtype, params_dtype; padding of T5 and BERT; masked of T5.
 
     Raises:
@@ -124,7 +133,10 @@ def load_text(
     positions = config.get("max_position_embeddings")
     if positions and length and length > positions:
         raise InputError(f"{folder}: length={length} must be at most {positions}")
+    if clean not in CLEANING:
+        raise InputError(f"text clean={clean!r} must be one of {', '.join(map(str, CLEANING))}")
     encoder, tokenize = load(folder, **options), load_words(folder, length=length or positions or 512)
+    tokenize = dataclasses.replace(tokenize, clean=CLEANING[clean])
     width = nnx.merge(encoder.graphdef, encoder.params).width
     text = TextEncoder(encoder.graphdef, tokenize, width, width)
     if not pooled:

@@ -1,4 +1,4 @@
-"""Adds LoRA files (Hu et al. 2021, arXiv 2106.09685) to the weights of U-Nets and text encoders as they are read.
+"""Adds LoRA files (Hu et al. 2021, arXiv 2106.09685) to the weights of networks and text encoders as they are read.
 
 For each module a file holds two matrices, down or A (rank, in) and up or B (out, rank), and possibly a number α. The
 module's weight becomes W + Δ with Δ = strength · α / rank · B A. LoHa (Hyeon-Woo et al. 2022, arXiv 2108.06098) holds
@@ -32,7 +32,7 @@ DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")
 
 _NAME = re.compile(
     r"(?:base_model\.model\.)?"
-    r"(?:unet\.|transformer\.|lora_unet_|(?P<text>text_encoder\.|lora_te1?_|(?=text_model\.|encoder\.layers\.)))?"
+    r"(?:unet\.|transformer\.|diffusion_model\.|lora_unet_|(?P<text>text_encoder\.|lora_te1?_|(?=text_model\.|encoder\.layers\.)))?"
     r"(?P<module>.+?)"
     r"(?:(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)(?P<matrix>A|B|down|up)\.weight"
     r"|\.(?P<role>alpha|hada_w[12]_[ab]|dora_scale|lora_magnitude_vector)(?:(?<=vector)\.weight)?)"
@@ -49,6 +49,17 @@ _SPELLINGS = (
     (r"\.attention_blocks\.1\.", ".attn2."),
     (r"\.self_attn\.to_(q|k|v|out)$", r".self_attn.\1_proj"),
     (r"\.to_out$", ".to_out.0"),
+    # Wan's own names, with kohya's underscores or without: the spelling of musubi-tuner and of ComfyUI.
+    (r"(?<=blocks)[._](\d+)[._]self_attn[._]", r".\1.attn1."),
+    (r"(?<=blocks)[._](\d+)[._]cross_attn[._]", r".\1.attn2."),
+    (r"(?<=\.attn[12]\.)([qkv])$", r"to_\1"),
+    (r"(?<=\.attn[12]\.)o$", "to_out.0"),
+    (r"[._]ffn[._]0$", ".ffn.net.0.proj"),
+    (r"[._]ffn[._]2$", ".ffn.net.2"),
+    (r"^(time|text)_embedding[._]0$", r"condition_embedder.\1_embedder.linear_1"),
+    (r"^(time|text)_embedding[._]2$", r"condition_embedder.\1_embedder.linear_2"),
+    (r"^time_projection[._]1$", "condition_embedder.time_proj"),
+    (r"^head[._]head$", "proj_out"),
 )
 # Settings of changes that are not implemented.
 _UNSUPPORTED = ("use_qalora", "use_bdlora", "lora_bias", "layer_replication", "alora_invocation_tokens")

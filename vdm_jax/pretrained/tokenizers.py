@@ -1,7 +1,9 @@
 """Loads tokenizers from the files of a folder: CLIP's byte pairs, T5's sentencepiece models, BERT's pieces of words."""
 
 import dataclasses
+import html
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,20 @@ _IMPLEMENTED = {
 }
 
 
+def unescape(text: str) -> str:
+    """Returns a text with characters for HTML's names, as in "&amp;amp;", and one space for any row of spaces (Wan)."""
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip()
+
+
+def lower(text: str) -> str:
+    """Returns a text in lower case, without spaces around it (Latte)."""
+    return text.lower().strip()
+
+
+# How a published pipeline cleans prompts, by name. None also mends wrongly decoded characters, as ftfy does.
+CLEANING: dict[str | None, Callable[[str], str]] = {None: str, "html": unescape, "lower": lower}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class PromptTokenizer:
     """Returns the tokens of a text, int32 [length]: tokens of the `start`, of the text and of the `end`, padding."""
@@ -36,11 +52,12 @@ class PromptTokenizer:
     pad: int
     length: int
     normalise: Callable[[str], str] = str  # before `backend`
+    clean: Callable[[str], str] = str  # before `normalise`
     cut: set[str] = dataclasses.field(default_factory=set, repr=False)  # texts with a warning already
 
     def __call__(self, text: str) -> np.ndarray:
         """Runs on the host. A text that is too long is cut, with a warning that shows the lost part."""
-        normal = self.normalise(text)
+        normal = self.normalise(self.clean(text))
         encoding = self.backend.encode(normal, add_special_tokens=False)
         room = self.length - len(self.start) - len(self.end)
         if len(encoding.ids) > room and text not in self.cut:

@@ -53,4 +53,5 @@ def dit(config: Config) -> tuple[dict[str, Any], Naming]:
     return arguments, Naming(table, stacked=r"^layers/", patch=(patch_time, patch, patch), framed=r"table$")
 
 
-WAN = Family(dit, DiT, frames=81, side=(60, 104), fps=16.0, guidance=5.0, text=dict(length=512, padding="zeros"))
+TEXT = dict(length=512, padding="zeros", clean="html")
+WAN = Family(dit, DiT, frames=81, side=(60, 104), fps=16.0, guidance=5.0, text=TEXT)
