@@ -3,7 +3,7 @@
     python experiments/train.py --config=configs/open_sora.py:stage1 --workdir=runs/open_sora \
         --config.data.data_dir=my/videos --config.model.text.folder=t5-v1_1-xxl \
         --config.model.codec.folder=OpenSora-VAE-v1.2 --config.mesh.data=1 --config.mesh.fsdp=8
-    python experiments/sample.py --run=runs/open_sora --image=first.png --respect=times --prompt="a panda"
+    python experiments/sample.py --run=runs/open_sora --prompt "a panda on a surfboard" --image first.png
 
 Network: 28 pairs of blocks along space and time of width 1152 with 16 heads, all of which read the text, conditioned on
     the frame rate; 1,207,643,936 parameters. STDiT3-XL/2 has 36 more, the frequencies of positions, which are constants

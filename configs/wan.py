@@ -1,8 +1,7 @@
 """Wan 2.1 (Wan team 2025, arXiv 2503.20314): text to video with attention to all positions of a video.
 
-    python experiments/train.py --config=configs/wan.py:1b3_lora --workdir=runs/wan_style \
-        --config.data.data_dir=my/videos
-    python experiments/export.py --run=runs/wan_style --lora --out=exported/style    # diffusers loads it
+    python experiments/train.py --config=configs/wan.py:1b3_lora --workdir=runs/style --config.data.data_dir=my/videos
+    python experiments/export.py --run=runs/style --lora --out=exported/style    # diffusers loads it
     python experiments/train.py --config=configs/wan.py:1b3_full --workdir=runs/wan --config.data.data_dir=my/videos \
         --config.mesh.data=1 --config.mesh.fsdp=8
     python experiments/export.py --run=runs/wan --out=exported/transformer

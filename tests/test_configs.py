@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
@@ -18,6 +19,7 @@ from vdm_jax.generation.settings import Settings, check_sampling
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import FAMILIES
 from vdm_jax.split import divide, low_rank
+from vdm_jax.training.losses import denoising
 from vdm_jax.training.optimizer import optimizer_of
 
 ONE = make_mesh(devices=jax.devices()[:1])
@@ -77,12 +79,39 @@ def test_a_config_of_a_new_network_has_the_published_size(name, place):
     check_sampling(Settings(**model.sampling), model, [""])
 
 
+SMALL = dict(width=24, depth=2, heads=2, remat="none")
+
+
+@pytest.mark.parametrize("name", ["latte.py:ucf101", "open_sora.py:stage1", "wan.py:1b3"])
+def test_a_config_of_a_new_network_computes_a_loss_at_a_small_size(name, place):
+    config = config_of(name, place / ("videos" if "wan" in name else "images"))
+    frames = 5 if "wan" in name else 4
+    config.data.update(dict(frames=frames, height=16, width=16))
+    config.model.dtype = "float32"
+    config.model.network.update(SMALL | ({"hidden": 48} if "wan" in name else {}))
+    model = build(config, ONE)
+    split = split_of(config, model)
+    params = jax.jit(split.initialise)(*split.arrays)
+    loss, key = denoising(model, objective_of(config)), jax.random.key(0)
+    words = ("Archery", "Biking") if "ucf101" in name else ("the cat", "")
+    video = np.random.default_rng(0).integers(256, size=(2, frames, 16, 16, 3)).astype(np.uint8)
+    batch = {"video": video, "tokens": np.stack([model.tokenize(text) for text in words])}
+
+    @jax.jit
+    def value(params, batch, key):
+        return loss.value(params, split.frozen, loss.prepare(split.frozen, batch, key), key)[0]
+
+    assert 0.1 < value(params, batch, key) < 10
+
+
 def test_classes_have_a_vector_each_and_so_has_none(place):
     for name, classes, width in (("ucf101", 101, 1152), ("moving_digits_class", 40, 96)):
         model = build(config_of(f"latte.py:{name}", place / "images"), ONE)
         assert count(model.params["text"]) == (classes + 1) * width
         assert model.latent_shape[0] == (8 if name == "moving_digits_class" else 16)
-    with pytest.raises(InputError, match="text 'Dancing' must be empty or hold one of the 40 classes"):
+    with pytest.raises(
+        InputError, match="'Dancing' must be empty or hold one of the 40 classes 0 left, 0 right, 0 up …; it"
+    ):
         model.tokenize("Dancing")
 
 

@@ -110,9 +110,7 @@ def test_low_rank_changes_begin_as_none_and_add_their_product(params):
 def test_a_part_that_does_not_exist_cannot_be_trained(params):
     with pytest.raises(InputError, match=r"train\.parts='some': the model has no such parameters"):
         divide(params, "some")
-    with pytest.raises(
-        InputError, match=r"train.parts='\[' is neither all, time, attention, lora nor a regular expression"
-    ):
+    with pytest.raises(InputError, match=r"train.parts='\[' is neither all, time, attention, lora nor a regular"):
         divide(params, "[")
     with pytest.raises(InputError, match=r"train\.parts='time': the model has no such parameters"):
         divide({"text": params["text"], "network": {"stem": params["network"]["stem"]}}, "time")
@@ -134,7 +132,7 @@ def test_trained_parameters_begin_as_loaded_or_new_ones(params):
         np.testing.assert_array_equal(leaf, flatten_dict(expected)[path])
     assert_equal(join(begun, split.frozen)["codec"], params["codec"])
     make_split(unflatten_dict(fresh), r"/(up|time)/", 1, seed=0, make_new=lambda: values)
-    with pytest.raises(InputError, match=r"train.parts='stem/' leaves 4 new parameters untrained \(network/up/0/0/"):
+    with pytest.raises(InputError, match=r"train.parts='stem/' leaves 5 new parameters untrained \(network/up/0/0/"):
         make_split(unflatten_dict(fresh), "stem/", 1, seed=0, make_new=lambda: values)
     with pytest.raises(InputError, match=r"train.parts='lora' leaves \d new parameters untrained"):
         make_split(unflatten_dict(fresh), "lora", 1, seed=0, make_new=lambda: values)

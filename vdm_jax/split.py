@@ -1,4 +1,4 @@
-"""Which parameters are trained: all of the network, its time slots or attention, low-rank changes, or a pattern."""
+"""Which parameters are trained: all of the network, time slots, attention, low-rank changes, or those of a pattern."""
 
 import dataclasses
 import itertools

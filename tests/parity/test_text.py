@@ -12,7 +12,7 @@ from tests.pretrained.make_golden_text import ENCODERS, TEXTS, WORDS, shapes, to
 from tests.pretrained.networks import relative, tensor
 from vdm_jax.pretrained.load import TEXTS as LOADERS
 from vdm_jax.pretrained.sentencepiece import read_sentencepiece
-from vdm_jax.pretrained.tokenizers import load_bert_tokenizer, load_t5_tokenizer
+from vdm_jax.pretrained.tokenizers import CLEANING, load_bert_tokenizer, load_t5_tokenizer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -165,3 +165,22 @@ def test_bert_tokens(lower, tmp_path):
         for text in (*TEXTS, "The CATS cafés!! 日本", "a [MASK] [SEP]", "x" * 200, "a b c d e f g h a b c d"):
             expected = theirs(text, padding="max_length", truncation=True, max_length=12).input_ids
             assert ours(text).tolist() == expected, text
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a cat",
+        " A\tCat \n\n and\u00a0dog ",
+        "a &amp;lt;b&amp;gt; &quot;cat&quot;",
+        "&lt;p&gt; &#39;caf&eacute;&#39;",
+        "",
+    ],
+)
+def test_prompts_are_cleaned_as_by_diffusers(prompt):
+    """Without ftfy, which diffusers calls where it is installed; it leaves these prompts as they are."""
+    from diffusers import LattePipeline
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+    assert CLEANING["html"](prompt) == prompt_clean(prompt)
+    assert [CLEANING["lower"](prompt)] == LattePipeline._text_preprocessing(None, prompt, clean_caption=False)

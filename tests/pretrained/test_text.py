@@ -16,6 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.pretrained.make_golden_text import ENCODERS, GOLDEN, TEXTS, shapes, tokens, write
 from tests.pretrained.networks import relative
+from tests.pretrained.pipelines import T5_CONFIG, write_parts
+from tests.pretrained.tiny_autoencoders import AUTOENCODERS
 from vdm_jax.build import build
 from vdm_jax.config import default_config, read_file
 from vdm_jax.errors import InputError
@@ -26,7 +28,7 @@ from vdm_jax.pretrained.lora import Lora, LowRank
 from vdm_jax.pretrained.parts import bert, t5
 from vdm_jax.pretrained.parts.t5 import load_t5
 from vdm_jax.pretrained.sentencepiece import read_sentencepiece
-from vdm_jax.pretrained.tokenizers import load_bert_tokenizer, load_t5_tokenizer
+from vdm_jax.pretrained.tokenizers import CLEANING, load_bert_tokenizer, load_t5_tokenizer
 
 T5, BERT = ENCODERS["t5"], ENCODERS["bert"]
 MINILM = "configs/moving_digits_bert.py"
@@ -331,3 +333,17 @@ def test_published_weights_give_the_model_cards_similarities():
     pooled = pooled / np.linalg.norm(pooled, axis=-1, keepdims=True)
     np.testing.assert_allclose((pooled @ pooled.T)[[0, 0, 1], [1, 2, 2]], [0.6660, 0.1046, 0.1411], atol=5e-5)
     np.testing.assert_allclose(pooled[0, :4], [0.019196, 0.120085, 0.159598, 0.067066], atol=2e-6)
+
+
+def test_prompts_are_cleaned_as_they_are_published(tmp_path):
+    assert CLEANING["html"](" a&amp;nbsp;cat\t &lt;b&gt;\n\nAND  é ") == "a cat <b> AND é"
+    assert CLEANING["lower"]("\n A  Cat&amp; ") == "a  cat&amp;"
+    folder = write_parts(tmp_path / "parts", AUTOENCODERS["image"][0], T5_CONFIG | {"d_model": 8})
+    plain, cleaned, lowered = (
+        load_text(folder, length=6, clean=clean)[0].tokenize for clean in (None, "html", "lower")
+    )
+    assert plain("the  cat ").tolist() != plain("the cat").tolist() == cleaned("the &#32;  cat\n").tolist()
+    assert lowered("The CAT ").tolist() == plain("the cat").tolist()
+    np.testing.assert_array_equal(cleaned(""), plain(""))
+    with pytest.raises(InputError, match="text clean='ftfy' must be one of None, html, lower"):
+        load_text(folder, clean="ftfy")

@@ -124,9 +124,25 @@ def test_a_transformer_is_trained_as_a_whole_or_in_part(step, folder, parts, tra
     assert changed | softmax == matching  # a bias of all keys changes no attention; what rounding makes of it is noise
 
 
+@pytest.mark.parametrize(("folder", "counts"), [("latte", True), ("wan", False)])
+def test_a_dropped_text_counts_as_many_tokens_as_in_guidance(step, folder, counts):
+    model, split, state, _ = step(folder, "lora")
+    assert model.null_mask == counts
+    loss = denoising(model, Objective(null_probability=1.0))
+
+    @jax.jit
+    def value(batch):
+        batch = loss.prepare(split.frozen, batch, jax.random.key(0))
+        return loss.value(state.params, split.frozen, batch, jax.random.key(0))[0]
+
+    short, long = (np.stack([model.tokenize(text)] * 4) for text in ("cat", "the cat the cat"))
+    first, second = (value(batch_of(model) | {"tokens": tokens}) for tokens in (short, long))
+    assert (first != second) == counts
+
+
 def test_a_transformer_without_blocks_along_time_has_no_such_part(place):
     config = config_of(place, "wan", "time")
-    with pytest.raises(InputError, match=r"train\.parts='time': the model has no such parameters"):
+    with pytest.raises(InputError, match=r"train.parts='time': the model has no such parameters"):
         split_of(config, build(config, ONE))
 
 

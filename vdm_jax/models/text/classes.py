@@ -16,20 +16,23 @@ class ClassTable(nnx.Module):
     """Returns the vector of a class as the pooled text, and as its only token (Peebles & Xie 2023, section 3.2).
 
     Args:
-        classes: a regular expression for each class, such as its name. A text belongs to the class that it holds as
-            whole words, in any capitals; the empty text belongs to no class, and has a vector of its own.
+        classes: the name of each class, or a pair of its name and a regular expression. A text belongs to the class
+            whose expression, or name if it has none, it holds as whole words in any capitals. The empty text belongs to
+            no class, and has a vector of its own.
         width: of a vector.
     """
 
-    def __init__(self, *, classes: Sequence[str], width: int, dtype="float32", rngs):
-        self.classes, self.width = tuple(classes), width
+    def __init__(self, *, classes: Sequence[str | Sequence[str]], width: int, dtype="float32", rngs):
         if not classes:
             raise InputError("model.text.classes=() must hold at least one class")
-        for name in classes:
-            try:
-                re.compile(name)
-            except re.error as error:
-                raise InputError(f"model.text.classes: {name!r} is no regular expression: {error}") from error
+        pairs = [(entry, re.escape(entry)) if isinstance(entry, str) else entry for entry in classes]
+        try:
+            self.classes, self.patterns = zip(*pairs, strict=True)
+            for pattern in self.patterns:
+                re.compile(pattern)
+        except (ValueError, re.error) as error:
+            raise InputError(f"model.text.classes must hold names, or pairs of name and expression: {error}") from error
+        self.width = width
         init = nnx.initializers.normal(1.0)
         self.embed = nnx.Embed(len(classes) + 1, width, embedding_init=init, dtype=dtype, rngs=rngs)
 
@@ -41,7 +44,7 @@ class ClassTable(nnx.Module):
         """
         if not text.strip():
             return np.array([len(self.classes)], np.int32)
-        found = [i for i, name in enumerate(self.classes) if re.search(rf"\b(?:{name})\b", text, re.IGNORECASE)]
+        found = [i for i, one in enumerate(self.patterns) if re.search(rf"\b(?:{one})\b", text, re.IGNORECASE)]
         if len(found) != 1:
             holds = some([self.classes[i] for i in found]) or "none"
             raise InputError(
