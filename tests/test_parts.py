@@ -218,7 +218,7 @@ def refused(message, config):
         ({"data.width": 18}, r"latents of 4 × 8 × 9: width=9 must be a multiple of 2 \(patch and levels"),
         ({"data.channels": 1}, r"channels=1 must be 3 \(the autoencoder's\)"),
         ({"train.parts": "network/middle7"}, r"train\.parts='network/middle7': the model has no such parameters"),
-        ({"train.parts": "("}, r"train\.parts='\(' is neither all, time, lora nor a regular expression"),
+        ({"train.parts": "("}, r"train\.parts='\(' is neither all, time, attention, lora nor a regular expression"),
         ({"train.parts": "."}, r"train\.parts='\.' matches the codec, which the denoising loss does not train"),
         ({"train.parts": "time"}, r"train\.parts='time' leaves \d+ new parameters untrained \(network/"),
         ({"train.parts": "lora"}, r"train\.parts='lora' leaves \d+ new parameters untrained \(network/"),
