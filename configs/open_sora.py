@@ -5,10 +5,9 @@
         --config.model.codec.folder=OpenSora-VAE-v1.2 --config.mesh.data=1 --config.mesh.fsdp=8
     python experiments/sample.py --run=runs/open_sora --prompt "a panda on a surfboard" --image first.png
 
-Network: 28 pairs of blocks along space and time of width 1152 with 16 heads, all of which read the text; 1,206,001,168
-    parameters. STDiT3-XL/2 has 1,207,643,972, with the 36 frequencies of positions, a learned variance (18,448) and an
-    embedding of the frame rate (1,624,320), which is 24 for all clips of this config. Its null text is a learned
-    buffer; here it is the empty text.
+Network: 28 pairs of blocks along space and time of width 1152 with 16 heads, all of which read the text, conditioned on
+    the frame rate; 1,207,643,936 parameters. STDiT3-XL/2 has 36 more, the frequencies of positions, which are constants
+    here. Its null text is a learned buffer; here it is the empty text.
 Text: T5 v1.1 XXL, 300 tokens, padding masked. Codec: Open-Sora's autoencoder; 51 frames are 15 latents.
 Recipe: rectified flow, times from a logit-normal, shifted by √(rows·columns/512²) · √(5·(frames div 17)) = 2.41;
     AdamW with a rate of 1e-4 after 1000 steps, ε = 1e-15, no weight decay, clipping at 1, an average with 0.99.
@@ -52,6 +51,8 @@ def get_config(stage: str = "stage1"):
         cross="each",
         interleaved=True,
         pooled=False,
+        scalars=(256, 1),
+        variance=True,
         remat="full",
     )
     config.model.text = dict(folder="t5-v1_1-xxl", length=300)

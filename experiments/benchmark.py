@@ -3,7 +3,6 @@
 python experiments/benchmark.py --config=configs/moving_digits.py --startup --peer diffusers --out speed.json
 """
 
-import concurrent.futures
 import dataclasses
 import json
 import os
@@ -14,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import benchmark_step
 from absl import flags
 from ml_collections import config_flags
 
@@ -75,19 +75,8 @@ def main() -> None:
 
 def set_up(config):
     """Returns (mesh, model, split, optimizer, state) as `training.loop` makes them."""
-    from vdm_jax.build import build, split_of
-    from vdm_jax.parallel.mesh import make_mesh
-    from vdm_jax.parallel.sharding import check_batch
-    from vdm_jax.training.optimizer import optimizer_of
-    from vdm_jax.training.state import plan_state
-
-    mesh = make_mesh(**config.mesh.to_dict())
-    check_batch(mesh, config.batch_size)
-    model = build(config, mesh)
-    split = split_of(config, model)
-    tx, _ = optimizer_of(config)
-    _, initialise = plan_state(split.trained, split.initialise, tx, mesh, *split.arrays)
-    return mesh, model, split, tx, initialise()
+    *parts, _, initialise = benchmark_step.plan(config)
+    return *parts, initialise()
 
 
 def countable(config):
@@ -100,59 +89,28 @@ def countable(config):
     return build(config)
 
 
-def random_batch(config, model, mesh) -> dict:
-    """Returns a training batch of random videos that lies on the devices."""
-    import jax
-    import numpy as np
-
-    from vdm_jax.parallel.sharding import batch_sharding
-
-    size, stills, tokens = config.batch_size, config.data.joint_images, model.tokenize("a video")
-    frames, *pixels = model.shape
-    rng = np.random.default_rng(0)
-    batch = {
-        "video": rng.integers(0, 256, (size, frames + stills, *pixels), np.uint8),
-        "tokens": np.tile(tokens, (size, 1)),
-    }
-    if stills:
-        batch["image_tokens"] = np.tile(tokens, (size, stills, 1))
-    return jax.device_put(batch, batch_sharding(mesh))
-
-
 def measure_training(config, runs: int) -> dict:
     """Times the training step of `training.loop` on one batch: no data pipeline."""
     import benchmark_measures as speed
     import jax
 
-    from vdm_jax.build import objective_of
     from vdm_jax.parallel.mesh import make_mesh
-    from vdm_jax.parallel.sharding import ActivationLayout
-    from vdm_jax.training.losses import denoising
-    from vdm_jax.training.step import make_train_step
 
     mesh, model, split, tx, state = set_up(config)
-    batch, frozen = random_batch(config, model, mesh), split.frozen
-
-    def make(model, accumulate, mesh):
-        layout, stills = ActivationLayout(mesh), config.data.joint_images
-        loss = denoising(model, objective_of(config), stills=stills, layout=layout)
-        return make_train_step(loss, tx, mesh, seed=config.seed, accumulate=accumulate, ema=config.ema)
-
-    counted = make(countable(config), 1, make_mesh(devices=[speed.one_cpu()]))
+    batch, frozen = benchmark_step.random_batch(config, model, mesh), split.frozen
+    counted = benchmark_step.make_step(config, countable(config), tx, make_mesh(devices=[speed.one_cpu()]), 1)
     programs = counted.lower(*speed.shapes_on_cpu((state, batch, frozen)))
     flops = sum(speed.flops_of(program, mesh.size) for program in programs)
-    start = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor() as background:
-        compiled = make(model, config.accumulate, mesh).compile(background, state, batch, frozen)()
-    compile_seconds = time.perf_counter() - start
+    step = benchmark_step.make_step(config, model, tx, mesh, config.accumulate)
+    compiled, _, compile_seconds = benchmark_step.compile_step(step, state, batch, frozen)
     *gradients, last = compiled.programs
     averages = speed.bytes_on_a_device((state.ema, state.opt_state))
 
-    def step():
+    def train():
         nonlocal state
         state, _ = jax.block_until_ready(compiled(state, batch, frozen))
 
-    seconds = speed.summarize(speed.time_calls(step, runs))
+    seconds = speed.summarize(speed.time_calls(train, runs))
     text = "".join(program.as_text() for program in compiled.programs)
     memory = [speed.peak_memory(last), *(speed.peak_memory(program, beside=averages) for program in gradients)]
     return {

@@ -17,6 +17,7 @@ from importlib import util
 from vdm_jax.errors import InputError
 
 CHANNELS, TOKENS, TEXT_WIDTH, HEADS = 4, 64, 64, 2
+AGREE = {"float32": 1e-4, "bfloat16": 0.1}  # relative L2 error of results
 Runs = dict[str, Callable[[], None]]  # "forward" and "training step"; a call returns when its result is there
 
 
@@ -77,6 +78,38 @@ def compare(ours: Callable[[], None], peer: Callable[[], None], rounds: int) -> 
         "peer": summarize([peer for _, peer in times]),
         "ratio": summarize([ours / peer for ours, peer in times]),
     }
+
+
+def check_same(name: str, ours, peers, dtype: str) -> None:
+    """Raises InputError for an array and a tensor of one shape that differ."""
+    import numpy as np
+
+    ours, peers = np.asarray(ours, np.float32), peers.float().cpu().numpy()
+    error = np.linalg.norm(ours - peers) / np.linalg.norm(peers)
+    if ours.shape != peers.shape or not error < AGREE[dtype]:
+        raise InputError(f"{name}: the results differ by {error:.1e} of their size, so times would mean nothing")
+
+
+def torch_device():
+    """Returns the device of the peer: the kind that JAX uses. Raises InputError if this torch cannot use it."""
+    import jax
+    import torch
+
+    gpu = jax.default_backend() == "gpu"
+    if gpu and not torch.cuda.is_available():
+        raise InputError("JAX uses a GPU and this torch cannot; install torch with CUDA")
+    torch.set_num_threads(os.cpu_count())
+    torch.set_float32_matmul_precision("high")  # TF32 on GPU, which is JAX's default
+    return torch.device("cuda" if gpu else "cpu")
+
+
+def wait(x):
+    """Returns the tensor when it is there."""
+    import torch
+
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    return x
 
 
 def _ours(shape, widths, dtype) -> tuple[Runs, dict]:
@@ -142,18 +175,12 @@ def _ours(shape, widths, dtype) -> tuple[Runs, dict]:
 
 
 def _peer(shape, widths, dtype) -> tuple[Runs, dict]:
-    import jax
     import torch
     from diffusers import UNet3DConditionModel
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    gpu = jax.default_backend() == "gpu"
-    if gpu and not torch.cuda.is_available():
-        raise InputError("--peer=diffusers: JAX uses a GPU and this torch cannot; install torch with CUDA")
-    device = torch.device("cuda" if gpu else "cpu")
-    torch.set_num_threads(os.cpu_count())
-    torch.set_float32_matmul_precision("high")  # TF32 on GPU, which is JAX's default
+    device = torch_device()
     torch.manual_seed(0)
     net = UNet3DConditionModel(
         in_channels=CHANNELS,
@@ -175,14 +202,9 @@ def _peer(shape, widths, dtype) -> tuple[Runs, dict]:
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
     precision = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
-    def wait():
-        if gpu:
-            torch.cuda.synchronize()
-
     def forward():
         with torch.inference_mode(), precision:
-            net(z, *condition)
-        wait()
+            wait(net(z, *condition).sample)
 
     def train():
         optimizer.zero_grad(set_to_none=True)
@@ -190,7 +212,7 @@ def _peer(shape, widths, dtype) -> tuple[Runs, dict]:
             loss = torch.nn.functional.mse_loss(net(z, *condition).sample.float(), target)
         loss.backward()
         optimizer.step()
-        wait()
+        wait(loss)
 
     counts = {"parameters": sum(p.numel() for p in net.parameters())}
     for name, call in (("forward", forward), ("training step", train)):

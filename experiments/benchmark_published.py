@@ -4,8 +4,9 @@ python experiments/benchmark_published.py --widths 64,128 --shape 8x16x16 --out 
 
 Each family is a network of its kind with fewer channels and random weights. diffusers writes it into a folder, and it
 is loaded from there. The measurements are one call of it, ten steps of sampling with guidance from noise to latents,
-and the decoding of the frames by an autoencoder with a quarter of Stable Diffusion's channels. Both libraries must give
-the same results.
+and the decoding of the frames by an autoencoder with a quarter of Stable Diffusion's channels. Of Latte and Wan they
+are one call, and loss and gradients of all parameters; of Wan's autoencoder encoding and decoding. Both libraries must
+give the same results.
 """
 
 import functools
@@ -14,14 +15,17 @@ import os
 import tempfile
 import warnings
 
-import benchmark_peer
+import benchmark_transformers as transformers
 from absl import flags
+from benchmark_peer import check, check_same, compare, torch_device, wait
 
 from vdm_jax import command
-from vdm_jax.errors import InputError
 from vdm_jax.files import write_text
 
 WIDTHS = flags.DEFINE_list("widths", ["64", "128"], "Channels of each level, multiples of 32.")
+WIDTH = flags.DEFINE_integer("transformer_width", 256, "Width of transformers, a multiple of 64.", lower_bound=64)
+DEPTH = flags.DEFINE_integer("transformer_depth", 4, "Blocks of transformers, or pairs of blocks.", lower_bound=1)
+BASE = flags.DEFINE_integer("autoencoder_base", 24, "Channels at the pixels of Wan's autoencoder.", lower_bound=1)
 SHAPE = flags.DEFINE_string("shape", "8x16x16", "Frames x rows x columns of the latents of one video.")
 ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed turns, after a warm-up of two.", lower_bound=1)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of weights and computation, for both.")
@@ -30,12 +34,13 @@ OUT = flags.DEFINE_string("out", None, "JSON file for the numbers.")
 
 TOKENS, STEPS, GUIDANCE = 77, 10, 7.5
 FAMILIES = ("ModelScope", "AnimateDiff", "Stable Video Diffusion")
-AGREE = {"float32": 1e-4, "bfloat16": 0.1}  # relative L2 error of one call
+NAMES = (*FAMILIES, "autoencoder", *transformers.FAMILIES, "autoencoder of Wan")
+ONLY = flags.DEFINE_multi_enum("only", NAMES, NAMES, "What to measure.")
 
 
 def main() -> None:
     """Checks the input, measures each family, prints a markdown table and writes the numbers."""
-    shape, widths = benchmark_peer.check(SHAPE.value, WIDTHS.value, prefix="", example="8x16x16")
+    shape, widths = check(SHAPE.value, WIDTHS.value, prefix="", example="8x16x16")
     command.check_out(OUT.value)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves memory of the GPU to the peer
 
@@ -47,10 +52,17 @@ def main() -> None:
     title = f"widths {'-'.join(WIDTHS.value)}, {SHAPE.value}, {DTYPE.value}"
     print(f"{result['machine']}\n\n| {title} | ours | diffusers | ratio |")
     print("|---|---|---|---|")
-    measures = {family: functools.partial(measure_family, family) for family in FAMILIES}
-    for name, measure in (measures | {"autoencoder": measure_decoding}).items():
+    options = dict(dtype=DTYPE.value, rounds=ROUNDS.value)
+    measures = {family: functools.partial(measure_family, family, shape, widths) for family in FAMILIES}
+    measures["autoencoder"] = functools.partial(measure_decoding, shape)
+    for family in transformers.FAMILIES:
+        sizes = dict(shape=shape, width=WIDTH.value, depth=DEPTH.value, compile_peer=COMPILE.value)
+        measures[family] = functools.partial(transformers.measure_transformer, family, **sizes, **options)
+    causal = functools.partial(transformers.measure_video_autoencoder, shape, BASE.value, **options)
+    measures["autoencoder of Wan"] = causal
+    for name in ONLY.value:
         with warnings.catch_warnings(action="ignore"):
-            result[name] = measure(shape, widths)
+            result[name] = measures[name]()
         for what, times in result[name].items():
             ours, peer = (f"{times[who]['median']:.3g} s" for who in ("ours", "peer"))
             ratio = "**{median:.2f}** ({min:.2f} to {max:.2f})".format(**times["ratio"])
@@ -113,7 +125,7 @@ def measure_family(family: str, shape: tuple[int, ...], widths: tuple[int, ...])
     with tempfile.TemporaryDirectory() as folder:
         net.save_pretrained(folder)
         unet = load_unet(folder, dtype=DTYPE.value, params_dtype=DTYPE.value)
-    device, dtype = _device(), getattr(torch, DTYPE.value)
+    device, dtype = torchtorch_device(), getattr(torch, DTYPE.value)
     net = net.to(device, dtype).eval()
     rng, (frames, rows, columns) = np.random.default_rng(0), shape
     in_time = family == FAMILIES[2]
@@ -160,7 +172,7 @@ def measure_family(family: str, shape: tuple[int, ...], widths: tuple[int, ...])
     @torch.inference_mode()
     def peer_forward():
         x = torch.cat([peer_z, peer_known], axis)
-        return _wait(network(x, 500.0, encoder_hidden_states=peer_text[: len(peer_text) // 2], **extra).sample)
+        return wait(network(x, 500.0, encoder_hidden_states=peer_text[: len(peer_text) // 2], **extra).sample)
 
     @torch.inference_mode()
     def peer_draw():
@@ -172,21 +184,19 @@ def measure_family(family: str, shape: tuple[int, ...], widths: tuple[int, ...])
             both = torch.cat([both, torch.cat([peer_known] * 2)], axis)
             null, full = network(both, time, encoder_hidden_states=peer_text, **twice).sample.chunk(2)
             x = scheduler.step(null + GUIDANCE * (full - null), time, x).prev_sample
-        return _wait(x)
+        return wait(x)
 
-    _check(family, forward(unet.params, *arguments), peer_forward(), axis)
+    check_same(family, np.moveaxis(forward(unet.params, *arguments), -1, axis), peer_forward(), DTYPE.value)
     noise = jax.device_put(z * float(scheduler.init_noise_sigma))
     return {
-        "one call": benchmark_peer.compare(
-            lambda: forward(unet.params, *arguments).block_until_ready(), peer_forward, ROUNDS.value
-        ),
-        f"{STEPS} guided steps": benchmark_peer.compare(
+        "one call": compare(lambda: forward(unet.params, *arguments).block_until_ready(), peer_forward, ROUNDS.value),
+        f"{STEPS} guided steps": compare(
             lambda: draw(unet.params, noise, branches).block_until_ready(), peer_draw, ROUNDS.value
         ),
     }
 
 
-def measure_decoding(shape: tuple[int, ...], widths: tuple[int, ...]) -> dict:
+def measure_decoding(shape: tuple[int, ...]) -> dict:
     """Times the decoding of the frames of a video, all at once."""
     import diffusers
     import jax
@@ -206,48 +216,19 @@ def measure_decoding(shape: tuple[int, ...], widths: tuple[int, ...]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         net.save_pretrained(folder)
         autoencoder = load_autoencoder(folder, dtype=DTYPE.value, params_dtype=DTYPE.value)
-    net = net.to(_device(), getattr(torch, DTYPE.value)).eval()
+    net = net.to(torch_device(), getattr(torch, DTYPE.value)).eval()
     z = np.random.default_rng(0).normal(size=(1, *shape, 4)).astype(np.float32)
-    peer_z = torch.from_numpy(np.moveaxis(z[0], -1, 1)).to(_device(), net.dtype)
+    peer_z = torch.from_numpy(np.moveaxis(z[0], -1, 1)).to(torch_device(), net.dtype)
     decode = jax.jit(lambda params, z: nnx.merge(autoencoder.graphdef, params).decode(z))
     z = jax.device_put(z)
 
     @torch.inference_mode()
     def peer():
-        return _wait(net.decode(peer_z).sample)
+        return wait(net.decode(peer_z).sample)
 
-    _check("autoencoder", decode(autoencoder.params, z)[0], peer(), 1)
+    check_same("autoencoder", np.moveaxis(decode(autoencoder.params, z)[0], -1, 1), peer(), DTYPE.value)
     ours = lambda: decode(autoencoder.params, z).block_until_ready()  # noqa: E731
-    return {"decoding": benchmark_peer.compare(ours, peer, ROUNDS.value)}
-
-
-def _check(name: str, ours, peers, axis: int) -> None:
-    """Raises InputError for results that differ; `axis` is the peer's axis of channels."""
-    import numpy as np
-
-    ours, peers = np.asarray(ours, np.float32), np.moveaxis(peers.float().cpu().numpy(), axis, -1)
-    error = np.linalg.norm(ours - peers) / np.linalg.norm(peers)
-    if not error < AGREE[DTYPE.value]:
-        raise InputError(f"{name}: the results differ by {error:.1e} of their size, so times would mean nothing")
-
-
-def _device():
-    import jax
-    import torch
-
-    if jax.default_backend() == "gpu" and not torch.cuda.is_available():
-        raise InputError("JAX uses a GPU and this torch cannot; install torch with CUDA")
-    torch.set_num_threads(os.cpu_count())
-    torch.set_float32_matmul_precision("high")  # TF32 on GPU, which is JAX's default
-    return torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
-
-
-def _wait(x):
-    import torch
-
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    return x
+    return {"decoding": compare(ours, peer, ROUNDS.value)}
 
 
 if __name__ == "__main__":

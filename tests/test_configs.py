@@ -27,13 +27,12 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 # Stand-ins for published parts: T5 v1.1 XXL is 4096 wide; latents have 4 channels, or Wan's 16.
 WAN_LATENTS = VIDEO_AUTOENCODERS["wan"][0] | {"z_dim": 16, "latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}
 VARIANCE = 1152 * 16 + 16  # of the last matrix, for a learned variance of 2 × 2 latents, which our networks leave out
-FRAME_RATE = (256 + 1) * 1152 + (1152 + 1) * 1152
 LATTE_XL = 673_681_568 - VARIANCE  # the paper's 673.68 M
 SIZES = {
     "latte.py:sky": LATTE_XL,
     "latte.py:ucf101": LATTE_XL + (1152 + 1) * 1152,  # the matrix after the table of classes
     "latte.py:moving_digits_class": 481_796,
-    "open_sora.py:stage1": FULL_SIZE["Open-Sora 1.2"][2] - VARIANCE - FRAME_RATE,
+    "open_sora.py:stage1": FULL_SIZE["Open-Sora 1.2"][2] - 300 * 4096,  # without the learned null text
     "wan.py:1b3": FULL_SIZE["Wan 2.1 1.3B"][2],
 }
 

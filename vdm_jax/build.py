@@ -32,6 +32,7 @@ from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import sharded
 from vdm_jax.pretrained import load as published
+from vdm_jax.pretrained.folder import is_pipeline, snapshot
 from vdm_jax.released import is_released, released_path
 from vdm_jax.split import Split, in_common, join, make_split
 from vdm_jax.typing import Params, PyTree
@@ -55,6 +56,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Model:
     """
     groups = {name: config[name] for name in ("model", "known", "process", "objective", "seed")}
     groups["data"] = {name: config.data[name] for name in ("frames", "height", "width", "channels", "joint_images")}
+    groups["fps"] = config.sample.fps
     key = ConfigDict(groups).to_json()
     loads = any("folder" in config.model[part] for part in LOADERS)
     model = _build.__wrapped__(key, mesh or make_mesh()) if loads else _build(key)
@@ -64,7 +66,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Model:
         names += ("solver", "eta", "grid", "clip")
     respect = "concat" if model.tell == "channels" else "times" if model.time_per_frame else "replace"
     sampling = {name: sample[name] for name in names} | {"interval": tuple(sample.interval), "respect": respect}
-    return dataclasses.replace(model, sampling=dict(model.sampling) | sampling, fps=sample.fps)
+    return dataclasses.replace(model, sampling=dict(model.sampling) | sampling)
 
 
 @functools.lru_cache(maxsize=8)  # shapes take half a second, and nobody changes a Model
@@ -87,7 +89,7 @@ def _build(groups: str, mesh: Mesh | None = None) -> Model:
         text, params["text"] = _load_part(config, "text", mesh)
     if "network" in loaded:
         own, params["network"], sizes = _load_part(config, "network", mesh)
-        fields |= own
+        fields |= published.at_size(own, shape)
     modules = nnx.eval_shape(lambda: make_parts(config, latents[3], text))
     for name, module in modules.items():
         params[name] = nnx.to_pure_dict(nnx.split(module)[1])
@@ -99,14 +101,17 @@ def _build(groups: str, mesh: Mesh | None = None) -> Model:
         prediction = objective_of(config).prediction
         fields |= dict(network=nnx.split(modules["network"])[0], process=process_of(config), prediction=prediction)
     module, masks = nnx.merge(fields["network"], params["network"]), fields["masks"]
+    if "network" not in loaded and getattr(module, "scalar_width", None):
+        fields["scalars"] = (config.fps,)
     for name, size in (("height", data.height), ("width", data.width)):
         if masks and size % masks.downsample:
             raise InputError(f"data.{name}={size} must be a multiple of known.downsample={masks.downsample}")
     _check_sizes(module, latents, shape, data.joint_images)
     time_per_frame = objective_of(config).time_per_frame or (masks is not None and masks.tell == "times")
+    time_per_frame |= fields.pop("time_per_frame", False)
     if time_per_frame and getattr(module, "folds_frames", False):
         raise InputError("a time for each frame needs a network with patch_time=1 and resample='space'")
-    common = dict(shape=shape, fps=8.0, params=params, time_per_frame=time_per_frame, loaded=loaded)
+    common = dict(shape=shape, fps=config.fps, params=params, time_per_frame=time_per_frame, loaded=loaded)
     return Model(text=text, codec=codec, **common, **fields)
 
 
@@ -177,7 +182,8 @@ def _load_part(config: ConfigDict, part: str, mesh: Mesh | None) -> tuple:
         raise InputError(f"{name}.folder={folder} is a run without a {part} of its own")
     if part != "network":
         return getattr(run, part), run.params[part]
-    fields = ("network", "process", "prediction", "masks", "text_per_frame", "null_mask", "sampling", "unet_config")
+    fields = ("network", "process", "prediction", "masks", "text_per_frame", "null_mask", "scalars", "sampling")
+    fields = (*fields, "unet_config", "time_per_frame", "weights", "guides_known")
     sizes = run.latent_shape[3], run.text.width if run.text else 0
     return {field: getattr(run, field) for field in fields}, run.params["network"], sizes
 
@@ -255,7 +261,7 @@ def load(path: str | Path, *, mesh: Mesh | None = None, **options: Any) -> Model
     Raises:
         InputError: no such folder, no checkpoint, a checkpoint that does not fit the config, or an unknown option.
     """
-    if (published.snapshot(path) / "model_index.json").exists():
+    if is_pipeline(snapshot(path)):
         try:
             return published.load_published(path, mesh=mesh, **options)
         except TypeError as error:
@@ -263,7 +269,7 @@ def load(path: str | Path, *, mesh: Mesh | None = None, **options: Any) -> Model
     if not (Path(path) / "config.json").exists():
         raise InputError(
             f"{path} is no run folder: it holds no config.json; nor a published model: it holds no model_index.json "
-            "(hf download <name> --local-dir <folder> makes one)"
+            "(hf download <name> --local-dir <folder> makes one; of Open-Sora's parts, docs/published.md says how)"
         )
     if unknown := options.keys() - {"folder", "motion_adapter"}:
         raise InputError(f"{path} is a run, which has no option {min(unknown)}: its config decides")

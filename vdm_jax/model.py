@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vdm_jax.diffusion.known import Known, MaskMixture, known_channels
+from vdm_jax.diffusion.known import Known, MaskMixture, known_channels, nearest_known
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import InputError
 from vdm_jax.models.codec import Codec
@@ -34,6 +34,11 @@ class TextEncoder:
         return nnx.merge(self.graphdef, params)(tokens)
 
 
+def one_weight(guidance: Array | float, steps: int, frames: int) -> list[Any]:
+    """Returns the weights of plain guidance."""
+    return [guidance]
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A video diffusion model. Without `params` it is hashable: a program is compiled once for equal models.
@@ -50,6 +55,10 @@ class Model:
         time_per_frame: the network was trained with a time for each frame.
         text_per_frame: each frame may have a text of its own, so that prompts can change from frame to frame.
         null_mask: the null text of guidance counts as many tokens as the prompt.
+        scalars: numbers that the network is conditioned on, such as the frame rate.
+        weights: from (guidance scale, steps, frames of latents) to the weights of guidance between its branches
+            (`diffusion.guidance.guided`).
+        guides_known: what is known is a branch of its own, between the null condition and the full one.
         noise_window: (length, stride) of FreeNoise's windows, None for independent noise.
         sampling: defaults of `generation.settings.Settings`.
         unet_config: config.json of a published network.
@@ -70,6 +79,9 @@ class Model:
     time_per_frame: bool = False
     text_per_frame: bool = False
     null_mask: bool = False
+    scalars: tuple[float, ...] = ()
+    weights: Callable[..., list[Any]] = one_weight
+    guides_known: bool = False
     noise_window: tuple[int, int] | None = None
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
     unet_config: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False, compare=False)
@@ -114,8 +126,10 @@ class Model:
 
     def known_latents(self, params: Params, known: Known) -> Known:
         """Returns what is known of the latents: those whose pixels are all known."""
-        mask = jnp.broadcast_to(known.mask, (*known.video.shape[:-1], 1))
-        return Known(self.codec.encode(params.get("codec", {}), known.video), self.codec.mask(mask))
+        mask, video = jnp.broadcast_to(known.mask, (*known.video.shape[:-1], 1)), known.video
+        if self.codec.factors[0] > 1:  # normalisation over time shows the unknown frames to the known ones
+            video = nearest_known(video, mask)
+        return Known(self.codec.encode(params.get("codec", {}), video), self.codec.mask(mask))
 
     def encode(
         self, params: Params, tokens: Int[Array, "B G L"], *, frames=0, shares: Float[Array, "B T K"] | None = None
@@ -137,6 +151,22 @@ class Model:
             repeats = jnp.array([frames - stills] + [1] * stills)
             return jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=1, total_repeat_length=frames), text)
         return text
+
+    def null_text(self, params: Params, null: Int[Array, "L"], text: Text | None) -> Text | None:
+        """Returns the text of the null condition, in the shape of the prompts' `text`.
+
+        It is the text of the tokens `null`, or the network's own null text, which counts as many tokens as the prompt.
+        """
+        if text is None:
+            return None
+        if (rows := params["network"].get("null_text")) is not None:
+            return text._replace(tokens=jnp.broadcast_to(rows.astype(text.tokens.dtype), text.tokens.shape))
+        empty = jax.tree.map(lambda n, c: jnp.broadcast_to(n, c.shape), self.encode(params, null[None, None]), text)
+        return empty._replace(mask=text.mask) if self.null_mask else empty
+
+    def scalars_of(self, batch: int) -> Float[Array, "B N"] | None:
+        """Returns the numbers that the network is conditioned on; None where there are none."""
+        return jnp.broadcast_to(jnp.float32(self.scalars), (batch, len(self.scalars))) if self.scalars else None
 
     def channels(
         self, batch: int, known: Known | None, noise: Float[Array, "B T H W C"], level: Array | float = 0.0

@@ -7,7 +7,8 @@
 
 On digits four frames are known and four are drawn. The last arm of "digits" draws from the runs of
 `configs/moving_digits_known.py`, all other arms from the runs of `configs/moving_digits.py`. "frames" compares networks
-with a time for each frame, which need a stem of one frame: all of its arms have that stem, and half the batch. On BAIR
+with a time for each frame, which need a stem of one frame: all of its arms have that stem, and half the batch. It also
+compares a pyramid of times with windows. On BAIR
 the first frame is known, as in the paper. `bair` was never run.
 """
 
@@ -60,7 +61,8 @@ def frames() -> Study:
     """Returns the comparison of four ways to train a network for known frames, at equal steps and equal stems.
 
     With `time_per_frame` the network never saw a mask: known frames stand at t = 0, one of the times of training
-    (Diffusion Forcing, Chen et al. 2024, arXiv 2407.01392). A pyramid draws the frames one after the other.
+    (Diffusion Forcing, Chen et al. 2024, arXiv 2407.01392). A pyramid draws the frames one after the other. Windows of
+    two frames draw the first two, and then the last two, which see them.
     """
     base = read_file(CONFIGS / "moving_digits.py")
     base.model.network.patch_time, base.batch_size, base.sample.guidance = 1, 8, 1.0
@@ -73,6 +75,8 @@ def frames() -> Study:
         "a time for each frame": forcing,
         "a time for each frame, pyramid of 2 steps": forcing | {"sample.pyramid": 2},
     }
+    windows = {"known": "extension, half known, two frames at a time"}
+    arms |= {f"{name}, two at a time": arm | windows for name, arm in arms.items() if "sample.pyramid" not in arm}
     claim = (
         "A network with a time for each frame extends a video by known frames at t = 0, as well as a network that sees "
         "them as channels; a pyramid of times keeps the frames in order."

@@ -15,6 +15,7 @@ from vdm_jax.diffusion.known import (
     draw_mask,
     known_channels,
     level_time,
+    nearest_known,
     whole_frames,
 )
 from vdm_jax.diffusion.process import PROCESSES, make_process
@@ -149,6 +150,14 @@ def test_time_of_a_noise_level(name):
     assert time[0] == 0
     alpha, sigma = process.alpha_sigma(time[1:])
     np.testing.assert_allclose(sigma / jnp.hypot(alpha, sigma), level[1:], rtol=1e-3)
+
+
+def test_unknown_frames_become_the_nearest_known_one():
+    video, mask = jnp.arange(12.0).reshape(1, 6, 2, 1, 1), np.zeros((1, 6, 2, 1, 1), bool)
+    np.testing.assert_array_equal(nearest_known(video, jnp.asarray(mask)), video)  # nothing is known
+    mask[0, [1, 5]], mask[0, 3, 0] = True, True  # two frames, and a part of another
+    expected = np.asarray(video)[:, [1, 1, 1, 3, 5, 5]]
+    np.testing.assert_array_equal(nearest_known(video, jnp.asarray(mask)), expected)
 
 
 def test_whole_frames():

@@ -27,11 +27,15 @@ def scripts(monkeypatch):
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    """Imports the script as a module without its flags, whose names other scripts have, too."""
+def without_flags(monkeypatch):
+    """Lets a script be imported as a module without its flags, whose names other scripts have, too."""
     for module in (flags, config_flags):
         for name in filter(lambda name: name.startswith("DEFINE"), dir(module)):
             monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
+
+
+@pytest.fixture
+def benchmark(without_flags):
     return _load("benchmark")
 
 
@@ -189,3 +193,30 @@ def test_counts_the_work_of_the_peer(peer):
         result[name] = {"ours": equal, "peer": equal, "ratio": dict.fromkeys(equal, 1.0)}
     lines = peer.report(result)
     assert sum("time per GFLOP" in line and "**1.00**" in line for line in lines) == 2
+
+
+@pytest.fixture
+def layers(without_flags):
+    return _load("benchmark_layers")
+
+
+def test_layers_are_measured_and_must_agree(layers):
+    result = {"small": layers.measure_convolution(2, 3, 4, rounds=1)}
+    assert result["small"].keys() == {"forward", "gradients"}
+    assert len(layers.report("ours", "other", result)) == 4
+    assert layers.measure_positions(1, 2, 2, 4, rounds=1).keys() == {"gradients"}
+    with pytest.raises(InputError, match="gradients: the results differ by"):
+        layers.in_turns(lambda a, x: a * x, lambda a, x: 2 * a * x, jnp.ones(2), jnp.ones(2), rounds=1)
+
+
+def test_depths_are_compiled_from_the_config(layers, config, monkeypatch):
+    monkeypatch.setattr(layers.benchmark_step, "compile_step", lambda *arguments: (None, 1.0, 2.0))
+    with pytest.raises(InputError, match=r"model\.network\.kind='unet' must be 'dit'"):
+        layers.measure_compilation(config, [1], rounds=1)
+    config.model.network = {"kind": "dit", "width": 8, "heads": 1}
+    result = layers.measure_compilation(config, [1, 3], rounds=2)
+    assert result["3"]["parameters"] > result["1"]["parameters"]
+    assert result["3"]["all"] == {"median": 2.0, "min": 2.0, "max": 2.0}
+    assert len(layers.report_compilation(result)) == 4
+    with pytest.raises(InputError, match="--depths=4,0 must be numbers from 1"):
+        layers.check_depths(["4", "0"])

@@ -10,6 +10,7 @@ from vdm_jax.evaluation.known import (
     MODES,
     check_strength,
     digit_kept,
+    in_windows,
     known_of,
     mask_of,
     new_frames,
@@ -31,6 +32,7 @@ def test_modes_know_what_they_are_called_by():
     frames = {mode: set(range(8)) - set(new_frames(mask_of(mode, SHAPE))) for mode in MODES}
     assert frames == {
         "extension, half known": {0, 1, 2, 3},
+        "extension, half known, two frames at a time": {0, 1, 2, 3},
         "extension backward, half known": {4, 5, 6, 7},
         "image to video, with the caption": {0},
         "first and last frame": {0, 7},
@@ -49,6 +51,20 @@ def test_modes_know_what_they_are_called_by():
     assert wide.sum() == 12 * 24
     with pytest.raises(InputError, match=r"known='extention' must be one of: extension, half known; "):
         mask_of("extention", SHAPE)
+
+
+def test_a_window_sees_the_frames_drawn_before_it():
+    clip, seen = a_dot(range(8), 3), []
+
+    def draw(known, block):
+        seen.append((block, known.mask[0].all((1, 2, 3)).sum()))
+        return np.where(known.mask, known.video, known.video[:, known.mask[0].all((1, 2, 3))].max() + len(seen))
+
+    drawn = in_windows("extension, half known, two frames at a time", clip, draw)
+    assert seen == [(0, 4), (1, 6)]
+    np.testing.assert_array_equal(drawn[:, :4], clip[:, :4])
+    np.testing.assert_array_equal(np.unique(drawn[:, 4:6]), [2])  # the brightest known pixel is 1
+    np.testing.assert_array_equal(np.unique(drawn[:, 6:]), [4])
 
 
 def test_without_a_network_the_nearest_known_frame_stays_or_the_rest_is_black():

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.pretrained import tiny_autoencoders
 from tests.pretrained.networks import numbers
-from tests.pretrained.tiny_autoencoders import AUTOENCODERS, compiled
+from tests.pretrained.tiny_autoencoders import compiled
+from tests.pretrained.tiny_open_sora import OPEN_SORA, TEMPORAL, autoencoder_tensors
 from tests.pretrained.tiny_video_autoencoders import (
     GOLDEN,
     VIDEO_AUTOENCODERS,
@@ -34,24 +35,8 @@ from vdm_jax.pretrained.parts.video_autoencoders import load_module, translate, 
 
 HERE = Path(__file__).parent
 KEPT = HERE / "golden_video_autoencoders.npz"  # made by make_golden_video_autoencoders.py
-# Weights, inputs and results of Open-Sora 1.2's own temporal network (v1.2.0, commit 17cce908), with few channels.
-TEMPORAL = HERE / "open_sora_temporal.npz"
 FILE = "diffusion_pytorch_model.safetensors"
 WAN, HUNYUAN = (VIDEO_AUTOENCODERS[name][0] for name in ("wan, half in time", "hunyuan, odd sizes"))
-OPEN_SORA = {
-    "model_type": "VideoAutoencoderPipeline",
-    "architectures": ["VideoAutoencoderPipeline"],
-    "cal_loss": False,
-    "freeze_vae_2d": False,
-    "from_pretrained": None,
-    "micro_frame_size": 17,
-    "scale": [3.85, 2.32, 2.33, 3.06],
-    "shift": [-0.1, 0.34, 0.27, 0.98],
-    "torch_dtype": "float32",
-    "transformers_version": "4.36.2",
-    "vae_2d": {"type": "VideoAutoencoderKL", "from_pretrained": "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers"},
-    "vae_temporal": {"type": "VAE_Temporal_SD", "from_pretrained": None},
-}
 
 
 def relative(found, kept):
@@ -112,24 +97,15 @@ def test_open_sora_2s_file_is_read_without_a_config(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ Open-Sora 1.2
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    """Open-Sora's two networks with few channels; the weights of the temporal one."""
-    monkeypatch.setattr(parts, "_TEMPORAL", dict(widths=(4, 8, 8, 16), blocks=(1, 1), middle=1, groups=2))
-    monkeypatch.setattr(parts, "_IMAGES", AUTOENCODERS["image"][0])
-    arrays = np.load(TEMPORAL)
-    return {f"temporal_vae.{name[2:]}": arrays[name] for name in arrays if name.startswith("w/")}
-
-
 def config_of_open_sora():
     return OPEN_SORA | {"_class_name": parts.OPEN_SORA}
 
 
 @pytest.mark.parametrize("frames", [1, 7])
-def test_open_soras_temporal_network_answers_as_the_original(tiny, frames, tmp_path):
+def test_open_soras_temporal_network_answers_as_the_original(temporal, frames, tmp_path):
     config = config_of_open_sora()
-    assert {name: array.shape for name, array in tiny.items()} == shapes_of(config)
-    write_folder(tmp_path, tiny)
+    assert {name: array.shape for name, array in temporal.items()} == shapes_of(config)
+    write_folder(tmp_path, temporal)
     module, (_, naming) = abstract_of(config), translate(config)
     graphdef, params = nnx.split(module)[0], load_params(Weights(tmp_path), module, naming, where="the file")
     kept = {key: np.moveaxis(array, 1, -1) for key, array in np.load(TEMPORAL).items() if not key.startswith("w/")}
@@ -140,13 +116,10 @@ def test_open_soras_temporal_network_answers_as_the_original(tiny, frames, tmp_p
     assert relative(decode(params, kept[f"mean{frames}"])[:, -frames:], kept[f"dec{frames}"]) < 1e-5
 
 
-def test_open_soras_folder_is_two_networks_in_chunks_of_17_frames(tiny, tmp_path):
-    images = {
-        f"spatial_vae.module.{name}": array for name, array in tiny_autoencoders.tensors_of(parts._IMAGES).items()
-    }
+def test_open_soras_folder_is_two_networks_in_chunks_of_17_frames(temporal, tmp_path):
     shift, scale = (np.float32(OPEN_SORA[name]) for name in ("shift", "scale"))
-    buffers = {name: value.reshape(1, 4, 1, 1, 1) for name, value in (("shift", shift), ("scale", scale))}
-    codec, params = load_codec(write(tmp_path / "vae", OPEN_SORA, tiny | images | buffers, "model.safetensors"))
+    tensors = autoencoder_tensors(temporal)
+    codec, params = load_codec(write(tmp_path / "vae", OPEN_SORA, tensors, "model.safetensors"))
     video = jnp.asarray(numbers("open sora", (1, 17 + 7, 4, 6, 3)))
     image_encode, image_decode = compiled(nnx.split(tiny_autoencoders.abstract_of(parts._IMAGES))[0])
     encode, decode = compiled(nnx.split(abstract_of(config_of_open_sora()))[0])
@@ -161,9 +134,9 @@ def test_open_soras_folder_is_two_networks_in_chunks_of_17_frames(tiny, tmp_path
     assert codec.decode(params, latents).shape[1] == 25  # 8 frames have 2 latents as well
 
     for name, message in (("shift", "holds no shift"), ("temporal_vae.quant_conv.conv.bias", r"1 missing \(temporal")):
-        tensors = {key: array for key, array in (tiny | images | buffers).items() if key != name}
+        fewer = {key: array for key, array in tensors.items() if key != name}
         with pytest.raises(InputError, match=message):
-            load_codec(write(tmp_path / name, OPEN_SORA, tensors, "model.safetensors"))
+            load_codec(write(tmp_path / name, OPEN_SORA, fewer, "model.safetensors"))
 
 
 def test_open_soras_networks_at_full_size():

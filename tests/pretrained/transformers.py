@@ -86,6 +86,7 @@ LATTE_1 = LATTE | {
     "video_length": 16,
 }
 STDIT3_XL = STDIT3 | {"hidden_size": 1152, "depth": 28, "num_heads": 16, "caption_channels": 4096}
+STDIT3_XL |= {"model_max_length": 300}
 WAN_1B = WAN | {
     "num_attention_heads": 12,
     "attention_head_dim": 128,
@@ -100,7 +101,8 @@ WAN_1B = WAN | {
 # config, tensors in the file of the layers, and their parameters (FAMILIES: counted in the original code).
 FULL_SIZE = {
     "Latte-1": (LATTE_1, 967, 1_057_246_880),
-    "Open-Sora 1.2": (STDIT3_XL, 973 - 2, 1_207_643_972 - 36),  # without the null text, a buffer, and rope.freqs
+    # The null text was counted as a buffer there; rope.freqs are constants here.
+    "Open-Sora 1.2": (STDIT3_XL, 973 - 1, 1_207_643_972 + 300 * 4096 - 36),
     "Wan 2.1 1.3B": (WAN_1B, 825, 1_418_996_800),
     "Open-Sora 2.0": (open_sora_2.PUBLISHED, 1082, 11_891_390_528),
 }

@@ -71,6 +71,27 @@ def test_options_reach_the_optimizer_and_contributed_ones_are_found():
     assert isinstance(make_optimizer("ademamix", optax.constant_schedule(1e-3)), tuple)  # of optax.contrib
 
 
+def test_muon_orthogonalises_each_matrix_of_stacked_blocks_and_leaves_their_vectors_to_adam():
+    def draw(*shape):
+        return jax.random.normal(jax.random.key(len(shape) * sum(shape)), shape)
+
+    vectors = {"up": {"bias": draw(3, 6)}, "norm": {"scale": draw(3, 4)}, "block": {"table": draw(3, 6)}}
+    stacked = vectors | {"up": {"kernel": draw(3, 4, 6)} | vectors["up"]}
+    muon = make_optimizer("muon", lambda step: 1.0)
+    updates = first_update(muon, stacked)
+    each = [first_update(muon, jax.tree.map(lambda x, i=i: x[i], stacked)) for i in range(3)]
+    jax.tree.map(lambda a, *e: np.testing.assert_allclose(a, jnp.stack(e), atol=1e-5), updates, *each)
+    del updates["up"]["kernel"]
+    adam = first_update(make_optimizer("adamw", lambda step: 1.0, weight_decay=0, nesterov=True), vectors)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), updates, adam)
+
+
+def first_update(tx, grads):
+    """Returns the first update of parameters that are zero."""
+    params = jax.tree.map(jnp.zeros_like, grads)
+    return jax.jit(tx.update)(grads, tx.init(params), params)[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -93,3 +114,25 @@ def test_unknown_optimizers_and_options_are_refused(arguments, words):
 def test_the_average_warms_up():
     decays = [float(ema_decay(jnp.int32(step), 0.999)) for step in (0, 90, 8990, 100_000)]
     np.testing.assert_allclose(decays, [0.1, 0.91, 0.999, 0.999], rtol=1e-5)
+
+
+def test_muon_keeps_the_matrices_of_stacked_blocks_apart():
+    """Two blocks in a stack are updated as two networks: a matrix by Muon, and all vectors by Adam."""
+    keys = iter(jax.random.split(jax.random.key(0), 5))
+    sizes = {"kernel": (2, 6, 4), "bias": (2, 4)}
+    stack = {"layers": {"up": {name: jax.random.normal(next(keys), size) for name, size in sizes.items()}}}
+    stack["layers"]["norm"] = {"scale": jax.random.normal(next(keys), (2, 6))}
+    stack["layers"]["table"] = jax.random.normal(next(keys), (2, 6, 4))
+    blocks = [jax.tree.map(lambda x, i=i: x[i], stack) for i in range(2)]
+    params = jax.tree.map(jnp.zeros_like, (stack, *blocks))
+    together, *apart = (step("muon", *pair) for pair in zip(params, (stack, *blocks), strict=True))
+    jax.tree.map(lambda x, *y: np.testing.assert_allclose(x, np.stack(y), rtol=1e-5), together, *apart)
+    singular = np.linalg.svd(together["layers"]["up"]["kernel"], compute_uv=False)
+    assert np.ptp(singular) < 0.6 * singular.mean()  # the step of Muon is nearly orthogonal
+    for vectors in (together["layers"]["up"]["bias"], together["layers"]["norm"]["scale"], together["layers"]["table"]):
+        np.testing.assert_allclose(np.abs(vectors), np.abs(vectors).max(), rtol=1e-3)  # Adam's first step has one size
+
+
+def step(name, params, grads):
+    tx = optax.with_extra_args_support(make_optimizer(name, lambda step: 1.0))
+    return tx.update(grads, tx.init(params), params, norm=optax.tree.norm(grads))[0]

@@ -11,6 +11,9 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Float, PyTree, Scalar
 
+# A number, or one for each frame; or a function from the time of sampling to either.
+Weight = float | int | Scalar | Float[Array, "T"] | Callable[[Array], Array]
+
 CLIPS = (None, "static", "dynamic", "static_x")
 
 
@@ -19,7 +22,7 @@ def guided(
     process: Process,
     prediction: str,
     branches: Sequence[PyTree],
-    weights: Sequence[float | int | Scalar | Float[Array, "T"]] = (),
+    weights: Sequence[Weight] = (),
     *,
     rescale: float = 0.0,
     interval: tuple[float, float] = (0.0, 1.0),
@@ -33,7 +36,8 @@ def guided(
 
     - `branches`: conditions of equal structure, whose arrays have the leading axis B. The network is called once for
       all branches, with the batch [b₀, b₁, …] along the first axis. A single branch is not copied.
-    - `weights`: one less than branches. A weight is a number, or a ramp of one number per frame (z is B T …).
+    - `weights`: one less than branches. A weight is a number, a ramp of one number per frame (z is B T …), or a
+      function from the time, of the first video and its first frame, to either.
     - `interval`: outside these times all weights are 1, which leaves the last branch (Kynkäänniemi et al. 2024).
     - `rescale` φ: brings the standard deviation of the result part of the way back to the standard deviation of the
       last branch (Lin et al. 2023, eq. 15-16).
@@ -58,7 +62,8 @@ def guided(
         if copies > 1:
             active = (interval[0] <= t) & (t <= interval[1])
             active = active.reshape(active.shape + (1,) * (z.ndim - active.ndim))
-            over_frames = [jnp.asarray(weight).reshape(-1, *[1] * max(z.ndim - 2, 0)) for weight in weights]
+            now = [weight(t.reshape(-1)[0]) if callable(weight) else weight for weight in weights]
+            over_frames = [jnp.asarray(weight).reshape(-1, *[1] * max(z.ndim - 2, 0)) for weight in now]
             over_frames = [jnp.where(active, weight, 1.0).astype(z.dtype) for weight in over_frames]
             output = combine(jnp.split(output, copies), over_frames, rescale)
         return to_x_eps(prediction, output, z, *process.alpha_sigma(t))

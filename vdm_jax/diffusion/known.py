@@ -174,6 +174,14 @@ def level_time(process: Process, level: Float[Array, "*shape"]) -> Float[Array, 
     return jnp.where(level > 0, process.time(jnp.log1p(-(sigma**2)) - 2 * jnp.log(sigma)), 0)
 
 
+def nearest_known(video: Float[Array, "B T H W C"], mask: Bool[Array, "B T H W 1"]) -> Float[Array, "B T H W C"]:
+    """Returns the video with each frame that is all unknown replaced by the nearest frame that is all known, if any."""
+    whole, some, frame = mask.all((2, 3, 4)), mask.any((2, 3, 4)), jnp.arange(mask.shape[1])
+    distance = jnp.abs(frame[:, None] - frame) + len(frame) * ~whole[:, None]  # B T T
+    nearest = jnp.where(some, frame, distance.argmin(-1))
+    return jnp.take_along_axis(video, nearest[:, :, None, None, None], 1)
+
+
 def whole_frames(mask: Bool[Array, "B T ..."] | Bool[np.ndarray, "B T ..."]) -> bool:
     """Returns whether every frame is known as a whole or not at all, so that `known_in_time` can show it all."""
     mask = np.asarray(mask).reshape(*mask.shape[:2], -1)

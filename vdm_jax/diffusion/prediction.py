@@ -6,10 +6,11 @@ With z = α x + σ ε, and r = √(α² + σ²):
     x      x                     Salimans & Ho 2022
     v      (α ε − σ x) / r       Salimans & Ho 2022, section 4 (r = 1)
     flow   ε − x                 Liu et al. 2022 with time reversed
+    reverse_flow   x − ε         Liu et al. 2022, as in Open-Sora 1.2
 
 Dividing by r gives v variance 1 on every process. With α = 1 (EDM) this v is what Stable Video Diffusion predicts.
 
-z and any one of the four quantities determine both x̂ and ε̂. `v` and `flow` do so at every noise level. `eps` says
+z and any one of the quantities determine both x̂ and ε̂. `v` and both flows do so at every noise level. `eps` says
 nothing about x at α = 0, and `x` nothing about ε at σ = 0. There the divisor is held at `TINY`: the answer is finite
 and still satisfies z = α x̂ + σ ε̂, but x̂ (or ε̂) carries the network's error divided by `TINY`. Clip it or avoid that
 end.
@@ -32,7 +33,7 @@ Predict = Callable[[Array, Array, Any], Array]
 # (z, t) -> (x̂, ε̂) with z = α x̂ + σ ε̂
 Denoise = Callable[[Array, Array], tuple[Array, Array]]
 
-PREDICTIONS = ("eps", "x", "v", "flow")
+PREDICTIONS = ("eps", "x", "v", "flow", "reverse_flow")
 TINY = 1e-8
 
 
@@ -58,6 +59,7 @@ def to_x_eps(
     if kind == "v":
         r = jnp.hypot(alpha, sigma)
         return (alpha * z / r - sigma * output) / r, (sigma * z / r + alpha * output) / r
+    output = -output if kind == "reverse_flow" else output
     return (z - sigma * output) / (alpha + sigma), (z + alpha * output) / (alpha + sigma)
 
 
@@ -77,17 +79,19 @@ def from_x_eps(
         return x
     if kind == "v":
         return (alpha * eps - sigma * x) / jnp.hypot(alpha, sigma)
-    return eps - x
+    return eps - x if kind == "flow" else x - eps
 
 
 def error_factor(kind: str, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The squared error of the prediction divided by the squared error of x̂, at equal z.
 
-    σ δε = −α δx makes it SNR for eps, 1 for x, SNR + 1 for v, (√SNR + 1)² for flow (Salimans & Ho 2022, section 4).
+    σ δε = −α δx makes it SNR for eps, 1 for x, SNR + 1 for v, (√SNR + 1)² for both flows (Salimans & Ho 2022, section
+    4).
     """
     check_prediction(kind)
     snr = jnp.exp(log_snr)
-    return {"eps": snr, "x": jnp.ones_like(snr), "v": snr + 1, "flow": (jnp.sqrt(snr) + 1) ** 2}[kind]
+    flow = (jnp.sqrt(snr) + 1) ** 2
+    return {"eps": snr, "x": jnp.ones_like(snr), "v": snr + 1, "flow": flow, "reverse_flow": flow}[kind]
 
 
 def check_prediction(kind: str):

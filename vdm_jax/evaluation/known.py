@@ -21,11 +21,13 @@ class Mode(NamedTuple):
     known: Callable[..., np.ndarray]
     captioned: bool = False  # whether the caption is given, too
     factor: int = 1  # above 1, the clip is given with fewer rows and columns by this factor: super-resolution
+    window: int = 0  # above 0, this many new frames are drawn at a time, and known from then on
 
 
 VIDEO_TO_VIDEO = "video to video"  # sampling begins with the noised clip; no pixel is known for certain
 MODES = {
     "extension, half known": Mode(lambda t, y, x, frames, *_: t < frames // 2),
+    "extension, half known, two frames at a time": Mode(lambda t, y, x, frames, *_: t < frames // 2, window=2),
     "extension backward, half known": Mode(lambda t, y, x, frames, *_: t >= frames - frames // 2),
     "image to video, with the caption": Mode(lambda t, *_: t == 0, captioned=True),
     "first and last frame": Mode(lambda t, y, x, frames, *_: t % (frames - 1) == 0),
@@ -79,6 +81,17 @@ def known_of(mode: str, real: Videos) -> dict[str, Any]:
         return {"known": Known(real, mask)}
     repeated = repeat(_small(real, factor), "b t h w c -> b t (h i) (w j) c", i=factor, j=factor)
     return {"known": Known(repeated, np.ones((1, 1, 1, 1, 1), bool)), "coarse": factor}
+
+
+def in_windows(mode: str, real: Videos, draw: Callable[..., Videos]) -> Videos:
+    """The clips that `draw(block=…, known=…, coarse=…)` draws from what a mode knows, window by window."""
+    mask, window, frames = mask_of(mode, real.shape[1:]), MODES[mode].window, real.shape[1]
+    if not window:
+        return draw(**known_of(mode, real))
+    for block, start in enumerate(range(new_frames(mask)[0], frames, window)):
+        before = (np.arange(frames) < start)[None, :, None, None, None]
+        real = draw(known=Known(real, mask | before), block=block)
+    return real
 
 
 def _small(videos: Videos, factor: int) -> Float[np.ndarray, "B T h w C"]:

@@ -19,7 +19,7 @@ import numpy as np
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.confidence import Interval
 from vdm_jax.evaluation.judge import frozen, shuffle_frames
-from vdm_jax.evaluation.known import MODES, check_strength, known_of, mask_of, new_frames, without_a_network
+from vdm_jax.evaluation.known import MODES, check_strength, in_windows, mask_of, new_frames, without_a_network
 from vdm_jax.evaluation.metrics import (
     COMPARED_WITH,
     EXTRACTORS,
@@ -87,9 +87,9 @@ def score(
 
     def draw(first: int, count: int) -> Rows:
         rows = first + np.resize(np.arange(count), job.size)  # the last batch is filled up: a single compilation
-        kwargs = known_of(known, in_range(real.videos[rows])) if known else {}
-        prompts = [texts[row] for row in rows]
-        videos = pipeline(prompts, seed=seed, batch_size=job.size, first=first, **kwargs, **settings)
+        kwargs = dict(seed=seed, batch_size=job.size, first=first, **settings)
+        sample = functools.partial(pipeline, [texts[row] for row in rows], **kwargs)
+        videos = in_windows(known, in_range(real.videos[rows]), sample) if known else sample()
         return {"videos": videos[:count]}
 
     def batches() -> Iterator[Clips]:

@@ -140,6 +140,8 @@ class Pipeline:
         """Returns the tokens of the null condition. Raises InputError where the model takes no text."""
         if negative and self.model.text is None:
             raise InputError(f"negative prompt {negative[:40]!r}: this model takes no text")
+        if negative and "null_text" in self.model.params["network"]:
+            raise InputError(f"negative prompt {negative[:40]!r}: this model has a learned null text instead")
         return self.model.tokenize(negative)
 
     def check(
@@ -194,15 +196,14 @@ def _compile(model: Model, mesh: Mesh, settings: Settings, guides: bool, coarse:
                 network.remat = "full"  # the gradient of a call, on little more than the memory of a call
             return network(z, network_time, conditions, layout=layout)
 
-        # Stable Video Diffusion's guidance grows over the frames.
-        weight = guidance if model.first_frame is None else jnp.linspace(1.0, guidance, shape[0])
-        branches, weight = (branches, [weight]) if guides else (branches[-1:], [])
+        branches = branches if guides else branches[-1:]
+        last = model.weights(guidance, settings.steps, shape[0])[::-1][: len(branches) - 1][::-1]
         denoise = guided(
             predict,
             process,
             model.prediction,
             branches,
-            weight,
+            last,
             rescale=settings.rescale,
             interval=settings.interval,
             network_time=network_time,
@@ -211,8 +212,9 @@ def _compile(model: Model, mesh: Mesh, settings: Settings, guides: bool, coarse:
             measure = under(known.mask) if coarse == 1 else functools.partial(coarsen, factor=coarse)
             denoise = reconstructed(denoise, measure(known.video), measure, process, reconstruction)
         denoise = clipped(denoise, process, settings.clip)
-        # A first frame conditions the network, and is not replaced.
+        # A first frame conditions the network, and is not replaced; nor is what is a branch of guidance, until the end.
         keeps = known is not None and coarse == 1 and model.first_frame is None
+        replaces = keeps and not (model.guides_known and settings.respect == "concat")
 
         def from_noise(noise, keys):
             start = known.video if known is not None and settings.strength < 1 else None
@@ -220,7 +222,7 @@ def _compile(model: Model, mesh: Mesh, settings: Settings, guides: bool, coarse:
             kept = denoise
             if keeps and settings.respect == "times":
                 kept = known_in_time(denoise, known, process, keys, settings.known_noise, settings.exact)
-            elif keeps:
+            elif replaces:
                 kept = replaced(denoise, known, process, keys, exact=settings.exact)
             options = dict(settings.solver_options)
             return sample(kept, z, times, process, solver=settings.solver, eta=settings.eta, keys=keys, **options)
@@ -246,17 +248,18 @@ def _branches(
     settings: Settings,
     known_noise: Float[Array, ""] | float,
 ) -> list[Conditions]:
-    """Returns the conditions of the two branches of guidance: the null condition and the full one."""
+    """Returns the conditions of the branches of guidance, the null condition first and the full one last."""
     if model.first_frame is not None:
         noise = gaussian(keys, CHANNELS, model.shape[1:], jnp.float32)
         full = model.first_frame(params, pixels.video[:, 0], noise, known_noise, model.latent_shape[0])
         return [model.first_frame.null(full), full]
     noise = gaussian(keys, CHANNELS, model.latent_shape, jnp.float32)
     channels = model.channels(len(tokens), known if settings.respect == "concat" else None, noise, known_noise)
-    full = Conditions(model.encode(params, tokens, shares=shares), channels)
-    text = model.encode(params, null[None, None])
-    text = jax.tree.map(lambda n, c: jnp.broadcast_to(n, c.shape), text, full.text)
-    return [full._replace(text=text._replace(mask=full.text.mask) if model.null_mask else text), full]
+    full = Conditions(model.encode(params, tokens, shares=shares), channels, model.scalars_of(len(tokens)))
+    branches = [full._replace(text=model.null_text(params, null, full.text)), full]
+    if model.guides_known and known is not None and settings.respect == "concat":
+        branches.insert(0, branches[0]._replace(known=jnp.zeros_like(channels)))
+    return branches
 
 
 def whole(videos: Float[Array, "B T H W C"], mesh: Mesh) -> Float[np.ndarray, "B T H W C"]:

@@ -66,8 +66,7 @@ def in_pieces(step: Callable[[Array, Past], Array], x: Float[Array, "B T H W C"]
 class CausalConv(nnx.Module):
     """A convolution over time and space that looks back in time: a sum of convolutions of frames.
 
-    On two CPU cores the sum takes 0.2 to 0.4 of the time of XLA's convolution over three axes, forward, and 0.3 to 0.6
-    with gradients (32 to 192 channels, 5 to 9 frames).
+    On CPUs the sum is faster than XLA's convolution over three axes; `experiments/benchmark_layers.py` measures both.
 
     Args:
         kernel, stride: of time and of space; a kernel of 0 in time convolves each frame, and has four axes.

@@ -13,6 +13,8 @@ arguments:
 | other         | variance   | variance, frame rate, pad      |                          |
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -20,11 +22,11 @@ from flax import nnx
 
 from vdm_jax.errors import InputError
 from vdm_jax.models.attention import IMPLEMENTATIONS
-from vdm_jax.models.conditions import Conditions
+from vdm_jax.models.conditions import Conditions, check_divides, embed, with_known
 from vdm_jax.models.dit_block import EPSILON, PLAIN, Inputs, Layer
 from vdm_jax.models.layers import EmbeddingMLP, Fold, Unfold, layer_norm, zeros
 from vdm_jax.models.layout import ONE_DEVICE, Layout
-from vdm_jax.models.positions import axis_angles, frame_angles, frame_code, plane_code, sinusoid
+from vdm_jax.models.positions import axis_angles, frame_angles, frame_code, plane_code
 from vdm_jax.models.slots import one_of
 from vdm_jax.models.stack import REMAT, Stack
 from vdm_jax.models.transformer import clip_mask
@@ -63,8 +65,11 @@ class DiT(nnx.Module):
         modulation: "shared" or "block" (`Block`).
         text_width, pooled_width: of text tokens, and of the pooled text vector, 0 for none. `pooled`: the pooled vector
             is added to the embedding of time.
-        scalars: (width of the sinusoid of each scalar condition, how many there are), None for none.
+        scalars: (width of the sinusoid of each scalar condition, how many there are), None for none. A new network
+            takes one, the frame rate.
         frequencies: width of the sinusoid of time.
+        null_text: rows of a learned null text, 0 for none. The network does not read them: `Model.null_text` puts them
+            in the place of a prompt's tokens.
         variance: the network also predicts a variance for each channel, which is dropped (Nichol & Dhariwal 2021).
         max_frames: upper bound on the number of frames, None for any.
         dtype: of the computation; parameters are float32.
@@ -94,8 +99,9 @@ class DiT(nnx.Module):
         text_width: int = 0,
         pooled_width: int = 0,
         pooled: bool = True,
-        scalars: tuple[int, int] | None = None,
+        scalars: Sequence[int] | None = None,
         frequencies: int = 256,
+        null_text: int = 0,
         variance: bool = False,
         max_frames: int | None = None,
         dtype: str = "float32",
@@ -119,6 +125,8 @@ class DiT(nnx.Module):
         self.pooled = nnx.Linear(pooled_width, width, **common) if pooled and pooled_width else None
         reads = bool(text_width) and cross != "none"
         self.text = EmbeddingMLP(text_width, width, width, activation=jax.nn.gelu, **common) if reads else None
+        if null_text:
+            self.null_text = nnx.Param(0.02 * jax.random.normal(rngs.params(), (null_text, text_width), jnp.float32))
         alongs = {"space_time": ("space", "time"), "all": ("all",)}[attend]
         block = dict(width=width, hidden=hidden or 4 * width, heads=heads, qk_norm=qk_norm, interleaved=interleaved)
         block |= dict(cross_norm=cross_norm, modulation=modulation)
@@ -153,14 +161,11 @@ class DiT(nnx.Module):
         del key  # no dropout
         frames, height, width = z.shape[1:4]
         self.check(frames, height, width)
-        if conditions.known is not None:
-            z = jnp.concatenate([z, conditions.known], axis=-1)
-        if z.shape[-1] != self.channels_in:
-            raise InputError(f"{z.shape[-1]} channels of z and of what is known must be {self.channels_in}")
+        z = with_known(z, conditions.known, self.channels_in)
         if self.pad:
             z = jnp.pad(z, ((0, 0), (0, 0), (0, -height % self.patch[1]), (0, -width % self.patch[1]), (0, 0)))
         x = layout(self.stem(layout(z, "space"), layout), "space")
-        embedding = self._embed(time, conditions)
+        embedding = embed(self, time, conditions, reads_text=self.text is not None, unfolded="patch_time=1")
         if self.plane is not None:
             x = x + plane_code(*x.shape[2:], self._span(height, width, *x.shape[2:4])).astype(x.dtype)
         x = self.layers(x, self._inputs(x, embedding, conditions), layout, each={"first": self._is_first()})
@@ -184,24 +189,6 @@ class DiT(nnx.Module):
         if self.plane == "area":  # latents of 64 × 64, 512 × 512 pixels, count as they are
             return (round((rows * columns) ** 0.5) * 64 / (height * width) ** 0.5,) * 2
         return (float(self.plane), float(self.plane))
-
-    def _embed(self, time: Float[Array, "B *T"], conditions: Conditions) -> Float[Array, "B G C"]:
-        """Embeds time and conditions, for the video (G = 1) or for each frame. Raises InputError for a missing one."""
-        text, scalars = conditions.text, conditions.scalars
-        if text is None and (self.text is not None or self.pooled is not None):
-            raise InputError("conditions.text=None, but the network was made for a text encoder")
-        if time.ndim == 2 and self.folds_frames:
-            raise InputError("a time for each frame needs patch_time=1")
-        embedding = self.time(sinusoid(time.reshape(len(time), -1), self.frequencies))
-        if self.scalars is not None:
-            width, count = self.scalar_width
-            if scalars is None or scalars.shape[-1] != count:
-                found = "None" if scalars is None else f"{scalars.shape[-1]} numbers"
-                raise InputError(f"conditions.scalars={found}, but the network takes {count}")
-            embedding = embedding + self.scalars(sinusoid(scalars, width).reshape(len(scalars), -1))[:, None]
-        if self.pooled is not None:
-            embedding = embedding + self.pooled(text.pooled)
-        return embedding
 
     def _inputs(self, x: Float[Array, "B T H W C"], embedding: Float[Array, "B G C"], conditions: Conditions) -> Inputs:
         """Computes what all blocks read."""
@@ -229,11 +216,8 @@ class DiT(nnx.Module):
 
     def check(self, frames: int, height: int, width: int, stills: int = 0) -> None:
         """Raises InputError for sizes that the patches do not divide, too many frames, or stills that are seen."""
-        time, space = self.patch
-        space = 1 if self.pad else space
-        for name, size, factor in (("height", height, space), ("width", width, space), ("frames", frames, time)):
-            if size % factor:
-                raise InputError(f"{name}={size} must be a multiple of {factor} (patch of the transformer)")
+        factors = (self.patch[0], 1 if self.pad else self.patch[1])
+        check_divides("patch of the transformer", factors, frames, height, width)
         if stills and (self.attend == "all" or self.folds_frames or self.time_position == "code"):
             raise InputError(
                 f"joint_images={stills} needs attend='space_time', patch_time=1 and time_position='rotary' or 'none'"

@@ -24,7 +24,8 @@ class Layout:
     def per_position(self, function: Callable, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
         """Applies a function of vectors to each position.
 
-        The positions are one axis: on CPUs the gradient of a matrix takes twice as long over four of them.
+        The positions are one axis: on CPUs the gradient of a matrix is slower over four of them
+        (`experiments/benchmark_layers.py` measures both).
         """
         return function(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from vdm_jax.errors import InputError
 from vdm_jax.models.attention import IMPLEMENTATIONS, Source, attend, choose_implementation, split_heads
-from vdm_jax.models.conditions import Conditions
+from vdm_jax.models.conditions import Conditions, check_divides
 from vdm_jax.models.dit_block import EPSILON, PLAIN
 from vdm_jax.models.layers import EmbeddingMLP, Fold, Unfold, layer_norm, zeros
 from vdm_jax.models.layout import ONE_DEVICE, Layout
@@ -70,7 +70,7 @@ class DoubleBlock(nnx.Module):
     """Both streams: x += g·out(attention); x += g'·MLP(norm(x)(1 + s') + b'); each with its own weights."""
 
     def __init__(self, width, heads, *, dtype, rngs, **attention):
-        common, self.options = dict(dtype=dtype, rngs=rngs), attention
+        common, self.options = dict(dtype=dtype, rngs=rngs), tuple(attention.items())  # hashable
         for name in ("video", "text"):
             setattr(self, name, Stream(width, heads, 6, **common))
             setattr(self, f"{name}_out", nnx.Linear(width, width, **common))
@@ -85,7 +85,7 @@ class DoubleBlock(nnx.Module):
         for name, x, (shift, scale, *_) in zip(("video", "text"), map(_tokens, pair), vectors, strict=True):
             stream = getattr(self, name)
             projected.append(stream.project(stream.norm(x) * (1 + scale) + shift))
-        mixed = attend_jointly(*projected, inputs, layout, **self.options)
+        mixed = attend_jointly(*projected, inputs, layout, **dict(self.options))
         for i, name in enumerate(("video", "text")):
             _, _, gate, shift, scale, gate2 = vectors[i]
             x = _tokens(pair[i]) + gate * getattr(self, f"{name}_out")(mixed[i])
@@ -98,7 +98,7 @@ class SingleBlock(nnx.Module):
     """Both streams with the same weights: x += g·out([attention, GELU(up(norm(x)(1 + s) + b))])."""
 
     def __init__(self, width, heads, *, dtype, rngs, **attention):
-        common, self.options = dict(dtype=dtype, rngs=rngs), attention
+        common, self.options = dict(dtype=dtype, rngs=rngs), tuple(attention.items())  # hashable
         self.both = Stream(width, heads, 3, **common)
         self.up, self.out = nnx.Linear(width, 4 * width, **common), nnx.Linear(5 * width, width, **common)
 
@@ -107,7 +107,7 @@ class SingleBlock(nnx.Module):
         pair = layout(pair[0], "space"), pair[1]
         shift, scale, gate = self.both.modulate(inputs.embedding)
         hidden = [self.both.norm(_tokens(x)) * (1 + scale) + shift for x in pair]
-        mixed = attend_jointly(*map(self.both.project, hidden), inputs, layout, **self.options)
+        mixed = attend_jointly(*map(self.both.project, hidden), inputs, layout, **dict(self.options))
         video, text = (
             (_tokens(x) + gate * self._out(m, h)).reshape(x.shape) for x, m, h in zip(pair, mixed, hidden, strict=True)
         )
@@ -215,10 +215,7 @@ class MMDiT(nnx.Module):
 
     def check(self, frames: int, height: int, width: int, stills: int = 0) -> None:
         """Raises InputError for sizes that the patches do not divide, or for stills."""
-        time, space = self.patch
-        for name, size, factor in (("height", height, space), ("width", width, space), ("frames", frames, time)):
-            if size % factor:
-                raise InputError(f"{name}={size} must be a multiple of {factor} (patch of the transformer)")
+        check_divides("patch of the transformer", self.patch, frames, height, width)
         if stills:
             raise InputError(f"joint_images={stills} is not for a transformer whose tokens all see each other")
 

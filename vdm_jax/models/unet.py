@@ -21,11 +21,11 @@ from flax import nnx
 
 from vdm_jax.errors import InputError
 from vdm_jax.models.attention import IMPLEMENTATIONS
-from vdm_jax.models.conditions import Conditions
+from vdm_jax.models.conditions import Conditions, check_divides, embed, with_known
 from vdm_jax.models.convolution import Inputs
 from vdm_jax.models.layers import Conv, EmbeddingMLP, Fold, GroupNorm, Repeat, StridedConv, Unfold, UpsampleConv
 from vdm_jax.models.layout import ONE_DEVICE, Layout
-from vdm_jax.models.positions import grid_code, sinusoid
+from vdm_jax.models.positions import grid_code
 from vdm_jax.models.slots import SHOWS_STILLS, SLOTS, make_layer, one_of, per_level, place_fillings
 from vdm_jax.models.stack import REMAT
 from vdm_jax.models.transformer import POSITIONS, Transformer
@@ -141,7 +141,7 @@ class UNet(nnx.Module):
         for (place, level), filling in fillings.items():
             _check_fillings(widths[-1 if place == "middle" else level], head_size, time_position, filling)
 
-        self.width, self.patch, self.remat, self.all_frames = widths[0], (patch_time, patch), remat, all_frames
+        self.frequencies, self.patch, self.remat, self.all_frames = widths[0], (patch_time, patch), remat, all_frames
         self.channels_in, self.scalar_width, self.max_frames, self.window = channels_in, scalars, max_frames, window
         attending = [f["space_attention"] for f in fillings.values() if f["space_attention"]]
         pairs = [(name, f["kind"]) for place in fillings.values() for name, f in place.items() if f]
@@ -213,11 +213,9 @@ class UNet(nnx.Module):
         """
         self.check(*z.shape[1:4])
         text, known, _, is_still = conditions
-        if known is not None:
-            z = jnp.concatenate([z, known], axis=-1)
-        if z.shape[-1] != self.channels_in:
-            raise InputError(f"{z.shape[-1]} channels of z and of what is known must be {self.channels_in}")
-        embedding = self._embed(time, conditions)
+        z = with_known(z, known, self.channels_in)
+        unfolded = "patch_time=1 and resample='space'"
+        embedding = embed(self, time, conditions, reads_text=self.reads_tokens, unfolded=unfolded)
 
         count = 0
 
@@ -255,25 +253,6 @@ class UNet(nnx.Module):
                 x = self.upsample[level](x, skips[-1].shape[2:4], layout)
         return self.head(jax.nn.silu(self.norm(x)), layout).astype(jnp.float32)
 
-    def _embed(self, time: Float[Array, "B *T"], conditions: Conditions) -> Float[Array, "B G E"]:
-        """Embeds time and conditions, for the video (G = 1) or for each frame. Raises InputError for a missing one."""
-        text, scalars = conditions.text, conditions.scalars
-        if text is None and (self.reads_tokens or self.pooled is not None):
-            raise InputError("conditions.text=None, but the network was made for a text encoder")
-        if time.ndim == 2 and self.folds_frames:
-            raise InputError("a time for each frame needs patch_time=1 and resample='space'")
-        embedding = self.time(sinusoid(time.reshape(len(time), -1), self.width))
-        if self.scalars is not None:
-            width, count = self.scalar_width
-            if scalars is None or scalars.shape[-1] != count:
-                found = "None" if scalars is None else f"{scalars.shape[-1]} numbers"
-                raise InputError(f"conditions.scalars={found}, but the network takes {count}")
-            codes = sinusoid(scalars, width).reshape(len(scalars), -1)
-            embedding = embedding + self.scalars(codes)[:, None]
-        if self.pooled is not None:
-            embedding = embedding + self.pooled(text.pooled)
-        return embedding
-
     @property
     def folds_frames(self) -> bool:
         """Whether several frames share a position at some level."""
@@ -286,13 +265,7 @@ class UNet(nnx.Module):
     def check(self, frames: int, height: int, width: int, stills: int = 0) -> None:
         """Raises InputError for sizes that the patches and levels do not divide, or too many or too few frames."""
         space = self.patch[1] * 2 ** len([kind for kind in self.resample if kind != "conv"])
-        for name, size, factor in (
-            ("height", height, space),
-            ("width", width, space),
-            ("frames", frames, self._time_factor),
-        ):
-            if size % factor:
-                raise InputError(f"{name}={size} must be a multiple of {factor} (patch and levels of the U-Net)")
+        check_divides("patch and levels of the U-Net", (self._time_factor, space), frames, height, width)
         if stills and self.all_frames:
             raise InputError(f"joint_images={stills} needs all_frames=False: stills must not see other frames")
         if stills and self.shows_stills:

@@ -19,6 +19,8 @@ from vdm_jax.files import whole_file, write_text
 Config = dict[str, Any]  # the content of a config.json
 
 NAMES = ("diffusion_pytorch_model", "model")
+# Files that are published without a config; the name stands for one.
+ALONE = ("Open_Sora_v2", "hunyuan_vae")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -40,10 +42,12 @@ def read_config(folder: str | Path, name: str = "") -> dict[str, Any]:
         InputError: the file is missing, or is no diffusers config.
     """
     path = (component(folder, name) if name else network_folder(folder)) / "config.json"
-    config = read_json(path)
-    if "_class_name" not in config:
+    alone = [name for name in ALONE if (path.parent / f"{name}.safetensors").exists()]
+    config = {"_class_name": alone[0]} if alone and not path.exists() else read_json(path)
+    name = config.get("_class_name") or config.get("model_type")
+    if name is None:
         raise InputError(f"{path} is not a diffusers config: it has no _class_name")
-    return config
+    return config | {"_class_name": name}
 
 
 IGNORED = ("_class_name", "_diffusers_version", "_name_or_path", "sample_size", "num_frames")
@@ -73,7 +77,14 @@ def component(folder: str | Path, name: str) -> Path:
     folder = snapshot(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; download the model elsewhere and point at it")
-    return folder / name if (folder / "model_index.json").exists() else folder
+    return folder / name if is_pipeline(folder) else folder
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether a folder holds the parts of a whole model: it has a model_index.json, or, put together by hand, a
+    transformer."""
+    names = ("model_index.json", "transformer/config.json", *(f"transformer/{name}.safetensors" for name in ALONE))
+    return any((folder / name).exists() for name in names)
 
 
 def network_folder(folder: str | Path) -> Path:
@@ -213,7 +224,7 @@ class Weights(Mapping[str, np.ndarray]):
 
 def _files(folder: Path) -> list[Path]:
     """Returns the safetensors files of a folder: one file, or the files of an index; full precision before fp16."""
-    for name in NAMES:
+    for name in (*NAMES, *ALONE):
         for variant in ("", ".fp16"):
             whole = folder / f"{name}{variant}.safetensors"
             if whole.exists():

@@ -13,11 +13,20 @@ from jax.sharding import Mesh
 from vdm_jax.errors import InputError
 from vdm_jax.model import Model, TextEncoder
 from vdm_jax.models.codec import Codec, latent_codec
+from vdm_jax.models.text.pair import TextPair
 from vdm_jax.models.unet import UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import FAMILIES
 from vdm_jax.pretrained.families.stable_video_diffusion import FirstFrame
-from vdm_jax.pretrained.folder import check_hash, component, package_files, read_config, read_json, snapshot
+from vdm_jax.pretrained.folder import (
+    Config,
+    check_hash,
+    component,
+    package_files,
+    read_config,
+    read_json,
+    snapshot,
+)
 from vdm_jax.pretrained.lora import Lora, read_lora
 from vdm_jax.pretrained.parts.autoencoders import SCALE, load_autoencoder, translate
 from vdm_jax.pretrained.parts.bert import load_bert
@@ -25,7 +34,13 @@ from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder
 from vdm_jax.pretrained.parts.t5 import load_t5
 from vdm_jax.pretrained.parts.video_autoencoders import load_video_codec, video_config
 from vdm_jax.pretrained.schedulers import read_scheduler
-from vdm_jax.pretrained.tokenizers import CLEANING, load_bert_tokenizer, load_t5_tokenizer, load_tokenizer
+from vdm_jax.pretrained.tokenizers import (
+    CLEANING,
+    PairTokenizer,
+    load_bert_tokenizer,
+    load_t5_tokenizer,
+    load_tokenizer,
+)
 from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.typing import Params
 
@@ -56,14 +71,26 @@ def load_network(
     family = FAMILIES[unet.config["_class_name"]]
     # A whole pipeline's own scheduler is right; the scheduler of an image model is not made for its motion modules.
     moves = options.get("motion_adapter") is not None or options.get("new_motion") is not None
-    schedule = read_scheduler(snapshot(folder), scheduler, *([family.scheduler] if moves else []))
-    sampling = {name: getattr(family, name) for name in ("steps", "guidance", "known_noise")} | schedule.sampling
+    schedule = family.schedule
+    if schedule is None:
+        schedule = read_scheduler(snapshot(folder), scheduler, *([family.scheduler] if moves else []))
+    elif scheduler is not None:
+        raise InputError(f"scheduler={scheduler} is not for {unet.config['_class_name']}, which has one schedule")
+    names = ("steps", "guidance", "known_noise", "respect")
+    sampling = {name: getattr(family, name) for name in names} | schedule.sampling
     fields = dict(network=unet.graphdef, process=schedule.process, prediction=schedule.prediction, sampling=sampling)
     fields |= dict(unet_config=unet.config, text_per_frame=not family.first_frame and family.kind is UNet)
-    fields["null_mask"] = family.null_mask
-    widths = (unet.config[key] for key in ("text_dim", "caption_channels", "cross_attention_dim") if key in unet.config)
+    fields |= family.model
+    keys = ("text_dim", "caption_channels", "cross_attention_dim", "context_in_dim")
+    widths = (unet.config[key] for key in keys if key in unet.config)
     module = nnx.merge(unet.graphdef, unet.params)
-    return fields, unet.params, (getattr(module, "channels_out", unet.config["out_channels"]), next(widths))
+    return fields, unet.params, (getattr(module, "channels_out", unet.config.get("out_channels")), next(widths))
+
+
+def at_size(fields: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the fields of `load_network` for videos of a shape, on which a family's schedule may depend."""
+    config = fields["unet_config"]
+    return fields | dict(FAMILIES[config["_class_name"]].at_size(shape)) if config else fields
 
 
 def load_text(
@@ -72,6 +99,7 @@ def load_text(
     package: str = "",
     sha256: Sequence[tuple[str, str]] = (),
     length: int | None = None,
+    pooled: str = "",
     clean: str | None = None,
     loras: Sequence[Lora] = (),
     **options: Any,
@@ -83,6 +111,7 @@ def load_text(
         package: a Python package of pip, as "name==version", in whose files `folder` is.
         sha256: pairs of a file in `folder` and its hash.
         length: tokens of a text, with padding (default: all positions of CLIP and BERT, 512 of T5).
+        pooled: another encoder, in `folder`, whose pooled vector takes the place of the encoder's own.
         clean: how prompts are cleaned (`tokenizers.CLEANING`: "html" for Wan, "lower" for Latte).
         options: mesh, dtype, params_dtype; padding of T5 and BERT; masked of T5.
 
@@ -109,7 +138,20 @@ def load_text(
     encoder, tokenize = load(folder, **options), load_words(folder, length=length or positions or 512)
     tokenize = dataclasses.replace(tokenize, clean=CLEANING[clean])
     width = nnx.merge(encoder.graphdef, encoder.params).width
-    return TextEncoder(encoder.graphdef, tokenize, width, width), encoder.params
+    text = TextEncoder(encoder.graphdef, tokenize, width, width)
+    if not pooled:
+        return text, encoder.params
+    common = {key: value for key, value in options.items() if key in ("mesh", "dtype", "params_dtype")}
+    return paired(text, encoder.params, *load_text(snapshot(folder) / pooled, **common))
+
+
+def paired(text: TextEncoder, params: Params, other: TextEncoder, other_params: Params) -> tuple[TextEncoder, Params]:
+    """Returns the text encoder that has its tokens from one encoder, and its pooled vector from another."""
+    length = len(text.tokenize(""))
+    pair = TextPair(nnx.merge(text.graphdef, params), nnx.merge(other.graphdef, other_params), length)
+    graphdef, state = nnx.split(pair)
+    tokenize = PairTokenizer(text.tokenize, other.tokenize)
+    return TextEncoder(graphdef, tokenize, text.width, other.pooled_width), nnx.to_pure_dict(state)
 
 
 def load_codec(folder: str | Path, *, chunk: int | None = None, **options: Any) -> tuple[Codec, Params]:
@@ -150,7 +192,7 @@ def load_published(
     **options: Any,
 ) -> Model:
     """Loads the model of a pipeline's folder: ModelScope, AnimateDiff, Stable Diffusion with a motion adapter, Stable
-    Video Diffusion, Latte or Wan.
+    Video Diffusion, Latte, Open-Sora or Wan.
 
     Args:
         folder: in the diffusers format.
@@ -170,14 +212,8 @@ def load_published(
     Raises:
         InputError: a family that is not implemented, or an argument that one of its parts refuses.
     """
-    kind = "UNetMotionModel" if motion_adapter else read_config(folder)["_class_name"]
-    if kind == "UNet2DConditionModel":
-        raise InputError(f"{folder} draws images; a motion adapter makes them move (motion_adapter)")
-    if kind not in FAMILIES:
-        raise InputError(f"{kind} is not implemented; {', '.join(FAMILIES)} are")
-    family, index = FAMILIES[kind], read_json(snapshot(folder) / "model_index.json")
-    if any(index.get("transformer_2") or ()):
-        raise InputError(f"{folder} has two networks, one for each part of the times, which is not implemented")
+    kind, index = _read_kind(folder, motion_adapter)
+    family = FAMILIES[kind]
     for name, value in (("chunk", chunk), ("motion", motion)):
         if value is not None and not family.first_frame:
             raise InputError(f"{name}={value} is for Stable Video Diffusion, not for {kind}")
@@ -199,7 +235,7 @@ def load_published(
     side, factor = (not family.first_frame and config.get("sample_size")) or family.side, codec.factors[1]
     rows, columns = [side] * 2 if isinstance(side, int) else side
     shape = (frames, *(size or (factor * rows, factor * columns)), 3)
-    latents = codec.shape(shape)
+    latents, fields = codec.shape(shape), at_size(fields, shape)
     if latents[3] != channels:
         raise InputError(f"{folder}: latents of {latents[3]} channels do not fit a network of {channels}")
     nnx.merge(fields["network"], network).check(*latents[:3])
@@ -211,7 +247,10 @@ def load_published(
         motion = 127 if motion is None else motion
         first_frame = FirstFrame(image.graphdef, image.config["image_size"], codec, family.fps, motion)
     else:
-        text, params["text"] = load_text(folder, loras=changes, **family.text, **common)
+        length = {"length": config["model_max_length"]} if "model_max_length" in config else {}
+        text, params["text"] = load_text(folder, loras=changes, **family.text | length, **common)
+    if index.get("expand_timesteps"):  # Wan 2.2 5B: known frames are at time 0
+        fields["time_per_frame"] = True
     _log_sizes(params, dtype, min(codec.decoded or frames, frames), frames)
     return Model(
         text=text,
@@ -222,10 +261,23 @@ def load_published(
         first_frame=first_frame,
         noise_window=free_noise,
         loaded=frozenset(params),
-        time_per_frame=bool(index.get("expand_timesteps")),  # Wan 2.2 5B: known frames are at time 0
         origin=repr((str(folder), str(motion_adapter), [(str(f), s) for f, s in loras], loading)),
         **fields,
     )
+
+
+def _read_kind(folder: str | Path, motion_adapter: str | Path | None) -> tuple[str, Config]:
+    """Returns the class of a folder's network, and its model_index.json, which Open-Sora's folders do not have."""
+    kind = "UNetMotionModel" if motion_adapter else read_config(folder)["_class_name"]
+    if kind == "UNet2DConditionModel":
+        raise InputError(f"{folder} draws images; a motion adapter makes them move (motion_adapter)")
+    if kind not in FAMILIES:
+        raise InputError(f"{kind} is not implemented; {', '.join(FAMILIES)} are")
+    file = snapshot(folder) / "model_index.json"
+    index = {} if FAMILIES[kind].schedule is not None and not file.exists() else read_json(file)
+    if any(index.get("transformer_2") or ()):
+        raise InputError(f"{folder} has two networks, one for each part of the times, which is not implemented")
+    return kind, index
 
 
 def default_dtype(mesh: Mesh | None = None) -> str:

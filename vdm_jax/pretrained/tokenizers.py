@@ -68,6 +68,18 @@ class PromptTokenizer:
         return np.array(tokens + [self.pad] * (self.length - len(tokens)), np.int32)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairTokenizer:
+    """Returns the tokens of two tokenizers, one after the other (`models.text.pair`)."""
+
+    first: Callable[[str], np.ndarray]
+    second: Callable[[str], np.ndarray]
+
+    def __call__(self, text: str) -> np.ndarray:
+        """Runs on the host."""
+        return np.concatenate([self.first(text), self.second(text)])
+
+
 def load_t5_tokenizer(folder: str | Path, *, length: int) -> PromptTokenizer:
     """Loads the tokenizer of a T5 or UMT5: tokenizer.json, else spiece.model.
 
@@ -143,14 +155,17 @@ def _from_words(file: Path) -> Tokenizer:
 
 
 def load_tokenizer(folder: str | Path, *, length: int = 77) -> PromptTokenizer:
-    """Loads the tokenizer of a folder or of a pipeline's folder: tokenizer.json, else vocab.json and merges.txt.
+    """Loads the tokenizer of CLIP: tokenizer.json, else vocab.json and merges.txt; see `load_t5_tokenizer`.
 
     `length` is the length of the text encoder; tokenizer_config.json may have a smaller one.
 
     Raises:
         InputError: files are missing or broken, it is another tokenizer, or a setting is not implemented.
     """
+    beside = Path(folder).parent / "tokenizer"
     folder = component(folder, "tokenizer")
+    if beside.is_dir() and not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        folder = beside
     config, special = _special_tokens(folder)
     file = folder / "tokenizer.json"
     try:

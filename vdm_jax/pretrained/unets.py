@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from vdm_jax.models.rngs import Keys
 from vdm_jax.parallel.mesh import make_mesh, on_cpu
-from vdm_jax.pretrained.families import FAMILIES, animatediff, translate
+from vdm_jax.pretrained.families import FAMILIES, animatediff, open_sora, translate
 from vdm_jax.pretrained.folder import Weights, component, network_folder, read_config, write_folder
 from vdm_jax.pretrained.lora import Lora, merge_lora
 from vdm_jax.pretrained.names import Part, load_part, torch_tensors
@@ -56,10 +56,14 @@ def load_unet(
     elif new_motion is not None:
         config = animatediff.with_motion(config, animatediff.new_adapter(new_motion))
         new = "/time_attention/"
+    if config["_class_name"] in FAMILIES:
+        config = FAMILIES[config["_class_name"]].config | config
     arguments, naming = translate(config, per_frame_norm=per_frame_norm, window=window)
     arguments = dict(**arguments, **options)
     weights, mesh = Weights(*folders), mesh or make_mesh()
     animatediff.take_positions(weights)
+    if config["_class_name"] == "STDiT3":
+        open_sora.take_frequencies(weights, config)
     for lora in loras:
         merge_lora(lora.where, lora.unet, weights)
     where = " and ".join(map(str, folders))
@@ -96,4 +100,6 @@ def tensors_of(unet: Part) -> dict[str, np.ndarray]:
     tensors = torch_tensors(unet.params, translate(unet.config)[1])
     if unet.config["_class_name"] == "UNetMotionModel":
         animatediff.put_positions(tensors, unet.config)
+    elif unet.config["_class_name"] == "STDiT3":
+        open_sora.put_frequencies(tensors, unet.config)
     return tensors

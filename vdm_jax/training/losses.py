@@ -1,6 +1,7 @@
 """Losses: what a training step differentiates. The step itself knows no diffusion, no pixels and no text."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ def denoising(model: Model, objective: Objective, *, stills: int = 0, layout: La
     """Returns the denoising loss of a model.
 
     A batch holds "video" (uint8, B T H W C), "tokens" (int32, B L), and with K `stills` at the end of each video
-    "image_tokens" (B K L). Where the objective drops the condition, the text is the empty text. With `time_per_frame`,
+    "image_tokens" (B K L). Where the objective drops the condition, the text is the null text. With `time_per_frame`,
     or known frames at t = 0, a video has a time for each frame. The model's parameters are not used: `value` joins
     trained and frozen ones.
     """
@@ -72,13 +73,11 @@ def denoising(model: Model, objective: Objective, *, stills: int = 0, layout: La
         network = model.merge(params)
         text = None
         if model.text is not None:
-            # The null condition is the empty text, whose tokens are a start token and padding.
-            tokens = jnp.where(draws.drop[:, None, None], model.tokenize(""), batch["tokens"])
-            text = model.encode(params, tokens, frames=x.shape[1])
-            if model.null_mask:  # as in guidance; the compiler drops all of this encoding but the mask
-                text = text._replace(mask=model.encode(params, batch["tokens"], frames=x.shape[1]).mask)
+            text = model.encode(params, batch["tokens"], frames=x.shape[1])
+            null = model.null_text(params, jnp.asarray(model.tokenize("")), text)
+            text = jax.tree.map(functools.partial(jax.vmap(jnp.where), draws.drop), null, text)
         is_still = jnp.broadcast_to(jnp.arange(x.shape[1]) >= x.shape[1] - stills, x.shape[:2]) if stills else None
-        conditions = Conditions(text, batch.get("known"), None, is_still)
+        conditions = Conditions(text, batch.get("known"), model.scalars_of(len(x)), is_still)
 
         def predict(z, network_time, _):
             return network(z, network_time, conditions, key=key, layout=layout)

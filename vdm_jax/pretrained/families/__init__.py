@@ -6,6 +6,8 @@ from vdm_jax.errors import InputError
 from vdm_jax.pretrained.families.animatediff import ANIMATEDIFF
 from vdm_jax.pretrained.families.latte import LATTE
 from vdm_jax.pretrained.families.modelscope import MODELSCOPE
+from vdm_jax.pretrained.families.open_sora import OPEN_SORA
+from vdm_jax.pretrained.families.open_sora_2 import OPEN_SORA_2
 from vdm_jax.pretrained.families.stable_diffusion import STABLE_DIFFUSION
 from vdm_jax.pretrained.families.stable_video_diffusion import STABLE_VIDEO_DIFFUSION
 from vdm_jax.pretrained.families.unets import Family
@@ -19,6 +21,8 @@ FAMILIES: dict[str, Family] = {
     "UNetMotionModel": ANIMATEDIFF,
     "UNetSpatioTemporalConditionModel": STABLE_VIDEO_DIFFUSION,
     "LatteTransformer3DModel": LATTE,
+    "STDiT3": OPEN_SORA,
+    "Open_Sora_v2": OPEN_SORA_2,
     "WanTransformer3DModel": WAN,
 }
 

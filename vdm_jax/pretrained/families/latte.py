@@ -48,4 +48,4 @@ def dit(config: Config) -> tuple[dict[str, Any], Naming]:
 
 # T5 reads 120 tokens. The published pipeline cuts the text of a single prompt after its last token, and the null text
 # after as many; with several prompts it lets the network see zeros instead. Here every prompt is cut.
-LATTE = Family(dit, DiT, frames=16, side=64, text=dict(length=120, clean="lower"), null_mask=True)
+LATTE = Family(dit, DiT, frames=16, side=64, text=dict(length=120, clean="lower"), model=dict(null_mask=True))

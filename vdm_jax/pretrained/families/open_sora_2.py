@@ -1,9 +1,21 @@
-"""Open-Sora 2.0 (MMDiT; Peng et al. 2025, arXiv 2503.09642): two streams, video and text."""
+"""Open-Sora 2.0 (MMDiT; Peng et al. 2025, arXiv 2503.09642): two streams, video and text.
 
+Nobody publishes a pipeline's folder: it is put together of the published parts (docs/published.md).
+"""
+
+from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
+from vdm_jax.diffusion.known import MaskMixture
+from vdm_jax.diffusion.process import Flow
+from vdm_jax.models.mmdit import MMDiT
+from vdm_jax.pretrained.families.unets import Family
 from vdm_jax.pretrained.folder import Config, check_settings
 from vdm_jax.pretrained.names import Naming
+from vdm_jax.pretrained.schedulers import Schedule
+from vdm_jax.typing import Array
 
 PUBLISHED = {  # the published file has no config
     "_class_name": "Open_Sora_v2",
@@ -78,3 +90,48 @@ def mmdit(config: Config) -> tuple[dict[str, Any], Naming]:
     else:
         fused = [(f"{single}both/v/", r"\1/v_mlp/", (0, 1), 5), (f"{single}up/", r"\1/v_mlp/", (1, 5), 5)]
     return arguments, Naming(tuple(table), stacked=r"^(double|single)/", fused=fused, patch=(1, 2, 2), packed=True)
+
+
+IMAGE_GUIDANCE = 3.0
+STEADY = 10  # steps after which guidance rests in every second one
+
+
+def _at_size(shape: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the schedule of a video: the shift is (1 + 2 (tokens of a frame − 256) / 3840) · √(latent frames)."""
+    frames, rows, columns, _ = shape
+    tokens, latents = (rows // 16) * (columns // 16), (frames - 1) // 4 + 1
+    return dict(process=Flow((1 + 2 * (tokens - 256) / 3840) * latents**0.5))
+
+
+def oscillating_weights(guidance: Array | float, steps: int, frames: int) -> list[Callable[[Array], Array]]:
+    """Returns the weights of what is known and of the text, as functions of the time before its shift.
+
+    The weight of what is known grows over the frames, to a value that falls from `IMAGE_GUIDANCE` to 1 over the steps.
+    """
+
+    def now(weight: Array | float, t: Array) -> Array:
+        step = jnp.round(steps * (1 - t)).astype(jnp.int32)
+        return jnp.where((step < STEADY) | (step % 2 == 0), weight, 1.0)
+
+    def known(t: Array) -> Array:
+        return now(jnp.linspace(1.0, 1 + (IMAGE_GUIDANCE - 1) * t, frames), t)
+
+    return [known, lambda t: now(guidance, t)]
+
+
+OPEN_SORA_2 = Family(
+    mmdit,
+    MMDiT,
+    config=PUBLISHED,
+    frames=129,
+    side=(24, 42),
+    fps=24.0,
+    steps=50,
+    guidance=7.5,
+    text=dict(length=512, masked=False, padding="kept", pooled="clip/text_encoder"),
+    # It was also trained on last frames and on first and last ones, with the weight 1 each.
+    model=dict(weights=oscillating_weights, guides_known=True, masks=MaskMixture({"nothing": 1.0, "first": 5.0})),
+    respect="concat",
+    at_size=_at_size,
+    schedule=Schedule(Flow(), "flow", "ddim", "uniform", {}, {}),
+)

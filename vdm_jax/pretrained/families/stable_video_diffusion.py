@@ -52,8 +52,21 @@ def unet(config: Config) -> tuple[dict[str, Any], Naming]:
     return arguments, Naming((*inside, *table))
 
 
+def growing_weight(guidance: Array | float, steps: int, frames: int) -> list[Array]:
+    """Returns a weight that grows over the frames."""
+    return [jnp.linspace(1.0, guidance, frames)]
+
+
 STABLE_VIDEO_DIFFUSION = unets.Family(
-    unet, frames=14, side=(72, 128), fps=7.0, steps=25, guidance=3.0, known_noise=0.02, first_frame=True
+    unet,
+    frames=14,
+    side=(72, 128),
+    fps=7.0,
+    steps=25,
+    guidance=3.0,
+    known_noise=0.02,
+    first_frame=True,
+    model=dict(weights=growing_weight),
 )
 
 

@@ -70,6 +70,8 @@ def video_config(path: str | Path) -> Config | None:
     if Path(path).suffix == ".safetensors":
         return {"_class_name": HUNYUAN}
     file = component(path, "vae") / "config.json"
+    if not file.exists() and (file.parent / "hunyuan_vae.safetensors").exists():
+        return {"_class_name": HUNYUAN}
     try:
         config = json.loads(file.read_text())
         name = config.get("_class_name") or config.get("model_type")
