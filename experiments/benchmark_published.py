@@ -117,14 +117,14 @@ def measure_family(family: str, shape: tuple[int, ...], widths: tuple[int, ...])
     from vdm_jax.diffusion.guidance import guided
     from vdm_jax.diffusion.sampler import sample
     from vdm_jax.models.conditions import Conditions, Text
+    from vdm_jax.pretrained.networks import read_network
     from vdm_jax.pretrained.schedulers import schedule_of
-    from vdm_jax.pretrained.unets import load_unet
 
     torch.manual_seed(0)
     net, scheduler = peer_network(family, widths)
     with tempfile.TemporaryDirectory() as folder:
         net.save_pretrained(folder)
-        unet = load_unet(folder, dtype=DTYPE.value, params_dtype=DTYPE.value)
+        unet = read_network(folder, dtype=DTYPE.value, params_dtype=DTYPE.value)
     device, dtype = torchtorch_device(), getattr(torch, DTYPE.value)
     net = net.to(device, dtype).eval()
     rng, (frames, rows, columns) = np.random.default_rng(0), shape

@@ -44,13 +44,13 @@ def measure_transformer(
 
     from vdm_jax.models.conditions import Conditions, Text
     from vdm_jax.pretrained.names import Part
-    from vdm_jax.pretrained.unets import load_unet, tensors_of
+    from vdm_jax.pretrained.networks import read_network, tensors_of
 
     torch.manual_seed(0)
     net = peer_transformer(family, shape[0], width, depth)
     with tempfile.TemporaryDirectory() as folder:
         net.save_pretrained(folder)
-        part = load_unet(folder, dtype=dtype, params_dtype=dtype)
+        part = read_network(folder, dtype=dtype, params_dtype=dtype)
     net = net.to(torch_device(), getattr(torch, dtype)).eval()
     rng = np.random.default_rng(0)
     z, target = rng.normal(size=(2, 1, *shape, CHANNELS)).astype(np.float32)

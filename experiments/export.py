@@ -26,23 +26,23 @@ def main() -> None:
     from vdm_jax.pretrained.families import translate
     from vdm_jax.pretrained.lora import save_lora
     from vdm_jax.pretrained.names import Part
-    from vdm_jax.pretrained.unets import save_unet
+    from vdm_jax.pretrained.networks import write_network
     from vdm_jax.split import join
 
     config = read_config(RUN.value)
     moved = {"folder": PRETRAINED.value or "", "motion_adapter": ADAPTER.value or ""}
     model, trained, split = load_trained(RUN.value, **moved)
-    if model.unet_config is None:
+    if model.network_config is None:
         raise InputError(f"{RUN.value} trained a network of its own, which diffusers does not know")
     if LORA.value and config.train.parts != "lora":
         raise InputError(f"{RUN.value} has train.parts={config.train.parts!r}, not 'lora': it has no low-rank changes")
-    kind = model.unet_config["_class_name"]
+    kind = model.network_config["_class_name"]
     if LORA.value:
-        save_lora(trained["network"], translate(model.unet_config)[1], OUT.value)
+        save_lora(trained["network"], translate(model.network_config)[1], OUT.value)
         print(f"{OUT.value}: LoRA for {kind}, of step {model.step}")
         return
     params = join(trained, split.frozen)
-    save_unet(Part(None, params["network"], model.unet_config), OUT.value)
+    write_network(Part(None, params["network"], model.network_config), OUT.value)
     print(f"{OUT.value}: {kind} of step {model.step}, for diffusers to load")
 
 

@@ -183,7 +183,7 @@ def _load_part(config: ConfigDict, part: str, mesh: Mesh | None) -> tuple:
     if part != "network":
         return getattr(run, part), run.params[part]
     fields = ("network", "process", "prediction", "masks", "text_per_frame", "null_mask", "scalars", "sampling")
-    fields = (*fields, "unet_config", "time_per_frame", "weights", "guides_known")
+    fields = (*fields, "network_config", "time_per_frame", "weights", "guides_known")
     sizes = run.latent_shape[3], run.text.width if run.text else 0
     return {field: getattr(run, field) for field in fields}, run.params["network"], sizes
 

@@ -61,7 +61,7 @@ class Model:
         guides_known: what is known is a branch of its own, between the null condition and the full one.
         noise_window: (length, stride) of FreeNoise's windows, None for independent noise.
         sampling: defaults of `generation.settings.Settings`.
-        unet_config: config.json of a published network.
+        network_config: config.json of a published network.
         loaded: the parts that come out of a folder.
         origin, step: where all this was loaded from, and the step of a run.
     """
@@ -84,7 +84,7 @@ class Model:
     guides_known: bool = False
     noise_window: tuple[int, int] | None = None
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
-    unet_config: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False, compare=False)
+    network_config: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False, compare=False)
     loaded: frozenset[str] = frozenset()
     origin: str = dataclasses.field(default="", compare=False)
     step: int = dataclasses.field(default=0, compare=False)

@@ -14,7 +14,7 @@ from vdm_jax.generation.pipeline import Pipeline
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.load import load_published
 from vdm_jax.pretrained.lora import read_lora
-from vdm_jax.pretrained.unets import load_unet
+from vdm_jax.pretrained.networks import read_network
 from vdm_jax.video import read_metadata, read_video, write_video
 
 
@@ -113,7 +113,7 @@ def test_an_image_model_learns_to_move_from_a_folder_of_videos(run, outcome, fol
     out, _ = run(folder, "export.py", *moved, "--out=exported/unet")
     shutil.move(folder / "elsewhere", folder / "image")
     assert "UNetMotionModel of step 2" in out
-    exported, image = load_unet(folder / "exported" / "unet"), load_unet(folder / "image")
+    exported, image = read_network(folder / "exported" / "unet"), read_network(folder / "image")
     np.testing.assert_array_equal(exported.params["stem"]["conv"]["kernel"], image.params["stem"]["conv"]["kernel"])
     motion = exported.params["middle1"]["time_attention"]["project_out"]["kernel"]
     assert np.abs(motion).max() > 0

@@ -22,7 +22,7 @@ from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained.families import translate
 from vdm_jax.pretrained.lora import FILE, read_lora, save_lora
 from vdm_jax.pretrained.names import Part
-from vdm_jax.pretrained.unets import load_unet, save_unet
+from vdm_jax.pretrained.networks import read_network, write_network
 from vdm_jax.training.loop import train
 
 with warnings.catch_warnings():
@@ -83,8 +83,8 @@ def drawn_by(model, name):
 def test_a_tuned_network_is_loaded_strictly(name, parts, run, tmp_path):
     folder = run(name, parts)
     model = load(folder / "run", mesh=ONE)
-    save_unet(Part(None, model.params["network"], model.unet_config), tmp_path / "exported")
-    kind = getattr(diffusers, model.unet_config["_class_name"])
+    write_network(Part(None, model.params["network"], model.network_config), tmp_path / "exported")
+    kind = getattr(diffusers, model.network_config["_class_name"])
     theirs, info = kind.from_pretrained(tmp_path / "exported", output_loading_info=True)
     assert set(info["missing_keys"]) <= set(CONSTANTS)
     assert not info["unexpected_keys"]
@@ -101,8 +101,8 @@ def test_low_rank_changes_that_a_run_trained_are_loaded(name, run, tmp_path):
     """Wan's pipeline loads the folder; of Latte, for which diffusers has no loader of LoRA, PEFT loads it."""
     folder = run(name, "lora")
     model, changes, _ = load_trained(folder / "run", ONE)
-    save_lora(changes["network"], translate(model.unet_config)[1], tmp_path)
-    kind = getattr(diffusers, model.unet_config["_class_name"])
+    save_lora(changes["network"], translate(model.network_config)[1], tmp_path)
+    kind = getattr(diffusers, model.network_config["_class_name"])
     module = kind.from_pretrained(folder / "model" / "transformer")
     plain = call(module.eval(), *given(name))
     if name == "wan":
@@ -150,6 +150,6 @@ def test_a_lora_of_wan_changes_what_diffusers_changes(dialect, tmp_path):
     parts = dict(vae=None, text_encoder=None, tokenizer=None, scheduler=None)
     diffusers.WanPipeline(transformer=module, **parts).load_lora_weights(tmp_path / "x.safetensors")
     expected = call(module.eval(), *given("wan"))
-    unet = load_unet(tmp_path / "model", loras=[read_lora(tmp_path / "x.safetensors")], mesh=ONE)
+    unet = read_network(tmp_path / "model", loras=[read_lora(tmp_path / "x.safetensors")], mesh=ONE)
     assert relative(ours(unet.graphdef, unet.params, "wan"), expected) < 1e-5
     assert relative(plain, expected) > 0.01

@@ -19,8 +19,8 @@ from tests.pretrained.pipelines import trained_changes
 from vdm_jax.pretrained.families import translate
 from vdm_jax.pretrained.folder import Weights
 from vdm_jax.pretrained.lora import merge_lora, read_lora, save_lora
+from vdm_jax.pretrained.networks import read_network
 from vdm_jax.pretrained.parts.clip import load_text_encoder
-from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.split import join
 
 with warnings.catch_warnings():
@@ -63,7 +63,7 @@ def answers(pipe):
 
 def assert_ours_are(folder, loras, changed, plain):
     """Our networks with LoRAs answer as the changed, which answer something else than the plain."""
-    unet, text = load_unet(folder, loras=loras), load_text_encoder(folder, loras=loras)
+    unet, text = read_network(folder, loras=loras), load_text_encoder(folder, loras=loras)
     for found, expected, before in zip(
         (ours(unet, inputs("animatediff")), encoded(text, TOKENS)), changed, plain, strict=True
     ):
@@ -156,7 +156,7 @@ def test_dora_and_loha_as_peft_saves_them(kind, tmp_path):
             parameter.data = parameter.data * (1 + 0.2 * random) if "magnitude" in name else 0.3 * random
     tuned.save_pretrained(tmp_path / "adapter")
     expected = call(tuned.base_model.model.eval(), given)
-    found = ours(load_unet(tmp_path / "unet", loras=[read_lora(tmp_path / "adapter")]), given)
+    found = ours(read_network(tmp_path / "unet", loras=[read_lora(tmp_path / "adapter")]), given)
     assert relative(found, expected) < 1e-5
     assert relative(plain, expected) > 0.01
 
@@ -206,14 +206,14 @@ def test_convolutions_over_frames_as_peft_has_them(tmp_path):
     save_file(tensors, tmp_path / "x.safetensors")
     expected = call(module, given)
     assert (
-        relative(ours(load_unet(tmp_path / "unet", loras=[read_lora(tmp_path / "x.safetensors")]), given), expected)
+        relative(ours(read_network(tmp_path / "unet", loras=[read_lora(tmp_path / "x.safetensors")]), given), expected)
         < 1e-5
     )
     assert relative(plain, expected) > 0.01
 
 
 def test_what_a_run_trained_is_loaded_by_diffusers(pipe, tmp_path):
-    unet, given, plain = load_unet(tmp_path / "pipeline"), inputs("animatediff"), answers(pipe)[0]
+    unet, given, plain = read_network(tmp_path / "pipeline"), inputs("animatediff"), answers(pipe)[0]
     changes = trained_changes(tmp_path / "pipeline")
     save_lora(changes, translate(unet.config)[1], tmp_path / "lora")
     pipe.load_lora_weights(tmp_path / "lora")

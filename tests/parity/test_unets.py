@@ -16,7 +16,7 @@ from vdm_jax.models.unet import UNet
 from vdm_jax.pretrained.families import translate
 from vdm_jax.pretrained.families.animatediff import with_motion
 from vdm_jax.pretrained.names import torch_shapes
-from vdm_jax.pretrained.unets import load_unet, save_unet
+from vdm_jax.pretrained.networks import read_network, write_network
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -68,10 +68,10 @@ def ours(unet, given):
 def test_the_same_weights_give_the_same_answer_and_come_back(name, tmp_path):
     module, given = theirs(UNETS[name][0]), inputs(name)
     module.save_pretrained(tmp_path / "theirs")
-    unet = load_unet(tmp_path / "theirs")
+    unet = read_network(tmp_path / "theirs")
     assert relative(ours(unet, given), call(module, given)) < 1e-5
 
-    save_unet(unet, tmp_path / "ours")
+    write_network(unet, tmp_path / "ours")
     back, info = type(module).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for key, value in module.state_dict().items():
@@ -92,7 +92,7 @@ def test_a_motion_adapter_in_an_image_network_is_the_merged_network(tmp_path):
     merged = diffusers.UNetMotionModel.from_unet2d(image, adapter).eval()
     image.save_pretrained(tmp_path / "image")
     adapter.save_pretrained(tmp_path / "adapter")
-    unet, given = load_unet(tmp_path / "image", motion_adapter=tmp_path / "adapter"), inputs("animatediff")
+    unet, given = read_network(tmp_path / "image", motion_adapter=tmp_path / "adapter"), inputs("animatediff")
     assert relative(ours(unet, given), call(merged, given)) < 1e-5
 
 
@@ -181,7 +181,7 @@ def test_networks_as_deep_as_published_agree_with_diffusers_in_float64(kind, tmp
     known = inspect.signature(getattr(diffusers, kind).__init__).parameters
     module = theirs({"_class_name": kind} | {key: value for key, value in DEEP[kind].items() if key in known})
     module.save_pretrained(tmp_path)
-    unet = load_unet(tmp_path)
+    unet = read_network(tmp_path)
     given = inputs_of(kind, unet.config, 1, 3, 8, 8)
     wide = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, given)
     assert relative(ours(unet, given), call(module.double(), wide)) < 1e-5

@@ -25,8 +25,8 @@ from vdm_jax.pretrained import families
 from vdm_jax.pretrained.families import animatediff
 from vdm_jax.pretrained.folder import NAMES, read_config
 from vdm_jax.pretrained.names import torch_shapes
+from vdm_jax.pretrained.networks import read_network
 from vdm_jax.pretrained.parts import autoencoders, clip, t5, video_autoencoders
-from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.split import divide, low_rank
 
 SCHEDULER = {
@@ -160,7 +160,7 @@ def write_lora(file: Path, text: bool = True) -> Path:
 
 def trained_changes(folder: Path) -> dict:
     """Low-rank changes of all attention of a U-Net's folder, random, as a run has them."""
-    matrices, _ = divide({"network": load_unet(folder).params}, "lora")
+    matrices, _ = divide({"network": read_network(folder).params}, "lora")
     begun = low_rank(matrices, 2, jax.random.key(0))["network"]
     return jax.tree_util.tree_map_with_path(lambda path, x: jnp.asarray(tensor(path_name(path), x.shape)), begun)
 

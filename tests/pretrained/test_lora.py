@@ -20,9 +20,9 @@ from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.pretrained import families
 from vdm_jax.pretrained.folder import Weights
 from vdm_jax.pretrained.lora import merge_lora, parse_lora, read_lora, save_lora
+from vdm_jax.pretrained.networks import read_network, write_network
 from vdm_jax.pretrained.parts import clip
 from vdm_jax.pretrained.parts.clip import load_text_encoder
-from vdm_jax.pretrained.unets import load_unet, save_unet
 from vdm_jax.split import join
 
 FILE = "diffusion_pytorch_model.safetensors"
@@ -154,7 +154,7 @@ def test_loras_add_up_in_float32_and_in_shards_and_are_saved(tmp_path):
     halved = [array.astype(ml_dtypes.bfloat16) for array in (*pair(module, shape, rank=3), np.ones(1))]
     save_file(dict(zip(FORMATS["diffusers"][1](module), halved, strict=True)), tmp_path / "two.safetensors")
     loras = [read_lora(one, 0.001), read_lora(tmp_path / "two.safetensors", -2)]
-    save_unet(load_unet(folder, loras=loras, mesh=make_mesh(data=2, fsdp=2, tensor=2)), tmp_path / "merged")
+    write_network(read_network(folder, loras=loras, mesh=make_mesh(data=2, fsdp=2, tensor=2)), tmp_path / "merged")
     down, up, _ = (array.astype(np.float64) for array in halved)
     expected = base["conv_in.weight"].astype(np.float16).astype(np.float64)
     expected += 0.001 * product(module, shape, 1) - 2 / 3 * np.einsum("or,r...->o...", up[..., 0, 0], down)
@@ -406,8 +406,8 @@ def test_what_is_written_of_trained_changes_adds_as_much_as_they_do(animatediff,
     lora = read_lora(tmp_path)
     assert set(ATTENTION) < {change.module for change in lora.unet}
     assert not lora.text
-    plain = load_unet(animatediff).params
-    expected, found = join(changes, plain), load_unet(animatediff, loras=[lora]).params
+    plain = read_network(animatediff).params
+    expected, found = join(changes, plain), read_network(animatediff, loras=[lora]).params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
     kernel = ["down", 0, 0, "space_attention", "blocks", 0, "attention1", "q", "kernel"]
     before, after = (functools.reduce(operator.getitem, kernel, tree) for tree in (plain, found))

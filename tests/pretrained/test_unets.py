@@ -23,7 +23,7 @@ from vdm_jax.pretrained.families import translate
 from vdm_jax.pretrained.families.animatediff import new_adapter, with_motion
 from vdm_jax.pretrained.folder import Weights
 from vdm_jax.pretrained.names import load_params, torch_shapes
-from vdm_jax.pretrained.unets import load_unet, save_unet, tensors_of
+from vdm_jax.pretrained.networks import read_network, tensors_of, write_network
 
 GOLDEN = Path(__file__).parent / "golden.npz"  # made by make_golden.py
 IMAGE, MOTION, SVD = (UNETS[name][0] for name in ("image", "animatediff", "svd"))
@@ -64,10 +64,10 @@ def test_answers_are_those_that_were_kept(name):
 def test_a_folder_is_loaded_into_shards_and_saved_as_it_was(folder, tmp_path):
     written = folder(SVD)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    unet = load_unet(written, mesh=mesh)
+    unet = read_network(written, mesh=mesh)
     kernel = unet.params["down"][0][0]["space_attention"]["blocks"][0]["attention1"]["q"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (16, 16)
-    save_unet(unet, tmp_path / "again")
+    write_network(unet, tmp_path / "again")
     saved, again = (load_file(f / "diffusion_pytorch_model.safetensors") for f in (written, tmp_path / "again"))
     assert saved.keys() == again.keys()
     assert all((saved[name] == again[name]).all() for name in saved)
@@ -79,7 +79,7 @@ def test_a_folder_is_loaded_into_shards_and_saved_as_it_was(folder, tmp_path):
 def test_a_sharded_index_and_a_pipeline_folder_are_read(folder, tmp_path):
     whole = folder(IMAGE, name="unet")
     (tmp_path / "model_index.json").write_text("{}")
-    tensors = tensors_of(load_unet(whole))
+    tensors = tensors_of(read_network(whole))
     (whole / "diffusion_pytorch_model.safetensors").unlink()
     names = sorted(tensors)
     parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
@@ -87,21 +87,21 @@ def test_a_sharded_index_and_a_pipeline_folder_are_read(folder, tmp_path):
         save_file({name: tensors[name] for name in held}, whole / file)
     index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
     (whole / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    again = tensors_of(load_unet(tmp_path))
+    again = tensors_of(read_network(tmp_path))
     assert again.keys() == tensors.keys()
     assert all((again[name] == tensors[name]).all() for name in names)
     listing = whole / "diffusion_pytorch_model.safetensors.index.json"
     for name in ("index.fp16", "fp16.index"):  # by the version that wrote it
         listing = listing.rename(whole / f"diffusion_pytorch_model.safetensors.{name}.json")
-        assert tensors_of(load_unet(tmp_path)).keys() == tensors.keys()
+        assert tensors_of(read_network(tmp_path)).keys() == tensors.keys()
     (whole / "b.safetensors").unlink()
     with pytest.raises(InputError, match=r"lists b\.safetensors, which does not exist"):
-        load_unet(tmp_path)
+        read_network(tmp_path)
 
 
 def test_half_precision_files_become_float32_parameters(folder):
     halved = folder(IMAGE, lambda tensors: {name: t.astype(np.float16) for name, t in tensors.items()})
-    params = load_unet(halved).params
+    params = read_network(halved).params
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
 
 
@@ -118,7 +118,7 @@ def test_other_positions_than_the_code_are_refused(folder):
     name = "down_blocks.0.motion_modules.0.transformer_blocks.0.pos_embed.pe"
     odd = folder(MOTION, lambda tensors: tensors | {name: np.ones((1, 8, 16), np.float32)})
     with pytest.raises(InputError, match=r"pos_embed.pe is not the sinusoidal code"):
-        load_unet(odd)
+        read_network(odd)
 
 
 def without(tensors):
@@ -139,7 +139,7 @@ def without(tensors):
 )
 def test_tensors_that_do_not_fit_the_config_are_named(folder, change, message):
     with pytest.raises(InputError, match=message):
-        load_unet(folder(IMAGE, change))
+        read_network(folder(IMAGE, change))
 
 
 @pytest.mark.parametrize(
@@ -186,34 +186,34 @@ def test_an_adapter_must_fit_its_network():
 
 def test_what_is_no_model_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="is not a folder"):
-        load_unet(tmp_path / "nothing")
+        read_network(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"config.json cannot be read"):
-        load_unet(tmp_path / "empty")
+        read_network(tmp_path / "empty")
     written = folder(IMAGE)
     file = written / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match="is not a whole safetensors file"):
-        load_unet(written)
+        read_network(written)
     file.unlink()
     with pytest.raises(InputError, match=r"holds no diffusion_pytorch_model\.safetensors"):
-        load_unet(written)
+        read_network(written)
     (written / "diffusion_pytorch_model.bin").write_bytes(b"")
     with pytest.raises(InputError, match=r"\.bin is a pickle, which can run any code"):
-        load_unet(written)
+        read_network(written)
     (written / "config.json").write_text('{"_class_name": "UNet3DConditionModel"}')
     with pytest.raises(InputError, match="UNet3DConditionModel: its config must have 'down_block_types'"):
-        load_unet(written)
+        read_network(written)
     (written / "config.json").write_text("{}")
     with pytest.raises(InputError, match="has no _class_name"):
-        load_unet(written)
+        read_network(written)
 
 
 def test_an_image_network_with_new_motion_modules_draws_the_same_frames(folder, tmp_path):
     where = folder(IMAGE | one_level("image"))
     one = make_mesh(devices=jax.devices()[:1])
-    image = load_unet(where, mesh=one)
-    video = load_unet(where, mesh=one, new_motion={"motion_max_seq_length": 8}, seed=1)
+    image = read_network(where, mesh=one)
+    video = read_network(where, mesh=one, new_motion={"motion_max_seq_length": 8}, seed=1)
     rng = np.random.default_rng(0)
     z = rng.normal(size=(2, 5, 8, 8, 4)).astype(np.float32)
     tokens = rng.normal(size=(2, 1, 6, IMAGE["cross_attention_dim"])).astype(np.float32)
@@ -227,15 +227,15 @@ def test_an_image_network_with_new_motion_modules_draws_the_same_frames(folder, 
     np.testing.assert_allclose(draw(video.graphdef, video.params, z), np.concatenate(frames, 1), atol=1e-5)
     modules = [x for path, x in jax.tree_util.tree_leaves_with_path(video.params) if "time_attention" in str(path)]
     assert sum(bool(np.abs(x).max() > 0) for x in modules) > len(modules) / 2  # only the last matrices are 0
-    save_unet(video, tmp_path / "video")
-    jax.tree.map(np.testing.assert_array_equal, load_unet(tmp_path / "video").params, video.params)
+    write_network(video, tmp_path / "video")
+    jax.tree.map(np.testing.assert_array_equal, read_network(tmp_path / "video").params, video.params)
     with pytest.raises(InputError, match="motion_heads is no setting"):
-        load_unet(where, new_motion={"motion_heads": 2})
+        read_network(where, new_motion={"motion_heads": 2})
 
 
 def test_parameters_take_the_type_that_is_asked_for(folder):
     where = folder(IMAGE)
-    half = load_unet(where, params_dtype="bfloat16", dtype="bfloat16", mesh=make_mesh(devices=jax.devices()[:1]))
+    half = read_network(where, params_dtype="bfloat16", dtype="bfloat16", mesh=make_mesh(devices=jax.devices()[:1]))
     assert {x.dtype.name for x in jax.tree.leaves(half.params)} == {"bfloat16"}
     given = inputs("image")
     answer = jax.jit(lambda params, given: nnx.merge(half.graphdef, params)(**given))(half.params, given)

@@ -228,7 +228,7 @@ def test_a_run_of_low_rank_changes_is_loaded_apart_and_merged(place, step, tmp_p
     checkpoints.save(3, {"ema": state.params})
     checkpoints.close()
     model, trained, _ = load_trained(tmp_path, ONE)
-    assert (model.step, model.unet_config["_class_name"]) == (3, "UNet3DConditionModel")
+    assert (model.step, model.network_config["_class_name"]) == (3, "UNet3DConditionModel")
     jax.tree.map(np.testing.assert_array_equal, trained, state.params)
     jax.tree.map(np.testing.assert_array_equal, model.params, base.params)
     merged = load(tmp_path, mesh=ONE)

@@ -18,7 +18,7 @@ from vdm_jax.build import build, objective_of, split_of
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.sharding import batch_sharding
 from vdm_jax.pretrained.names import Part
-from vdm_jax.pretrained.unets import save_unet
+from vdm_jax.pretrained.networks import write_network
 from vdm_jax.split import join
 from vdm_jax.training.losses import denoising
 from vdm_jax.training.state import plan_state
@@ -58,7 +58,7 @@ def train(folder, parts, drop=0.5):
 def test_a_tuned_network_comes_back_in_the_published_format(folder, tmp_path):
     model, split, state = train(folder / "wan", "all")
     params = join(state.params, split.frozen)
-    save_unet(Part(model.network, params["network"], model.unet_config), tmp_path)
+    write_network(Part(model.network, params["network"], model.network_config), tmp_path)
     before = load_file(folder / "wan" / "transformer" / "diffusion_pytorch_model.safetensors")
     after = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
     assert {name: x.shape for name, x in after.items()} == {name: x.shape for name, x in before.items()}

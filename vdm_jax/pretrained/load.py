@@ -28,6 +28,7 @@ from vdm_jax.pretrained.folder import (
     snapshot,
 )
 from vdm_jax.pretrained.lora import Lora, read_lora
+from vdm_jax.pretrained.networks import read_network
 from vdm_jax.pretrained.parts.autoencoders import SCALE, load_autoencoder, translate
 from vdm_jax.pretrained.parts.bert import load_bert
 from vdm_jax.pretrained.parts.clip import load_image_encoder, load_text_encoder
@@ -41,7 +42,6 @@ from vdm_jax.pretrained.tokenizers import (
     load_t5_tokenizer,
     load_tokenizer,
 )
-from vdm_jax.pretrained.unets import load_unet
 from vdm_jax.typing import Params
 
 # How a text encoder and its tokenizer are loaded, by its model_type.
@@ -56,7 +56,7 @@ TEXTS = {
 def load_network(
     folder: str | Path, *, scheduler: str | Path | None = None, **options: Any
 ) -> tuple[dict[str, Any], Params, tuple[int, int]]:
-    """Loads a network and its schedule from its pipeline's folder; `options` are arguments of `unets.load_unet`.
+    """Loads a network and its schedule from its pipeline's folder; `options` are arguments of `networks.read_network`.
 
     `scheduler` replaces the folder's (`schedulers.read_scheduler`).
 
@@ -65,31 +65,31 @@ def load_network(
         of the texts that it reads.
 
     Raises:
-        InputError: an unknown family, or an argument that `load_unet` refuses.
+        InputError: an unknown family, or an argument that `read_network` refuses.
     """
-    unet = load_unet(folder, **options)
-    family = FAMILIES[unet.config["_class_name"]]
+    network = read_network(folder, **options)
+    family = FAMILIES[network.config["_class_name"]]
     # A whole pipeline's own scheduler is right; the scheduler of an image model is not made for its motion modules.
     moves = options.get("motion_adapter") is not None or options.get("new_motion") is not None
     schedule = family.schedule
     if schedule is None:
         schedule = read_scheduler(snapshot(folder), scheduler, *([family.scheduler] if moves else []))
     elif scheduler is not None:
-        raise InputError(f"scheduler={scheduler} is not for {unet.config['_class_name']}, which has one schedule")
+        raise InputError(f"scheduler={scheduler} is not for {network.config['_class_name']}, which has one schedule")
     names = ("steps", "guidance", "known_noise", "respect")
     sampling = {name: getattr(family, name) for name in names} | schedule.sampling
-    fields = dict(network=unet.graphdef, process=schedule.process, prediction=schedule.prediction, sampling=sampling)
-    fields |= dict(unet_config=unet.config, text_per_frame=not family.first_frame and family.kind is UNet)
+    fields = dict(network=network.graphdef, process=schedule.process, prediction=schedule.prediction, sampling=sampling)
+    fields |= dict(network_config=network.config, text_per_frame=not family.first_frame and family.kind is UNet)
     fields |= family.model
     keys = ("text_dim", "caption_channels", "cross_attention_dim", "context_in_dim")
-    widths = (unet.config[key] for key in keys if key in unet.config)
-    module = nnx.merge(unet.graphdef, unet.params)
-    return fields, unet.params, (getattr(module, "channels_out", unet.config.get("out_channels")), next(widths))
+    widths = (network.config[key] for key in keys if key in network.config)
+    module = nnx.merge(network.graphdef, network.params)
+    return fields, network.params, (getattr(module, "channels_out", network.config.get("out_channels")), next(widths))
 
 
 def at_size(fields: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
     """Returns the fields of `load_network` for videos of a shape, on which a family's schedule may depend."""
-    config = fields["unet_config"]
+    config = fields["network_config"]
     return fields | dict(FAMILIES[config["_class_name"]].at_size(shape)) if config else fields
 
 
@@ -207,7 +207,7 @@ def load_published(
         motion: Stable Video Diffusion's motion bucket (default: 127).
         scheduler: replaces the folder's: a name ("dpmpp", "DPMSolverMultistepScheduler"), or a scheduler_config.json
             (`schedulers.read_scheduler`).
-        options: of `load_unet`: attention, remat, per_frame_norm.
+        options: of `read_network`: attention, remat, per_frame_norm.
 
     Raises:
         InputError: a family that is not implemented, or an argument that one of its parts refuses.
@@ -228,7 +228,7 @@ def load_published(
     options |= dict(motion_adapter=motion_adapter, window=free_noise, scheduler=scheduler)
     fields, network, (channels, _) = load_network(folder, loras=changes, **common, **options)
     codec, autoencoder = load_codec(folder, chunk=chunk, **common)
-    params, config = {"network": network, "codec": autoencoder}, fields["unet_config"]
+    params, config = {"network": network, "codec": autoencoder}, fields["network_config"]
     published_frames = config.get("num_frames") or family.frames
     frames = min(published_frames, at_most or published_frames) if frames is None else frames
     # In Stable Video Diffusion's config sample_size is from its first training.

@@ -4,13 +4,13 @@ from typing import Any
 
 from vdm_jax.errors import InputError
 from vdm_jax.pretrained.families.animatediff import ANIMATEDIFF
+from vdm_jax.pretrained.families.family import Family
 from vdm_jax.pretrained.families.latte import LATTE
 from vdm_jax.pretrained.families.modelscope import MODELSCOPE
 from vdm_jax.pretrained.families.open_sora import OPEN_SORA
 from vdm_jax.pretrained.families.open_sora_2 import OPEN_SORA_2
 from vdm_jax.pretrained.families.stable_diffusion import STABLE_DIFFUSION
 from vdm_jax.pretrained.families.stable_video_diffusion import STABLE_VIDEO_DIFFUSION
-from vdm_jax.pretrained.families.unets import Family
 from vdm_jax.pretrained.families.wan import WAN
 from vdm_jax.pretrained.folder import Config
 from vdm_jax.pretrained.names import Naming

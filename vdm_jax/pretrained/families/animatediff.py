@@ -8,6 +8,7 @@ import numpy as np
 from vdm_jax.errors import InputError
 from vdm_jax.models.positions import interleaved_code
 from vdm_jax.pretrained.families import stable_diffusion, unets
+from vdm_jax.pretrained.families.family import Family
 from vdm_jax.pretrained.folder import Config, Weights, check_settings
 from vdm_jax.pretrained.names import Naming
 
@@ -72,7 +73,7 @@ def unet(
     return arguments, Naming(table, unets.pointwise(config))
 
 
-ANIMATEDIFF = unets.Family(unet, frames=16, scheduler=scheduler)
+ANIMATEDIFF = Family(unet, frames=16, scheduler=scheduler)
 
 # Settings of new motion modules: the values of AnimateDiff's second version. Some published adapters lack some keys.
 NEW_MOTION: Config = {

@@ -3,8 +3,8 @@
 from typing import Any
 
 from vdm_jax.models.dit import DiT
+from vdm_jax.pretrained.families.family import Family
 from vdm_jax.pretrained.families.transformers import COMMON, common, dit_names
-from vdm_jax.pretrained.families.unets import Family
 from vdm_jax.pretrained.folder import Config, check_settings
 from vdm_jax.pretrained.names import Naming
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from vdm_jax.pretrained.families.unets import EVERYWHERE, IMAGE_DEFAULTS, KEYS, Family, attention, common, unet_names
+from vdm_jax.pretrained.families.family import Family
+from vdm_jax.pretrained.families.unets import EVERYWHERE, IMAGE_DEFAULTS, KEYS, attention, common, unet_names
 from vdm_jax.pretrained.folder import Config, check_settings
 from vdm_jax.pretrained.names import Naming
 

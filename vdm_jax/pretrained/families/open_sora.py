@@ -10,7 +10,7 @@ import numpy as np
 from vdm_jax.diffusion.process import Flow
 from vdm_jax.errors import InputError
 from vdm_jax.models.dit import DiT
-from vdm_jax.pretrained.families.unets import Family
+from vdm_jax.pretrained.families.family import Family
 from vdm_jax.pretrained.folder import Config, Weights, check_settings
 from vdm_jax.pretrained.names import Naming
 from vdm_jax.pretrained.schedulers import Schedule

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vdm_jax.diffusion.known import MaskMixture
 from vdm_jax.diffusion.process import Flow
 from vdm_jax.models.mmdit import MMDiT
-from vdm_jax.pretrained.families.unets import Family
+from vdm_jax.pretrained.families.family import Family
 from vdm_jax.pretrained.folder import Config, check_settings
 from vdm_jax.pretrained.names import Naming
 from vdm_jax.pretrained.schedulers import Schedule

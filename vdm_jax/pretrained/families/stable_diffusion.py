@@ -6,6 +6,7 @@ Frames of a video do not see each other.
 from typing import Any
 
 from vdm_jax.pretrained.families import unets
+from vdm_jax.pretrained.families.family import Family
 from vdm_jax.pretrained.folder import Config, check_settings
 from vdm_jax.pretrained.names import Naming
 
@@ -22,4 +23,4 @@ def unet(config: Config) -> tuple[dict[str, Any], Naming]:
     return arguments, Naming(table, unets.pointwise(config))
 
 
-STABLE_DIFFUSION = unets.Family(unet)
+STABLE_DIFFUSION = Family(unet)

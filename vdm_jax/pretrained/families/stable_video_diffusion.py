@@ -16,6 +16,7 @@ from vdm_jax.models.codec import Codec
 from vdm_jax.models.conditions import Conditions, Text
 from vdm_jax.models.text.clip import clip_image_input
 from vdm_jax.pretrained.families import unets
+from vdm_jax.pretrained.families.family import Family
 from vdm_jax.pretrained.folder import Config, check_settings
 from vdm_jax.pretrained.names import Naming
 from vdm_jax.typing import Array, Float, Params
@@ -57,7 +58,7 @@ def growing_weight(guidance: Array | float, steps: int, frames: int) -> list[Arr
     return [jnp.linspace(1.0, guidance, frames)]
 
 
-STABLE_VIDEO_DIFFUSION = unets.Family(
+STABLE_VIDEO_DIFFUSION = Family(
     unet,
     frames=14,
     side=(72, 128),

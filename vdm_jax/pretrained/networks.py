@@ -20,7 +20,7 @@ from vdm_jax.pretrained.names import Part, load_part, torch_tensors
 from vdm_jax.typing import Params, PyTree
 
 
-def load_unet(
+def read_network(
     folder: str | Path,
     *,
     motion_adapter: str | Path | None = None,
@@ -68,9 +68,9 @@ def load_unet(
         merge_lora(lora.where, lora.unet, weights)
     where = " and ".join(map(str, folders))
     kind = FAMILIES[config["_class_name"]].kind
-    unet = load_part(weights, kind, arguments, naming, config, mesh=mesh, where=where, dtype=params_dtype, new=new)
-    params = _initialised(unet.params, lambda: kind(**arguments, rngs=Keys(seed)), mesh)
-    return Part(unet.graphdef, params, config)
+    network = load_part(weights, kind, arguments, naming, config, mesh=mesh, where=where, dtype=params_dtype, new=new)
+    params = _initialised(network.params, lambda: kind(**arguments, rngs=Keys(seed)), mesh)
+    return Part(network.graphdef, params, config)
 
 
 def _initialised(params: PyTree, make: Callable[[], nnx.Module], mesh: Mesh) -> Params:
@@ -90,16 +90,16 @@ def _initialised(params: PyTree, make: Callable[[], nnx.Module], mesh: Mesh) -> 
     return unflatten_dict(flat | flatten_dict(arrays))
 
 
-def save_unet(unet: Part, folder: str | Path) -> None:
+def write_network(network: Part, folder: str | Path) -> None:
     """Writes a folder that diffusers loads, motion modules and all. Raises InputError if it cannot be written."""
-    write_folder(folder, tensors_of(unet), unet.config)
+    write_folder(folder, tensors_of(network), network.config)
 
 
-def tensors_of(unet: Part) -> dict[str, np.ndarray]:
+def tensors_of(network: Part) -> dict[str, np.ndarray]:
     """Returns all tensors of a network by their names and in the layouts of the published format."""
-    tensors = torch_tensors(unet.params, translate(unet.config)[1])
-    if unet.config["_class_name"] == "UNetMotionModel":
-        animatediff.put_positions(tensors, unet.config)
-    elif unet.config["_class_name"] == "STDiT3":
-        open_sora.put_frequencies(tensors, unet.config)
+    tensors = torch_tensors(network.params, translate(network.config)[1])
+    if network.config["_class_name"] == "UNetMotionModel":
+        animatediff.put_positions(tensors, network.config)
+    elif network.config["_class_name"] == "STDiT3":
+        open_sora.put_frequencies(tensors, network.config)
     return tensors
