@@ -9,6 +9,7 @@ as many positions cost about the same. It was never run as a whole (December 202
 """
 
 from pathlib import Path
+from typing import Literal
 
 from vdm_jax.config import read_file
 from vdm_jax.studies.study import Study
@@ -23,8 +24,8 @@ SOURCE = (
 )
 
 
-def get_study() -> Study:
-    """Returns the study."""
+def get_study(scale: Literal["digits", "small"] = "digits") -> Study:
+    """Returns the study, or its "small" form, the arms with large patches."""
     base = read_file(CONFIGS / "moving_digits_dit.py")
     network = base.model.network.to_dict()
     unet = read_file(CONFIGS / "moving_digits.py").model.network.to_dict()
@@ -37,6 +38,8 @@ def get_study() -> Study:
         "in turns, 4×2×2": turns | dict(patch_time=4, patch=2),
         "all positions, 4×2×2": whole | dict(patch_time=4, patch=2),
     }
+    if scale == "small":
+        networks = {name: networks[name] for name in ("U-Net", "in turns, 2×4×4", "all positions, 2×4×4")}
     arms = {name: {"model.network": arguments} for name, arguments in networks.items()}
     metrics = ("digit", "direction", "jerk")
     return Study(claim=CLAIM, source=SOURCE, base=base, arms=arms, metrics=metrics, num=200)

@@ -32,7 +32,7 @@ CASES = {
     "no study": (["experiments/ablate.py"], "--study=configs/ablations/<study>.py and --out=studies/<name> are needed"),
     "unknown study": (
         ["experiments/ablate.py", "--study=configs/ablations/samplers.py", "--out={new}"],
-        "samplers.py does not exist; there are configs/ablations/extension.py",
+        "samplers.py does not exist; there are configs/ablations/dit_or_unet.py, configs/ablations/extension.py",
     ),
     "unknown scale of a study": ([*ABLATE[:1], "--study={faulty}", "--out={new}"], "KeyError: no get_study()"),
     "unknown key of a study": ([*ABLATE, "--set=stepz=3"], "stepz=3 cannot be set"),

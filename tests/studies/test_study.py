@@ -255,7 +255,7 @@ def test_bad_files(tmp_path):
         load_study(str(tmp_path / "none.py"))
 
 
-OTHER_SCALES = {"extension": ("bair",), "modes": ("known", "larger")}
+OTHER_SCALES = {"dit_or_unet": ("small",), "extension": ("bair",), "modes": ("known", "larger")}
 SCALES = [(path, scale) for path in READY for scale in ("", *OTHER_SCALES.get(path.stem, ("ucf101",)))]
 SCALES += [(path, "small") for path in READY if path.stem == "time_layers"]
 
